@@ -1,2 +1,26 @@
-//! See README.md.
-fn main() {}
+//! `tmem`: transcendent memory for KVM guests. Each subcommand is a module of its own.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod run;
+
+#[derive(Parser)]
+#[command(name = "tmem", version, about = "Transcendent memory for KVM guests")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a guest whose swap pages live in this process.
+    Run(run::Args),
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(args) => run::main(args),
+    }
+}
