@@ -134,9 +134,9 @@
 #define VIRTIO_TMEM_OP_INVALIDATE_OBJECT	6
 
 /* Flags of VIRTIO_TMEM_OP_CREATE_POOL; none: private and persistent */
-#define VIRTIO_TMEM_POOL_EPHEMERAL		(1 << 0)
+#define VIRTIO_TMEM_POOL_EPHEMERAL		0x1
 /* Join the share group named in object[], needs VIRTIO_TMEM_POOL_EPHEMERAL */
-#define VIRTIO_TMEM_POOL_SHARED			(1 << 1)
+#define VIRTIO_TMEM_POOL_SHARED			0x2
 
 struct virtio_tmem_req {
 	/* VIRTIO_TMEM_OP_ */
