@@ -1,1 +1,24 @@
-//! See README.md.
+//! Control API of tmem: HTTP/1.1 with JSON over a unix socket, and its client.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`stats`] | the replies: plain types that serialize to the JSON of `docs/control-api.yaml` |
+//! | [`server`] | [`Server`]: one thread, bounded connections, deadlines |
+//! | `route` | method and path to a typed request, or to the refusal to send |
+//! | [`prometheus`] | the metrics page, and the table of every metric |
+//! | `socket` | makes the socket with mode 0600, removes it only while it is still ours |
+//! | [`client`] | [`Client`]: blocking, with a deadline and a reply cap |
+//!
+//! See README.md for what is promised about slow and hostile clients.
+
+pub mod client;
+pub mod prometheus;
+mod route;
+pub mod server;
+mod socket;
+pub mod stats;
+
+pub use client::{Client, ClientError};
+pub use server::{Server, Source};
+pub use socket::BindError;
+pub use stats::Stats;

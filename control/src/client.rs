@@ -1,0 +1,193 @@
+//! A blocking client with a deadline for everything.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Request, StatusCode, body::Bytes, client::conn::http1, header::HOST};
+use hyper_util::rt::TokioIo;
+use tokio::{net::UnixStream, time};
+
+use crate::{
+    socket,
+    stats::{ErrorReply, Stats},
+};
+
+/// How long a request may take, from connect to the last byte of the reply.
+///
+/// Longer than the server lets a stalled client keep a slot.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Largest reply that is read.
+pub const MAX_REPLY_BYTES: usize = 16 << 20;
+
+/// Why there is no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// There is nothing at the path.
+    #[error("There is no control socket {}", .0.display())]
+    NoSocket(PathBuf),
+    /// There is a socket, and no process listens on it.
+    #[error("Nothing listens on control socket {}", .0.display())]
+    NobodyListens(PathBuf),
+    /// Longer than `sun_path`.
+    #[error("Control socket path {} is longer than the system takes", .0.display())]
+    PathTooLong(PathBuf),
+    /// The socket is there and cannot be used.
+    #[error("Cannot connect to control socket {}", path.display())]
+    Connect {
+        /// The path given.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Connected, but no whole reply came in time.
+    #[error("No reply from {} within {} s", .0.display(), DEADLINE.as_secs())]
+    TimedOut(PathBuf),
+    /// The reply was cut off, or is not HTTP.
+    #[error("No proper reply from {}", path.display())]
+    Http {
+        /// The path given.
+        path: PathBuf,
+        /// What was wrong with it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The server refused the request.
+    #[error("The server at {} answered {status}: {error}", path.display())]
+    Refused {
+        /// The path given.
+        path: PathBuf,
+        /// The HTTP status.
+        status: StatusCode,
+        /// The server's explanation, or none.
+        error: String,
+    },
+    /// The reply is not the JSON that is expected.
+    #[error("The reply from {} is not understood", path.display())]
+    Decode {
+        /// The path given.
+        path: PathBuf,
+        /// Where it differs.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The event loop could not be set up.
+    #[error("Cannot set up the client")]
+    Setup(#[source] io::Error),
+}
+
+/// Asks the server behind one socket. Each call is a connection of its own.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    /// A client of the socket at `path`. Connects when asked something.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// `GET /v1/stats`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn stats(&self) -> Result<Stats, ClientError> {
+        let body = self.get("/v1/stats")?;
+        serde_json::from_slice(&body).map_err(|source| ClientError::Decode {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// `GET /metrics`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn metrics(&self) -> Result<String, ClientError> {
+        let body = self.get("/metrics")?;
+        String::from_utf8(body.into()).map_err(|error| self.http(error))
+    }
+
+    fn get(&self, resource: &'static str) -> Result<Bytes, ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ClientError::Setup)?;
+        runtime.block_on(async {
+            match time::timeout(DEADLINE, self.exchange(resource)).await {
+                Ok(result) => result,
+                Err(_) => Err(ClientError::TimedOut(self.path.clone())),
+            }
+        })
+    }
+
+    async fn exchange(&self, resource: &'static str) -> Result<Bytes, ClientError> {
+        let stream = connect(&self.path).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.http(error))?;
+        let request = Request::get(resource)
+            .header(HOST, "localhost")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| self.http(error))?;
+        let reply = async {
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(|error| self.http(error))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), MAX_REPLY_BYTES)
+                .collect()
+                .await
+                .map_err(|source| self.http(source))?
+                .to_bytes();
+            Ok((status, body))
+        };
+        tokio::pin!(reply);
+        // The connection does the I/O; it ends before the reply only when the peer is gone, and the
+        // reply then says so.
+        let result = tokio::select! {
+            biased;
+            result = &mut reply => result,
+            _ = connection => reply.await,
+        };
+        let (status, body) = result?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        let error = serde_json::from_slice::<ErrorReply>(&body)
+            .map_or_else(|_| "no explanation".to_owned(), |reply| reply.error);
+        Err(ClientError::Refused {
+            path: self.path.clone(),
+            status,
+            error,
+        })
+    }
+
+    fn http(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+        ClientError::Http {
+            path: self.path.clone(),
+            source: source.into(),
+        }
+    }
+}
+
+async fn connect(path: &Path) -> Result<UnixStream, ClientError> {
+    if !socket::path_fits(path) {
+        return Err(ClientError::PathTooLong(path.to_owned()));
+    }
+    UnixStream::connect(path).await.map_err(|source| {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => ClientError::NoSocket(path),
+            io::ErrorKind::ConnectionRefused => ClientError::NobodyListens(path),
+            _ => ClientError::Connect { path, source },
+        }
+    })
+}

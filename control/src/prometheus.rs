@@ -1,0 +1,449 @@
+//! The metrics page, in the OpenMetrics text format that Prometheus scrapes.
+//!
+//! [`METRICS`] is the one list of what there is; `docs/metrics.md` explains each, and a test
+//! compares the two.
+
+use std::{collections::BTreeMap, fmt};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text},
+    metrics::MetricType,
+    registry::{Registry, Unit},
+};
+
+use crate::stats::{Device, Domain, Histogram, Pool, Stats};
+
+/// Content type of the page.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// One exported metric family.
+#[derive(Debug)]
+pub struct Metric {
+    /// Name without unit and without the suffix that the format adds (`_total`, `_bucket`).
+    name: &'static str,
+    unit: &'static str,
+    help: &'static str,
+    value: Value,
+}
+
+/// Where the samples of a family come from, which decides its labels.
+#[derive(Debug)]
+enum Value {
+    /// `tmem_build_info`, label `version`.
+    Version,
+    ProcessSeconds(fn(&Stats) -> f64),
+    Process(fn(&Stats) -> u64),
+    Gauge(fn(&Domain) -> Option<u64>),
+    Counter(fn(&Domain) -> Option<u64>),
+    /// A counter for each reason, label `reason`.
+    Reasons(fn(&Domain) -> Option<&BTreeMap<String, u64>>),
+    Latency(fn(&Device) -> &Histogram),
+    /// Labels `pool` and `kind`.
+    PoolGauge(fn(&Pool) -> u64),
+}
+
+const fn metric(
+    name: &'static str,
+    unit: &'static str,
+    help: &'static str,
+    value: Value,
+) -> Metric {
+    Metric {
+        name,
+        unit,
+        help,
+        value,
+    }
+}
+
+/// Every family that the page has.
+pub const METRICS: &[Metric] = &[
+    metric("tmem_build", "", "Version of tmem.", Value::Version),
+    metric(
+        "tmem_uptime",
+        "seconds",
+        "Time since the process started serving pages.",
+        Value::ProcessSeconds(|s| s.uptime_seconds),
+    ),
+    metric(
+        "tmem_budget",
+        "bytes",
+        "Memory that all domains together may use.",
+        Value::Process(|s| s.budget),
+    ),
+    metric(
+        "tmem_used",
+        "bytes",
+        "Memory in use: payload, slab waste and metadata.",
+        Value::Process(|s| s.used),
+    ),
+    metric(
+        "tmem_domain_used",
+        "bytes",
+        "Memory charged to the domain.",
+        Value::Gauge(|d| Some(d.counters.bytes_used)),
+    ),
+    metric(
+        "tmem_domain_stored",
+        "bytes",
+        "Contents of the pages held, as compressed.",
+        Value::Gauge(|d| Some(d.counters.bytes_stored)),
+    ),
+    metric(
+        "tmem_domain_reserve",
+        "bytes",
+        "Part of the budget that only this domain may use.",
+        Value::Gauge(|d| Some(d.reserve)),
+    ),
+    metric(
+        "tmem_domain_limit",
+        "bytes",
+        "Hard cap of the domain; no sample when there is none.",
+        Value::Gauge(|d| d.limit),
+    ),
+    metric(
+        "tmem_domain_freeable",
+        "bytes",
+        "Memory held by ephemeral pages, which the host can have back at once.",
+        Value::Gauge(|d| Some(d.freeable)),
+    ),
+    metric(
+        "tmem_domain_weight",
+        "",
+        "Share in the memory that nobody reserved.",
+        Value::Gauge(|d| Some(d.weight.into())),
+    ),
+    metric(
+        "tmem_domain_frozen",
+        "",
+        "1 while new pages are refused.",
+        Value::Gauge(|d| Some(d.frozen.into())),
+    ),
+    metric(
+        "tmem_domain",
+        "pages",
+        "Pages held.",
+        Value::Gauge(|d| Some(d.counters.pages)),
+    ),
+    metric(
+        "tmem_domain_same_filled",
+        "pages",
+        "Pages held that are one repeated word and take no slot.",
+        Value::Gauge(|d| Some(d.counters.same_filled)),
+    ),
+    metric(
+        "tmem_domain_raw",
+        "pages",
+        "Pages held that did not compress.",
+        Value::Gauge(|d| Some(d.counters.raw)),
+    ),
+    metric(
+        "tmem_stores",
+        "",
+        "Pages accepted.",
+        Value::Counter(|d| Some(d.counters.stores)),
+    ),
+    metric(
+        "tmem_loads",
+        "",
+        "Pages found and given back.",
+        Value::Counter(|d| Some(d.counters.loads)),
+    ),
+    metric(
+        "tmem_load_misses",
+        "",
+        "Loads of a page that was not there.",
+        Value::Counter(|d| Some(d.counters.load_misses)),
+    ),
+    metric(
+        "tmem_invalidates",
+        "",
+        "Invalidate operations, of pages and of objects.",
+        Value::Counter(|d| Some(d.counters.invalidates)),
+    ),
+    metric(
+        "tmem_refusals",
+        "",
+        "Pages refused, by reason.",
+        Value::Reasons(|d| Some(&d.counters.refusals)),
+    ),
+    metric(
+        "tmem_doorbell_exits",
+        "",
+        "Doorbell writes of request queues, each one an exit of the guest.",
+        Value::Counter(|d| d.device.as_ref().map(|v| v.doorbell_exits)),
+    ),
+    metric(
+        "tmem_requests",
+        "",
+        "Request chains answered.",
+        Value::Counter(|d| d.device.as_ref().map(|v| v.requests)),
+    ),
+    metric(
+        "tmem_request_errors",
+        "",
+        "Request chains refused as a whole, by reason.",
+        Value::Reasons(|d| d.device.as_ref().map(|v| &v.errors)),
+    ),
+    metric(
+        "tmem_device_stored",
+        "pages",
+        "Pages that store requests brought, accepted or not.",
+        Value::Counter(|d| d.device.as_ref().map(|v| v.pages_stored)),
+    ),
+    metric(
+        "tmem_device_loaded",
+        "pages",
+        "Pages that load requests asked for, found or not.",
+        Value::Counter(|d| d.device.as_ref().map(|v| v.pages_loaded)),
+    ),
+    metric(
+        "tmem_store_duration",
+        "seconds",
+        "Time the device took for one page of a store request.",
+        Value::Latency(|v| &v.store_latency),
+    ),
+    metric(
+        "tmem_load_duration",
+        "seconds",
+        "Time the device took for one page of a load request.",
+        Value::Latency(|v| &v.load_latency),
+    ),
+    metric(
+        "tmem_pool",
+        "pages",
+        "Pages held by the pool.",
+        Value::PoolGauge(|p| p.counters.pages),
+    ),
+    metric(
+        "tmem_pool_stored",
+        "bytes",
+        "Contents of the pages held by the pool, as compressed.",
+        Value::PoolGauge(|p| p.counters.bytes_stored),
+    ),
+    metric(
+        "tmem_pool_used",
+        "bytes",
+        "Memory charged for the pages of the pool.",
+        Value::PoolGauge(|p| p.counters.bytes_used),
+    ),
+];
+
+impl Metric {
+    /// Name as documented and as queried: with unit, and with the suffix of counters and infos.
+    pub fn full_name(&self) -> String {
+        let mut name = self.name.to_owned();
+        if !self.unit.is_empty() {
+            name.push('_');
+            name.push_str(self.unit);
+        }
+        name.push_str(match self.value {
+            Value::Version => "_info",
+            Value::Counter(_) | Value::Reasons(_) => "_total",
+            _ => "",
+        });
+        name
+    }
+
+    /// What it measures, in one sentence.
+    pub fn help(&self) -> &'static str {
+        self.help
+    }
+
+    fn kind(&self) -> MetricType {
+        match self.value {
+            Value::Version => MetricType::Info,
+            Value::Counter(_) | Value::Reasons(_) => MetricType::Counter,
+            Value::Latency(_) => MetricType::Histogram,
+            _ => MetricType::Gauge,
+        }
+    }
+
+    fn unit(&self) -> Option<Unit> {
+        match self.unit {
+            "" => None,
+            "bytes" => Some(Unit::Bytes),
+            "seconds" => Some(Unit::Seconds),
+            other => Some(Unit::Other(other.to_owned())),
+        }
+    }
+
+    fn encode(&self, stats: &Stats, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let unit = self.unit();
+        let mut family =
+            encoder.encode_descriptor(self.name, self.help, unit.as_ref(), self.kind())?;
+        match self.value {
+            Value::Version => family.encode_info(&[("version", stats.version.as_str())]),
+            Value::ProcessSeconds(value) => family.encode_gauge(&value(stats)),
+            Value::Process(value) => family.encode_gauge(&value(stats)),
+            _ => stats
+                .domains
+                .iter()
+                .try_for_each(|domain| self.encode_domain(domain, &mut family)),
+        }
+    }
+
+    fn encode_domain(&self, domain: &Domain, family: &mut MetricEncoder<'_>) -> fmt::Result {
+        let of = [("domain", domain.name.as_str())];
+        match self.value {
+            Value::Gauge(value) => {
+                if let Some(value) = value(domain) {
+                    family.encode_family(&of)?.encode_gauge(&value)?;
+                }
+            }
+            Value::Counter(value) => {
+                if let Some(value) = value(domain) {
+                    encode_count(&mut family.encode_family(&of)?, value)?;
+                }
+            }
+            Value::Reasons(value) => {
+                for (reason, &count) in value(domain).into_iter().flatten() {
+                    let labels = [of[0], ("reason", reason.as_str())];
+                    encode_count(&mut family.encode_family(&labels)?, count)?;
+                }
+            }
+            Value::Latency(value) => {
+                if let Some(device) = &domain.device {
+                    encode_latency(&mut family.encode_family(&of)?, value(device))?;
+                }
+            }
+            Value::PoolGauge(value) => {
+                for pool in &domain.pools {
+                    let id = pool.id.to_string();
+                    let labels = [of[0], ("pool", &id), ("kind", pool.kind.as_str())];
+                    family.encode_family(&labels)?.encode_gauge(&value(pool))?;
+                }
+            }
+            Value::Version | Value::ProcessSeconds(_) | Value::Process(_) => {}
+        }
+        Ok(())
+    }
+}
+
+fn encode_count(encoder: &mut MetricEncoder<'_>, count: u64) -> fmt::Result {
+    encoder.encode_counter::<NoLabelSet, u64, f64>(&count, None)
+}
+
+fn encode_latency(encoder: &mut MetricEncoder<'_>, latency: &Histogram) -> fmt::Result {
+    let bounds = latency
+        .bounds_ns
+        .iter()
+        .map(|&bound| seconds(bound))
+        .chain([f64::INFINITY]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(latency.counts.iter().copied()).collect();
+    encoder.encode_histogram::<NoLabelSet>(seconds(latency.sum_ns), latency.count(), &buckets, None)
+}
+
+fn seconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e9
+}
+
+#[derive(Debug)]
+struct Page(Stats);
+
+impl Collector for Page {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        METRICS
+            .iter()
+            .try_for_each(|metric| metric.encode(&self.0, &mut encoder))
+    }
+}
+
+/// Renders the page.
+///
+/// # Errors
+/// None that a `String` as the sink could cause; the encoder's signature has one.
+pub fn render(stats: Stats) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Page(stats)));
+    let mut page = String::new();
+    text::encode(&mut page, &registry)?;
+    Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn full() -> Stats {
+        Stats {
+            version: "0.1.0".into(),
+            budget: 1 << 20,
+            used: 4096,
+            domains: vec![Domain {
+                name: "guest \"one\"\n".into(),
+                limit: Some(77),
+                counters: crate::stats::Counters {
+                    stores: 5,
+                    refusals: BTreeMap::from([("no_space".into(), 3)]),
+                    ..Default::default()
+                },
+                device: Some(Device {
+                    errors: BTreeMap::from([("invalid".into(), 1)]),
+                    store_latency: Histogram::new(vec![1000, 2500], vec![1, 2, 4], 9000),
+                    ..Default::default()
+                }),
+                pools: vec![Pool {
+                    id: 7,
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn every_family_appears_with_its_unit_and_ends_the_page() {
+        let page = render(full()).expect("renders");
+        for metric in METRICS {
+            let name = metric.full_name();
+            assert!(
+                page.lines()
+                    .any(|line| line.starts_with(&name) && !line.starts_with('#')),
+                "{name} has no sample in\n{page}"
+            );
+        }
+        assert!(page.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn histogram_is_cumulative_and_in_seconds() {
+        let page = render(full()).expect("renders");
+        let of = |wanted: &str| {
+            page.lines()
+                .find(|line| {
+                    line.starts_with("tmem_store_duration_seconds") && line.contains(wanted)
+                })
+                .and_then(|line| line.rsplit_once(' '))
+                .map(|(_, value)| value.to_owned())
+        };
+        assert_eq!(of("+Inf").as_deref(), Some("7"));
+        assert_eq!(of("_count").as_deref(), Some("7"));
+        assert_eq!(of("_sum").as_deref(), Some("0.000009"), "{page}");
+        assert_eq!(of("0.0000025").as_deref(), Some("3"));
+    }
+
+    #[test]
+    fn names_from_operators_are_escaped() {
+        let page = render(full()).expect("renders");
+        assert!(page.contains(r#"domain="guest \"one\"\n""#), "{page}");
+    }
+
+    #[test]
+    fn documented_metrics_are_the_exported_ones() {
+        let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
+        let docs = std::fs::read_to_string(docs).expect("docs/metrics.md");
+        let documented: BTreeSet<String> = docs
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `tmem_"))
+            .filter_map(|line| line.split_once('`'))
+            .map(|(name, _)| format!("tmem_{name}"))
+            .collect();
+        let exported: BTreeSet<String> = METRICS.iter().map(Metric::full_name).collect();
+        assert_eq!(documented, exported);
+    }
+}

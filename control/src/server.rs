@@ -1,0 +1,221 @@
+//! The server: one thread that answers one request per connection.
+//!
+//! The thread owns everything a client can make it hold: at most [`MAX_CONNECTIONS`] connections,
+//! each with a bounded buffer and one deadline for its whole life. More clients wait in the
+//! kernel's backlog. A reply is complete in memory before its first byte is written, so the speed
+//! of a client never meets the state that the reply was made from.
+
+use std::{
+    convert::Infallible,
+    io,
+    path::Path,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use http_body_util::Full;
+use hyper::{
+    Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    runtime::Runtime,
+    sync::{Semaphore, oneshot},
+    time,
+};
+
+use crate::{
+    prometheus,
+    route::{self, Refusal, Request},
+    socket::{self, BindError, SocketFile},
+    stats::{ErrorReply, Stats},
+};
+
+/// Connections served at a time.
+pub const MAX_CONNECTIONS: usize = 16;
+
+/// Bytes of request line and headers that are read before the client is told 431.
+pub const MAX_HEADER_BYTES: usize = 16 << 10;
+
+/// Header fields that are read before the client is told 431.
+const MAX_HEADERS: usize = 64;
+
+/// How long a client may take to send its request.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a connection may last, from accept to the last byte of the reply.
+pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Rest after the system refused to accept (out of descriptors, out of memory), which it would
+/// refuse again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// What the server reports on.
+pub trait Source: Send + Sync + 'static {
+    /// Takes a snapshot. MUST NOT hold a lock that a guest's request waits on for longer than it
+    /// takes to copy a few counters.
+    fn stats(&self) -> Stats;
+}
+
+/// A running server. Dropping it ends all connections, joins the thread and removes the socket.
+#[derive(Debug)]
+pub struct Server {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    _file: SocketFile,
+}
+
+impl Server {
+    /// Makes the socket at `path` and starts to answer on it.
+    ///
+    /// # Errors
+    /// See [`BindError`]. Nothing is left behind then.
+    pub fn start(path: &Path, source: Arc<dyn Source>) -> Result<Self, BindError> {
+        let (listener, file) = socket::bind(path)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(BindError::Start)?;
+        let listener = {
+            let _context = runtime.enter();
+            UnixListener::from_std(listener).map_err(BindError::Start)?
+        };
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::Builder::new()
+            .name("tmem-control".into())
+            .spawn(move || serve(&runtime, listener, source, stopped))
+            .map_err(BindError::Start)?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+            _file: file,
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("The control thread panicked");
+        }
+    }
+}
+
+fn serve(
+    runtime: &Runtime,
+    listener: UnixListener,
+    source: Arc<dyn Source>,
+    stopped: oneshot::Receiver<()>,
+) {
+    // A client that asks without pause must not take a processor from a vCPU: yield to them. On
+    // Linux this is the calling thread only.
+    if let Err(error) = rustix::process::setpriority_process(None, 5) {
+        log::debug!("Cannot lower the priority of the control thread: {error}");
+    }
+    runtime.block_on(async {
+        tokio::select! {
+            _ = stopped => {}
+            () = accept(listener, source) => {}
+        }
+    });
+}
+
+async fn accept(listener: UnixListener, source: Arc<dyn Source>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let source = Arc::clone(&source);
+                tokio::spawn(async move {
+                    let _slot = slot;
+                    connection(stream, source).await;
+                });
+            }
+            Err(error) => {
+                log::debug!("Cannot accept a control connection: {error}");
+                time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: UnixStream, source: Arc<dyn Source>) {
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        // No resource takes a body yet, so none is read; hyper closes the connection over it.
+        let reply = answer(&request, source.as_ref());
+        async move { Ok::<_, Infallible>(reply) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .keep_alive(false)
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_headers(MAX_HEADERS)
+        .max_header_size(MAX_HEADER_BYTES)
+        .max_buf_size(2 * MAX_HEADER_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    match time::timeout(CONNECTION_TIMEOUT, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => log::debug!("Control connection: {error}"),
+        Err(_) => log::debug!("Control connection took too long"),
+    }
+}
+
+fn answer(request: &hyper::Request<Incoming>, source: &dyn Source) -> Response<Full<Bytes>> {
+    match route::decode(request.method(), request.uri().path()) {
+        Ok(Request::Stats) => json(StatusCode::OK, &source.stats()),
+        Ok(Request::Metrics) => match prometheus::render(source.stats()) {
+            Ok(page) => reply(StatusCode::OK, prometheus::CONTENT_TYPE, page),
+            Err(error) => internal(&error),
+        },
+        Err(refusal) => refuse(refusal),
+    }
+}
+
+fn refuse(refusal: Refusal) -> Response<Full<Bytes>> {
+    let Refusal {
+        status,
+        error,
+        allow,
+    } = refusal;
+    let mut response = json(status, &ErrorReply { error });
+    if let Some(allow) = allow {
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static(allow));
+    }
+    response
+}
+
+fn json(status: StatusCode, body: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_string(body) {
+        Ok(text) => reply(status, "application/json", text),
+        Err(error) => internal(&io::Error::from(error)),
+    }
+}
+
+fn internal(error: &dyn std::error::Error) -> Response<Full<Bytes>> {
+    log::warn!("Cannot encode a control reply: {error}");
+    let text = r#"{"error":"The reply could not be encoded"}"#.to_owned();
+    reply(StatusCode::INTERNAL_SERVER_ERROR, "application/json", text)
+}
+
+fn reply(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

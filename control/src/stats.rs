@@ -1,0 +1,232 @@
+//! The reply of `GET /v1/stats`.
+//!
+//! Sizes are bytes, unless the name says pages (of 4096 bytes) or nanoseconds. What counts events
+//! only grows while the thing it counts for exists; reading resets nothing.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Size of a guest page in bytes.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// State of the whole process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Version of the tmem that answers.
+    pub version: String,
+    /// Seconds since this process started serving pages.
+    pub uptime_seconds: f64,
+    /// Bytes that all domains together may use.
+    pub budget: u64,
+    /// Bytes in use: payload, slab waste and metadata.
+    pub used: u64,
+    /// The guests, in the order of their names.
+    pub domains: Vec<Domain>,
+}
+
+/// One guest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Domain {
+    /// Name that the operator gave.
+    pub name: String,
+    /// Bytes of the budget that only this domain may use.
+    pub reserve: u64,
+    /// Hard cap in bytes; `null` when there is none.
+    pub limit: Option<u64>,
+    /// Share in the memory that nobody reserved.
+    pub weight: u32,
+    /// Whether new pages are refused.
+    pub frozen: bool,
+    /// Bytes held by ephemeral pages, which the host can have back at once.
+    pub freeable: u64,
+    /// Sums over the pools, with what destroyed pools counted.
+    #[serde(flatten)]
+    pub counters: Counters,
+    /// What its virtio device counted; `null` while no device is connected.
+    pub device: Option<Device>,
+    /// The pools, in the order of their ids.
+    pub pools: Vec<Pool>,
+}
+
+/// One pool of a domain.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Id, as the guest knows it.
+    pub id: u32,
+    /// `persistent`, `ephemeral` or `shared`.
+    pub kind: PoolKind,
+    /// Its counters.
+    #[serde(flatten)]
+    pub counters: Counters,
+}
+
+/// What a pool promises about its pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PoolKind {
+    /// An accepted page is kept.
+    #[default]
+    Persistent,
+    /// A page may vanish, never be stale.
+    Ephemeral,
+    /// Ephemeral, and shared by the members of a group.
+    Shared,
+}
+
+impl PoolKind {
+    /// The word used in JSON and in metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Persistent => "persistent",
+            Self::Ephemeral => "ephemeral",
+            Self::Shared => "shared",
+        }
+    }
+}
+
+/// Pages held now, and operations since the beginning.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Pages held.
+    pub pages: u64,
+    /// Bytes of their compressed (or raw) contents.
+    pub bytes_stored: u64,
+    /// Bytes charged for them: contents, slab waste, index.
+    pub bytes_used: u64,
+    /// Pages held that are one repeated word (zero included), and take no slot.
+    pub same_filled: u64,
+    /// Pages held that did not compress and lie there as they came.
+    pub raw: u64,
+    /// Pages accepted.
+    pub stores: u64,
+    /// Pages found and given back.
+    pub loads: u64,
+    /// Loads of a page that was not there.
+    pub load_misses: u64,
+    /// Invalidate operations, of pages and of objects.
+    pub invalidates: u64,
+    /// Pages refused, by reason.
+    pub refusals: BTreeMap<String, u64>,
+}
+
+/// One virtio device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Device {
+    /// Doorbell writes of request queues, each one an exit of the guest.
+    pub doorbell_exits: u64,
+    /// Request chains answered.
+    pub requests: u64,
+    /// Request chains answered with an error status, or returned without room for one.
+    pub errors: BTreeMap<String, u64>,
+    /// Pages that store requests brought, accepted or not.
+    pub pages_stored: u64,
+    /// Pages that load requests asked for, found or not.
+    pub pages_loaded: u64,
+    /// Pages stored and loaded for each doorbell exit; `null` before the first exit.
+    pub pages_per_exit: Option<f64>,
+    /// Time the device took for one page of a store request.
+    pub store_latency: Histogram,
+    /// Time the device took for one page of a load request.
+    pub load_latency: Histogram,
+}
+
+/// Latencies in nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Histogram {
+    /// Upper bounds of the buckets, inclusive, growing. One more bucket than bounds: the last is open.
+    pub bounds_ns: Vec<u64>,
+    /// Events in each bucket (not cumulative).
+    pub counts: Vec<u64>,
+    /// Sum of all events.
+    pub sum_ns: u64,
+    /// Upper bound of the bucket that holds the median; `null` without events or in the open bucket.
+    pub p50_ns: Option<u64>,
+    /// As `p50_ns`, for the 99th percentile.
+    pub p99_ns: Option<u64>,
+}
+
+impl Histogram {
+    /// Takes bucket bounds and counts, and derives the percentiles.
+    pub fn new(bounds_ns: Vec<u64>, counts: Vec<u64>, sum_ns: u64) -> Self {
+        let mut histogram = Self {
+            bounds_ns,
+            counts,
+            sum_ns,
+            p50_ns: None,
+            p99_ns: None,
+        };
+        histogram.p50_ns = histogram.percentile(50);
+        histogram.p99_ns = histogram.percentile(99);
+        histogram
+    }
+
+    /// Number of events.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Upper bound of the bucket where the `percent`th percentile lies.
+    ///
+    /// `None` without events, and when that bucket is the open one.
+    pub fn percentile(&self, percent: u8) -> Option<u64> {
+        let total = u128::from(self.count());
+        if total == 0 {
+            return None;
+        }
+        let rank = (total * u128::from(percent)).div_ceil(100).max(1);
+        let mut seen = 0u128;
+        let bucket = self.counts.iter().position(|&count| {
+            seen += u128::from(count);
+            seen >= rank
+        })?;
+        self.bounds_ns.get(bucket).copied()
+    }
+}
+
+/// Body of every reply with a status of 400 or more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReply {
+    /// What was wrong, for people.
+    pub error: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentile_is_the_bound_of_the_bucket_that_holds_it() {
+        let h = Histogram::new(vec![10, 20, 40], vec![50, 48, 1, 1], 0);
+        assert_eq!(h.count(), 100);
+        assert_eq!(h.p50_ns, Some(10));
+        assert_eq!(h.p99_ns, Some(40));
+        assert_eq!(h.percentile(100), None, "the open bucket has no bound");
+    }
+
+    #[test]
+    fn percentile_of_nothing_is_nothing() {
+        assert_eq!(Histogram::new(vec![10], vec![0, 0], 0).p50_ns, None);
+        assert_eq!(Histogram::default().percentile(99), None);
+    }
+
+    #[test]
+    fn stats_survive_json() {
+        let stats = Stats {
+            version: "1".into(),
+            domains: vec![Domain {
+                name: "a".into(),
+                device: Some(Device::default()),
+                pools: vec![Pool::default()],
+                ..Domain::default()
+            }],
+            ..Stats::default()
+        };
+        let json = serde_json::to_string(&stats).expect("serializes");
+        assert!(
+            json.contains(r#""bytes_stored":0"#),
+            "counters are flat: {json}"
+        );
+        assert_eq!(serde_json::from_str::<Stats>(&json).expect("parses"), stats);
+    }
+}

@@ -1,0 +1,57 @@
+//! Alone in its process, so that the one control thread there is belongs to this test.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tmem_control::{Client, Server, Source, Stats};
+
+struct Nothing;
+
+impl Source for Nothing {
+    fn stats(&self) -> Stats {
+        Stats::default()
+    }
+}
+
+/// For each control thread: how often it gave up the processor, to wait or by force.
+fn switches() -> Vec<Vec<String>> {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("reads /proc");
+    tasks
+        .flatten()
+        .filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok())
+        .filter(|status| status.starts_with("Name:\ttmem-control\n"))
+        .map(|status| {
+            let lines = status.lines().filter(|line| line.contains("ctxt_switches"));
+            lines.map(str::to_owned).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn idle_server_never_wakes_up_and_its_thread_goes_with_it() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = folder.path().join("control");
+    let server = Server::start(&path, Arc::new(Nothing)).expect("starts");
+    Client::new(&path).stats().expect("answers");
+
+    // The thread may still be busy closing that connection: wait until it rests.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let before = switches();
+        assert_eq!(before.len(), 1);
+        thread::sleep(Duration::from_secs(1));
+        if switches() == before {
+            break;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "the control thread wakes up when idle"
+        );
+    }
+
+    drop(server);
+    assert!(switches().is_empty());
+}
