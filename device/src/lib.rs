@@ -1,1 +1,38 @@
-//! See README.md.
+//! The virtio devices over the page store: decode, validate, act, answer. Generic over guest memory
+//! and queue, so that the microVM, a vhost-user backend and a test drive the same code.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`tmem`] | the transcendent memory device of `docs/abi.md` |
+//! | [`queue`] | taking chains off a queue: bounds, notifications, what makes a ring corrupt |
+//! | `chain` | one descriptor chain as two streams of bytes; the only reader and writer of guest memory |
+//! | [`histogram`] | latency and batch histograms in atomics |
+//!
+//! Everything that comes from a queue is hostile. Each byte of it is read once.
+
+#![forbid(unsafe_code)]
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+mod chain;
+pub mod histogram;
+pub mod queue;
+pub mod tmem;
+
+pub use queue::{Progress, QueueCorrupt};
+pub use tmem::{TmemConfig, TmemDevice, TmemMetrics};

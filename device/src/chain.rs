@@ -1,0 +1,232 @@
+//! One descriptor chain as two streams of bytes.
+//!
+//! A [`Chain`] is gathered once: its descriptors are read, their order, number and place in guest
+//! memory are checked, and what is wrong is kept as its [`Fault`]. After that only [`Cursor`]s
+//! touch guest memory, and each byte of a request once.
+
+use std::cell::RefCell;
+
+use tmem_protocol::{MAX_DESCRIPTORS, PAGE_SIZE};
+use virtio_queue::DescriptorChain;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
+
+/// Why a chain is malformed as a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It has no end: a loop, a bad indirect table, an index outside the table, over 4 GiB.
+    Incomplete,
+    /// It has more than [`MAX_DESCRIPTORS`] descriptors.
+    TooLong,
+    /// A readable descriptor follows a writable one.
+    Order,
+    /// A descriptor lies outside guest memory.
+    OutsideMemory,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    addr: GuestAddress,
+    len: usize,
+}
+
+/// The descriptors of one chain. Lives as long as the thread, so that no request allocates.
+#[derive(Debug, Default)]
+pub(crate) struct Chain {
+    readable: Vec<Segment>,
+    writable: Vec<Segment>,
+    readable_len: usize,
+    writable_len: usize,
+    fault: Option<Fault>,
+}
+
+impl Chain {
+    /// Replaces what is here by the descriptors of `descriptors`.
+    fn gather<M: GuestMemory>(&mut self, mem: &M, descriptors: DescriptorChain<&M>) {
+        self.readable.clear();
+        self.writable.clear();
+        (self.readable_len, self.writable_len) = (0, 0);
+        self.fault = None;
+
+        // The iterator ends in the same way at the end of a chain and where it cannot go on.
+        let mut complete = false;
+        for (number, descriptor) in descriptors.enumerate() {
+            if number >= MAX_DESCRIPTORS {
+                self.fault.get_or_insert(Fault::TooLong);
+                return;
+            }
+            complete = !descriptor.has_next();
+            let Ok(len) = usize::try_from(descriptor.len()) else {
+                self.fault.get_or_insert(Fault::OutsideMemory);
+                continue;
+            };
+            if len == 0 {
+                continue;
+            }
+            let (segments, total, access) = if descriptor.is_write_only() {
+                (
+                    &mut self.writable,
+                    &mut self.writable_len,
+                    Permissions::Write,
+                )
+            } else {
+                if !self.writable.is_empty() {
+                    self.fault.get_or_insert(Fault::Order);
+                }
+                (
+                    &mut self.readable,
+                    &mut self.readable_len,
+                    Permissions::Read,
+                )
+            };
+            if !mem.check_range(descriptor.addr(), len, access) {
+                self.fault.get_or_insert(Fault::OutsideMemory);
+            }
+            *total = total.saturating_add(len);
+            segments.push(Segment {
+                addr: descriptor.addr(),
+                len,
+            });
+        }
+        if !complete {
+            self.fault.get_or_insert(Fault::Incomplete);
+        }
+    }
+
+    /// What is wrong with the chain. What is not wrong can be used all the same.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.fault
+    }
+
+    /// Number of readable bytes.
+    pub(crate) fn readable_len(&self) -> usize {
+        self.readable_len
+    }
+
+    /// Number of writable bytes.
+    pub(crate) fn writable_len(&self) -> usize {
+        self.writable_len
+    }
+
+    /// The readable bytes, from the first.
+    pub(crate) fn reader(&self) -> Cursor<'_> {
+        Cursor::new(&self.readable)
+    }
+
+    /// The writable bytes, from the first.
+    pub(crate) fn writer(&self) -> Cursor<'_> {
+        Cursor::new(&self.writable)
+    }
+}
+
+/// The stream ends, or guest memory does not have the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OutOfReach;
+
+/// A place in a stream of bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Cursor<'a> {
+    segments: std::slice::Iter<'a, Segment>,
+    current: Option<Segment>,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(segments: &'a [Segment]) -> Self {
+        Self {
+            segments: segments.iter(),
+            current: None,
+        }
+    }
+
+    /// Takes the next contiguous piece, of at most `max` bytes and of at least one.
+    fn take(&mut self, max: usize) -> Option<Segment> {
+        let segment = match self.current.take() {
+            Some(segment) => segment,
+            None => *self.segments.next()?,
+        };
+        let len = segment.len.min(max);
+        let rest = segment.len.saturating_sub(len);
+        if rest > 0 {
+            self.current = Some(Segment {
+                addr: segment.addr.checked_add(u64::try_from(len).ok()?)?,
+                len: rest,
+            });
+        }
+        Some(Segment { len, ..segment })
+    }
+
+    /// Moves on by `len` bytes, or to the end.
+    pub(crate) fn skip(&mut self, mut len: usize) {
+        while len > 0 {
+            match self.take(len) {
+                Some(piece) => len = len.saturating_sub(piece.len),
+                None => return,
+            }
+        }
+    }
+
+    /// Copies the next bytes out of guest memory.
+    pub(crate) fn read<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        mut buffer: &mut [u8],
+    ) -> Result<(), OutOfReach> {
+        while !buffer.is_empty() {
+            let piece = self.take(buffer.len()).ok_or(OutOfReach)?;
+            let (head, tail) = buffer.split_at_mut_checked(piece.len).ok_or(OutOfReach)?;
+            mem.read_slice(head, piece.addr).map_err(|_| OutOfReach)?;
+            buffer = tail;
+        }
+        Ok(())
+    }
+
+    /// Copies bytes to the next place in guest memory.
+    pub(crate) fn write<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        mut bytes: &[u8],
+    ) -> Result<(), OutOfReach> {
+        while !bytes.is_empty() {
+            let piece = self.take(bytes.len()).ok_or(OutOfReach)?;
+            let (head, tail) = bytes.split_at_checked(piece.len).ok_or(OutOfReach)?;
+            mem.write_slice(head, piece.addr).map_err(|_| OutOfReach)?;
+            bytes = tail;
+        }
+        Ok(())
+    }
+}
+
+struct Scratch {
+    chain: Chain,
+    page: [u8; PAGE_SIZE],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        RefCell::new(Scratch {
+            chain: Chain {
+                readable: Vec::new(),
+                writable: Vec::new(),
+                readable_len: 0,
+                writable_len: 0,
+                fault: None,
+            },
+            page: [0; PAGE_SIZE],
+        })
+    };
+}
+
+/// Runs `serve` with the chain and a page buffer, both of which belong to this thread.
+///
+/// `serve` must not come back here; it would find nothing to work with and get `None`.
+pub(crate) fn with<M: GuestMemory, T>(
+    mem: &M,
+    descriptors: DescriptorChain<&M>,
+    serve: impl FnOnce(&Chain, &mut [u8; PAGE_SIZE]) -> T,
+) -> Option<T> {
+    SCRATCH.with(|scratch| {
+        let mut scratch = scratch.try_borrow_mut().ok()?;
+        let Scratch { chain, page } = &mut *scratch;
+        chain.gather(mem, descriptors);
+        Some(serve(chain, page))
+    })
+}

@@ -1,0 +1,145 @@
+//! Taking descriptor chains off a queue.
+//!
+//! Every chain that is taken is returned once. A call does a bounded amount of work however fast the
+//! guest adds chains, and no kick is lost: when a call ends with [`Progress::more`] unset, the guest
+//! kicks for the next chain.
+
+use std::ops::DerefMut;
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemory;
+
+/// What a call did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "a caller that ignores `more` leaves the guest waiting"]
+pub struct Progress {
+    /// Chains taken and returned.
+    pub chains: u32,
+    /// Pages stored, loaded and invalidated with success.
+    pub pages: u32,
+    /// There are chains left, and the guest will not kick for them: call again, after looking after
+    /// whatever else the thread has to do.
+    pub more: bool,
+}
+
+/// The ring makes no sense. The device needs a reset and must not touch this queue before it.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueCorrupt {
+    /// The available index is further ahead than the queue is long.
+    #[error("Available index {index} is out of reach from {next}")]
+    AvailIndex {
+        /// The available index in guest memory.
+        index: u16,
+        /// The next chain the device would take.
+        next: u16,
+    },
+    /// A chain begins outside the descriptor table.
+    #[error("Chain begins at descriptor {head} of a queue of {size}")]
+    Head {
+        /// Index of the first descriptor.
+        head: u16,
+        /// Size of the queue.
+        size: u16,
+    },
+    /// The rings cannot be read or written.
+    #[error("Ring is not accessible")]
+    Ring(#[source] virtio_queue::Error),
+    /// The available ring cannot be read.
+    #[error("Available ring is not accessible")]
+    Unreadable,
+}
+
+/// What the device did with one chain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// Bytes written, from the start of the writable part.
+    pub(crate) len: u32,
+    /// Pages stored, loaded and invalidated with success.
+    pub(crate) pages: u32,
+}
+
+/// Number of chains that are available now.
+fn available<M: GuestMemory>(queue: &Queue, mem: &M) -> Result<u16, QueueCorrupt> {
+    let index = queue
+        .avail_idx(mem, Ordering::Acquire)
+        .map_err(QueueCorrupt::Ring)?
+        .0;
+    let next = queue.next_avail();
+    let pending = index.wrapping_sub(next);
+    if pending > queue.size() {
+        return Err(QueueCorrupt::AvailIndex { index, next });
+    }
+    Ok(pending)
+}
+
+/// Takes one chain.
+fn pop<'a, M: GuestMemory>(
+    queue: &mut Queue,
+    mem: &'a M,
+) -> Result<DescriptorChain<&'a M>, QueueCorrupt> {
+    let size = queue.size();
+    let chain = queue
+        .iter(mem)
+        .map_err(QueueCorrupt::Ring)?
+        .next()
+        .ok_or(QueueCorrupt::Unreadable)?;
+    let head = chain.head_index();
+    if head >= size {
+        return Err(QueueCorrupt::Head { head, size });
+    }
+    Ok(chain)
+}
+
+/// Serves at most `limit` of the chains that are available at the time of the call. Leaves
+/// notifications as they are.
+pub(crate) fn poll<M: GuestMemory, Q: QueueT>(
+    mem: &M,
+    queue: &mut Q,
+    limit: u16,
+    mut serve: impl FnMut(DescriptorChain<&M>) -> Served,
+) -> Result<Progress, QueueCorrupt> {
+    let mut guard = queue.lock();
+    let queue: &mut Queue = guard.deref_mut();
+    let mut progress = Progress::default();
+    if !queue.ready() {
+        return Ok(progress);
+    }
+    for _ in 0..available(queue, mem)?.min(limit) {
+        let chain = pop(queue, mem)?;
+        let head = chain.head_index();
+        let served = serve(chain);
+        queue
+            .add_used(mem, head, served.len)
+            .map_err(QueueCorrupt::Ring)?;
+        progress.chains = progress.chains.saturating_add(1);
+        progress.pages = progress.pages.saturating_add(served.pages);
+    }
+    Ok(progress)
+}
+
+/// Serves what is available, and what is added meanwhile, up to twice the size of the queue; then
+/// asks the guest to kick for the next chain.
+pub(crate) fn drain<M: GuestMemory, Q: QueueT>(
+    mem: &M,
+    queue: &mut Q,
+    mut serve: impl FnMut(DescriptorChain<&M>) -> Served,
+) -> Result<Progress, QueueCorrupt> {
+    let mut total = Progress::default();
+    if !queue.ready() {
+        return Ok(total);
+    }
+    loop {
+        let progress = poll(mem, queue, u16::MAX, &mut serve)?;
+        total.chains = total.chains.saturating_add(progress.chains);
+        total.pages = total.pages.saturating_add(progress.pages);
+        // Only chains that were made available after this are sure to be kicked for.
+        if !queue.enable_notification(mem).map_err(QueueCorrupt::Ring)? {
+            return Ok(total);
+        }
+        if total.chains >= u32::from(queue.size()) {
+            total.more = true;
+            return Ok(total);
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The transcendent memory device.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `device` | [`TmemDevice`]: features, configuration space, requests, reset |
+//! | `events` | what the host tells the guest |
+//! | [`request`] | pure decoding of a request header into an enum |
+//! | `metrics` | counters |
+
+mod device;
+mod events;
+mod metrics;
+pub mod request;
+
+pub use device::{TmemConfig, TmemDevice};
+pub use events::HostState;
+pub use metrics::{MetricsSnapshot, TmemMetrics};
+pub use request::Malformed;
+
+/// Name of the device in messages.
+pub const NAME: &str = "virtio-tmem";
+
+/// Number of queues of a device with `request_queues` request queues.
+#[must_use]
+pub const fn num_queues(request_queues: u16) -> u16 {
+    request_queues.saturating_add(tmem_protocol::FIRST_REQUEST_QUEUE)
+}
