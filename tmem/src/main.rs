@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod run;
+mod stats;
 
 #[derive(Parser)]
 #[command(name = "tmem", version, about = "Transcendent memory for KVM guests")]
@@ -17,10 +18,13 @@ struct Cli {
 enum Command {
     /// Boot a guest whose swap pages live in this process.
     Run(run::Args),
+    /// Show what a running tmem holds and has done.
+    Stats(stats::Args),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::main(args),
+        Command::Stats(args) => stats::main(args),
     }
 }

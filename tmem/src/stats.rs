@@ -1,0 +1,353 @@
+//! `tmem stats`: what a running tmem holds and has done, for people or as JSON.
+
+use std::{
+    error::Error,
+    fmt::{self, Display, Write as _},
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use tmem_control::{
+    Client, ClientError, Stats,
+    stats::{Counters, Device, Domain, Histogram, PAGE_SIZE},
+};
+
+/// Arguments of `tmem stats`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Control socket of the running tmem (the path given to its --control)
+    #[arg(long, value_name = "SOCKET")]
+    control: PathBuf,
+    /// Print the reply as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn main(args: Args) -> ExitCode {
+    let text = match Client::new(&args.control).stats() {
+        Ok(stats) if args.json => serde_json::to_string_pretty(&stats)
+            .map(|json| json + "\n")
+            .map_err(|error| error.to_string()),
+        Ok(stats) => Ok(Report(&stats).to_string()),
+        Err(error) => Err(explain(&error)),
+    };
+    match text.and_then(|text| print(&text)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("tmem: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(text: &str) -> Result<(), String> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("Cannot write to standard output: {error}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The error with its causes and, where there is one, the next thing to try. One line.
+fn explain(error: &ClientError) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(message, ": {error}");
+        cause = error.source();
+    }
+    message + hint(error)
+}
+
+fn hint(error: &ClientError) -> &'static str {
+    match error {
+        ClientError::NoSocket(_) => "; is tmem running, and was it started with --control?",
+        ClientError::NobodyListens(_) => "; the tmem that made it is gone, remove the file",
+        ClientError::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            "; it belongs to the user who started tmem"
+        }
+        ClientError::TimedOut(_) => "; is the process stopped, or the path not a tmem socket?",
+        ClientError::Http { .. } | ClientError::Decode { .. } => {
+            "; is it a tmem socket, and of this version?"
+        }
+        _ => "",
+    }
+}
+
+/// The reply for people.
+struct Report<'a>(&'a Stats);
+
+impl Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stats = self.0;
+        writeln!(
+            f,
+            "tmem {}, up {}, {} of {} used",
+            stats.version,
+            Duration(stats.uptime_seconds),
+            Bytes(stats.used),
+            Bytes(stats.budget),
+        )?;
+        if stats.domains.is_empty() {
+            writeln!(f, "no guests")?;
+        }
+        stats.domains.iter().try_for_each(|domain| {
+            writeln!(f)?;
+            write_domain(f, domain)
+        })
+    }
+}
+
+fn write_domain(f: &mut fmt::Formatter<'_>, domain: &Domain) -> fmt::Result {
+    let counters = &domain.counters;
+    let frozen = if domain.frozen { " (frozen)" } else { "" };
+    writeln!(f, "{}{frozen}", domain.name)?;
+    row(f, "pages", format_args!("{}", holdings(counters)))?;
+    row(f, "memory", format_args!("{}", Memory(domain)))?;
+    row(
+        f,
+        "stores",
+        format_args!("{}{}", counters.stores, Refusals(counters)),
+    )?;
+    row(
+        f,
+        "loads",
+        format_args!("{}, {} not found", counters.loads, counters.load_misses),
+    )?;
+    row(f, "invalidates", format_args!("{}", counters.invalidates))?;
+    if let Some(device) = &domain.device {
+        write_device(f, device)?;
+    }
+    for pool in &domain.pools {
+        let name = format!("pool {}", pool.id);
+        let kind = pool.kind.as_str();
+        row(
+            f,
+            &name,
+            format_args!("{kind}, {}", holdings(&pool.counters)),
+        )?;
+    }
+    Ok(())
+}
+
+fn write_device(f: &mut fmt::Formatter<'_>, device: &Device) -> fmt::Result {
+    let per_exit = device
+        .pages_per_exit
+        .map_or_else(String::new, |pages| format!(", {pages:.2} pages per exit"));
+    row(
+        f,
+        "exits",
+        format_args!("{}{per_exit}", device.doorbell_exits),
+    )?;
+    for (name, latency) in [
+        ("store time", &device.store_latency),
+        ("load time", &device.load_latency),
+    ] {
+        if latency.count() > 0 {
+            row(f, name, format_args!("{}", Latency(latency)))?;
+        }
+    }
+    for (reason, &count) in &device.errors {
+        if count > 0 {
+            row(f, "bad requests", format_args!("{count} {reason}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn row(f: &mut fmt::Formatter<'_>, name: &str, value: fmt::Arguments<'_>) -> fmt::Result {
+    writeln!(f, "  {name:<12} {value}")
+}
+
+/// `2000 (7.8 MiB as 2.1 MiB, 3.7 to 1), 100 same-filled, 5 raw`
+fn holdings(counters: &Counters) -> String {
+    let mut text = counters.pages.to_string();
+    if counters.pages == 0 {
+        return text;
+    }
+    let plain = counters.pages.saturating_mul(PAGE_SIZE);
+    let _ = write!(
+        text,
+        " ({} as {}",
+        Bytes(plain),
+        Bytes(counters.bytes_stored)
+    );
+    if counters.bytes_stored > 0 {
+        let ratio = plain as f64 / counters.bytes_stored as f64;
+        let _ = write!(text, ", {ratio:.1} to 1");
+    }
+    text.push(')');
+    for (count, what) in [(counters.same_filled, "same-filled"), (counters.raw, "raw")] {
+        if count > 0 {
+            let _ = write!(text, ", {count} {what}");
+        }
+    }
+    text
+}
+
+struct Memory<'a>(&'a Domain);
+
+impl Display for Memory<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let domain = self.0;
+        write!(f, "{} used", Bytes(domain.counters.bytes_used))?;
+        if let Some(limit) = domain.limit {
+            write!(f, ", limit {}", Bytes(limit))?;
+        }
+        if domain.reserve > 0 {
+            write!(f, ", reserve {}", Bytes(domain.reserve))?;
+        }
+        if domain.freeable > 0 {
+            write!(f, ", {} freeable", Bytes(domain.freeable))?;
+        }
+        Ok(())
+    }
+}
+
+struct Refusals<'a>(&'a Counters);
+
+impl Display for Refusals<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (reason, &count) in &self.0.refusals {
+            if count > 0 {
+                write!(f, ", {count} refused: {reason}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Latency<'a>(&'a Histogram);
+
+impl Display for Latency<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let latency = self.0;
+        let mean = latency.sum_ns as f64 / latency.count() as f64;
+        write!(f, "{} on average", Nanoseconds(mean))?;
+        for (name, bound) in [("half", latency.p50_ns), ("99 %", latency.p99_ns)] {
+            if let Some(bound) = bound {
+                write!(f, ", {name} within {}", Nanoseconds(bound as f64))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Binary units from KiB on, one digit after the point.
+struct Bytes(u64);
+
+impl Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const KIB: u64 = 1 << 10;
+        const MIB: u64 = 1 << 20;
+        const GIB: u64 = 1 << 30;
+        let (unit, name) = match self.0 {
+            0..KIB => return write!(f, "{} B", self.0),
+            KIB..MIB => (KIB, "KiB"),
+            MIB..GIB => (MIB, "MiB"),
+            _ => (GIB, "GiB"),
+        };
+        write!(f, "{:.1} {name}", self.0 as f64 / unit as f64)
+    }
+}
+
+struct Nanoseconds(f64);
+
+impl Display for Nanoseconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            ns if ns < 1e3 => write!(f, "{ns:.0} ns"),
+            ns if ns < 1e6 => write!(f, "{:.1} us", ns / 1e3),
+            ns if ns < 1e9 => write!(f, "{:.1} ms", ns / 1e6),
+            ns => write!(f, "{:.1} s", ns / 1e9),
+        }
+    }
+}
+
+struct Duration(f64);
+
+impl Display for Duration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            s if s < 120.0 => write!(f, "{s:.0} s"),
+            s if s < 7200.0 => write!(f, "{:.0} min", s / 60.0),
+            s => write!(f, "{:.1} h", s / 3600.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tmem_control::stats::{Pool, PoolKind};
+
+    use super::*;
+
+    #[test]
+    fn report_is_aligned_and_has_units() {
+        let counters = Counters {
+            pages: 2000,
+            bytes_stored: 2_200_000,
+            bytes_used: 2_400_000,
+            same_filled: 100,
+            raw: 5,
+            stores: 2500,
+            loads: 700,
+            load_misses: 1,
+            invalidates: 500,
+            refusals: BTreeMap::from([("no_space".to_owned(), 3), ("frozen".to_owned(), 0)]),
+        };
+        let stats = Stats {
+            version: "0.1.0".into(),
+            uptime_seconds: 61.2,
+            budget: 256 << 20,
+            used: 2_400_000,
+            domains: vec![Domain {
+                name: "guest".into(),
+                limit: Some(64 << 20),
+                counters: counters.clone(),
+                device: Some(Device {
+                    doorbell_exits: 3200,
+                    pages_per_exit: Some(1.0),
+                    store_latency: Histogram::new(vec![4095, 8191], vec![90, 10, 0], 300_000),
+                    ..Device::default()
+                }),
+                pools: vec![Pool {
+                    id: 0,
+                    kind: PoolKind::Persistent,
+                    counters,
+                }],
+                ..Domain::default()
+            }],
+        };
+        let expected = "\
+tmem 0.1.0, up 61 s, 2.3 MiB of 256.0 MiB used
+
+guest
+  pages        2000 (7.8 MiB as 2.1 MiB, 3.7 to 1), 100 same-filled, 5 raw
+  memory       2.3 MiB used, limit 64.0 MiB
+  stores       2500, 3 refused: no_space
+  loads        700, 1 not found
+  invalidates  500
+  exits        3200, 1.00 pages per exit
+  store time   3.0 us on average, half within 4.1 us, 99 % within 8.2 us
+  pool 0       persistent, 2000 (7.8 MiB as 2.1 MiB, 3.7 to 1), 100 same-filled, 5 raw
+";
+        assert_eq!(Report(&stats).to_string(), expected);
+    }
+
+    #[test]
+    fn missing_socket_is_one_line_that_says_what_to_do() {
+        let error = Client::new("/nowhere/at/all")
+            .stats()
+            .expect_err("no socket");
+        let message = explain(&error);
+        assert_eq!(
+            message,
+            "There is no control socket /nowhere/at/all; is tmem running, and was it started with --control?"
+        );
+    }
+}
