@@ -1,0 +1,25 @@
+//! Where built things are.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+/// Cargo's target folder.
+pub fn target() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    match env::var_os("CARGO_TARGET_DIR") {
+        Some(path) => root.join(path),
+        None => root.join("target"),
+    }
+}
+
+/// A file below the target folder; where it is missing, the error says what makes it.
+pub fn built(name: &str) -> Result<PathBuf> {
+    let path = target().join(name);
+    if !path.is_file() {
+        let task = if name.starts_with("images/") { "image" } else { "build" };
+        bail!("{} is missing: run `cargo xtask {task}` first", path.display());
+    }
+    Ok(path)
+}

@@ -1,0 +1,198 @@
+//! Where things are: the checkout, the target folder, the cache.
+//!
+//! The cache is outside the checkout, so that a clean clone finds the kernel an earlier one built. Whatever
+//! is in it is named by a hash of what it was made from, and appears under its name only when complete.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+
+/// The root of the checkout.
+pub(crate) fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// Cargo's target folder.
+pub(crate) fn target() -> PathBuf {
+    tmem_tests::place::target()
+}
+
+/// `$TMEM_CACHE`, else `$XDG_CACHE_HOME/tmem`, else `~/.cache/tmem`; made if it is not there.
+pub(crate) fn cache() -> Result<PathBuf> {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let path = match (set("TMEM_CACHE"), set("XDG_CACHE_HOME"), set("HOME")) {
+        (Some(path), _, _) => path,
+        (None, Some(base), _) => base.join("tmem"),
+        (None, None, Some(home)) => home.join(".cache/tmem"),
+        (None, None, None) => bail!("no place for a cache: set TMEM_CACHE to a folder"),
+    };
+    fs::create_dir_all(&path).with_context(|| format!("cannot make the cache folder {}", path.display()))?;
+    path.canonicalize().with_context(|| format!("cannot use the cache folder {}", path.display()))
+}
+
+/// Held while the cache is changed: two runs do not collide. Given back when dropped, or when we die.
+pub(crate) struct CacheLock {
+    _file: File,
+}
+
+impl CacheLock {
+    /// Takes the lock of `cache`, and says so when another run holds it.
+    pub(crate) fn take(cache: &Path) -> Result<Self> {
+        let path = cache.join("lock");
+        let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        if file.try_lock().is_err() {
+            println!("waiting for another run that uses {}", cache.display());
+            file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+        }
+        Ok(Self { _file: file })
+    }
+}
+
+/// Hash of everything something is made from.
+#[derive(Clone, Default)]
+pub(crate) struct Inputs(Sha256);
+
+impl Inputs {
+    /// Adds a named value.
+    pub(crate) fn text(&mut self, name: &str, value: &str) -> &mut Self {
+        self.bytes(name, value.as_bytes())
+    }
+
+    fn bytes(&mut self, name: &str, value: &[u8]) -> &mut Self {
+        for part in [name.as_bytes(), value] {
+            self.0.update(part.len().to_le_bytes());
+            self.0.update(part);
+        }
+        self
+    }
+
+    /// Adds a file's content, or every file below a folder, by its name relative to `path`.
+    pub(crate) fn path(&mut self, path: &Path) -> Result<&mut Self> {
+        for file in files_below(path)? {
+            let name = file.strip_prefix(path).unwrap_or(&file).to_string_lossy().into_owned();
+            let mut content = Vec::new();
+            File::open(&file)
+                .and_then(|mut open| open.read_to_end(&mut content))
+                .with_context(|| format!("cannot read {}", file.display()))?;
+            self.bytes(&name, &content);
+        }
+        Ok(self)
+    }
+
+    /// Sixteen hexadecimal digits.
+    pub(crate) fn key(&self) -> String {
+        self.0.clone().finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Every file below `path` (or `path` itself), sorted.
+pub(crate) fn files_below(path: &Path) -> Result<Vec<PathBuf>> {
+    if path.is_file() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let mut found = Vec::new();
+    let mut folders = vec![path.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else {
+                found.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Makes folder `to` by filling a temporary one beside it and renaming: it is there whole, or not at all.
+pub(crate) fn publish(to: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let parent = to.parent().context("a published folder has a parent")?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    let mut name = to.file_name().unwrap_or_default().to_os_string();
+    name.push(".part");
+    let part = parent.join(name);
+    remove(&part)?;
+    fs::create_dir(&part).with_context(|| format!("cannot make {}", part.display()))?;
+    fill(&part)?;
+    remove(to)?;
+    fs::rename(&part, to).with_context(|| format!("cannot rename {} to {}", part.display(), to.display()))
+}
+
+/// Removes a folder if it is there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Copies a file so that its new name is never seen half written.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+    let part = to.with_extension("part");
+    fs::copy(from, &part)
+        .and_then(|_| fs::rename(&part, to))
+        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+/// Keeps the `keep` newest folders of `parent` whose names start with `prefix`.
+pub(crate) fn keep_newest(parent: &Path, prefix: &str, keep: usize) -> Result<()> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(parent).with_context(|| format!("cannot read {}", parent.display()))? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            found.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    found.sort();
+    for (_, path) in found.iter().rev().skip(keep) {
+        remove(path)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_follows_names_and_contents() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let key = |folder: &Path| Inputs::default().path(folder).expect("readable").key();
+        fs::write(folder.path().join("a"), "1").expect("write");
+        let first = key(folder.path());
+        assert_eq!(first, key(folder.path()));
+        fs::write(folder.path().join("a"), "2").expect("write");
+        let second = key(folder.path());
+        assert_ne!(first, second);
+        fs::rename(folder.path().join("a"), folder.path().join("b")).expect("rename");
+        assert_ne!(second, key(folder.path()));
+    }
+
+    #[test]
+    fn a_failed_fill_publishes_nothing_and_the_next_one_starts_clean() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let to = folder.path().join("result");
+        let failed = publish(&to, |part| {
+            fs::write(part.join("half"), "")?;
+            bail!("interrupted")
+        });
+        assert!(failed.is_err());
+        assert!(!to.exists());
+        publish(&to, |part| {
+            assert_eq!(fs::read_dir(part)?.count(), 0);
+            Ok(fs::write(part.join("whole"), "")?)
+        })
+        .expect("published");
+        assert!(to.join("whole").exists());
+    }
+}
