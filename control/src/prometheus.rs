@@ -177,37 +177,67 @@ pub const METRICS: &[Metric] = &[
     metric(
         "tmem_requests",
         "",
-        "Request chains answered.",
+        "Request chains taken from the queues and returned.",
         Value::Counter(|d| d.device.as_ref().map(|v| v.requests)),
-    ),
-    metric(
-        "tmem_request_errors",
-        "",
-        "Request chains refused as a whole, by reason.",
-        Value::Reasons(|d| d.device.as_ref().map(|v| &v.errors)),
     ),
     metric(
         "tmem_device_stored",
         "pages",
-        "Pages that store requests brought, accepted or not.",
+        "Pages that store requests put into a pool.",
         Value::Counter(|d| d.device.as_ref().map(|v| v.pages_stored)),
     ),
     metric(
         "tmem_device_loaded",
         "pages",
-        "Pages that load requests asked for, found or not.",
+        "Pages that load requests found.",
         Value::Counter(|d| d.device.as_ref().map(|v| v.pages_loaded)),
+    ),
+    metric(
+        "tmem_device_invalidated",
+        "pages",
+        "Pages that invalidate requests named.",
+        Value::Counter(|d| d.device.as_ref().map(|v| v.pages_invalidated)),
+    ),
+    metric(
+        "tmem_device_invalidated_objects",
+        "",
+        "Objects that were invalidated as a whole.",
+        Value::Counter(|d| d.device.as_ref().map(|v| v.objects_invalidated)),
+    ),
+    metric(
+        "tmem_request_refusals",
+        "",
+        "Requests and entries of requests that were not granted, by status.",
+        Value::Reasons(|d| d.device.as_ref().map(|v| &v.refusals)),
+    ),
+    metric(
+        "tmem_malformed_requests",
+        "",
+        "Request chains that broke a rule of the protocol, by rule.",
+        Value::Reasons(|d| d.device.as_ref().map(|v| &v.malformed)),
+    ),
+    metric(
+        "tmem_queue_faults",
+        "",
+        "Times the device had to stop because a ring made no sense.",
+        Value::Counter(|d| d.device.as_ref().map(|v| v.queue_faults)),
+    ),
+    metric(
+        "tmem_device_resets",
+        "",
+        "Resets by the guest.",
+        Value::Counter(|d| d.device.as_ref().map(|v| v.resets)),
     ),
     metric(
         "tmem_store_duration",
         "seconds",
-        "Time the device took for one page of a store request.",
+        "Time from the copy of a page out of guest memory to its outcome.",
         Value::Latency(|v| &v.store_latency),
     ),
     metric(
         "tmem_load_duration",
         "seconds",
-        "Time the device took for one page of a load request.",
+        "Time from looking a page up to the end of its copy into guest memory.",
         Value::Latency(|v| &v.load_latency),
     ),
     metric(
@@ -382,7 +412,8 @@ mod tests {
                     ..Default::default()
                 },
                 device: Some(Device {
-                    errors: BTreeMap::from([("invalid".into(), 1)]),
+                    refusals: BTreeMap::from([("no_space".into(), 1)]),
+                    malformed: BTreeMap::from([("order".into(), 1)]),
                     store_latency: Histogram::new(vec![1000, 2500], vec![1, 2, 4], 9000),
                     ..Default::default()
                 }),

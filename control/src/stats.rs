@@ -110,24 +110,34 @@ pub struct Counters {
     pub refusals: BTreeMap<String, u64>,
 }
 
-/// One virtio device.
+/// One virtio device. Its counters also outlive a reset by the guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Device {
     /// Doorbell writes of request queues, each one an exit of the guest.
     pub doorbell_exits: u64,
-    /// Request chains answered.
+    /// Request chains taken from the queues and returned.
     pub requests: u64,
-    /// Request chains answered with an error status, or returned without room for one.
-    pub errors: BTreeMap<String, u64>,
-    /// Pages that store requests brought, accepted or not.
+    /// Pages that store requests put into a pool.
     pub pages_stored: u64,
-    /// Pages that load requests asked for, found or not.
+    /// Pages that load requests found.
     pub pages_loaded: u64,
-    /// Pages stored and loaded for each doorbell exit; `null` before the first exit.
+    /// Pages that invalidate requests named.
+    pub pages_invalidated: u64,
+    /// Objects that were invalidated as a whole.
+    pub objects_invalidated: u64,
+    /// Pages stored, loaded and invalidated for each doorbell exit; `null` before the first exit.
     pub pages_per_exit: Option<f64>,
-    /// Time the device took for one page of a store request.
+    /// Requests and entries of requests that were not granted, by the status they were given.
+    pub refusals: BTreeMap<String, u64>,
+    /// Request chains that broke a rule of the protocol, by rule.
+    pub malformed: BTreeMap<String, u64>,
+    /// Times the device had to stop because a ring made no sense.
+    pub queue_faults: u64,
+    /// Resets by the guest.
+    pub resets: u64,
+    /// Time from the copy of a page out of guest memory to its outcome.
     pub store_latency: Histogram,
-    /// Time the device took for one page of a load request.
+    /// Time from looking a page up to the end of its copy into guest memory.
     pub load_latency: Histogram,
 }
 

@@ -149,10 +149,13 @@ fn write_device(f: &mut fmt::Formatter<'_>, device: &Device) -> fmt::Result {
             row(f, name, format_args!("{}", Latency(latency)))?;
         }
     }
-    for (reason, &count) in &device.errors {
+    for (rule, &count) in &device.malformed {
         if count > 0 {
-            row(f, "bad requests", format_args!("{count} {reason}"))?;
+            row(f, "malformed", format_args!("{count} requests: {rule}"))?;
         }
+    }
+    if device.queue_faults > 0 {
+        row(f, "ring faults", format_args!("{}", device.queue_faults))?;
     }
     Ok(())
 }
