@@ -1,0 +1,563 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Virtio transcendent memory driver: request queues.
+ *
+ * A host which works inside the exit of the doorbell has answered when the
+ * write to the doorbell returns. So the used ring is polled and interrupts are
+ * off; they are a help for a host with a thread of its own that is late.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/delay.h>
+#include <linux/ktime.h>
+#include <linux/scatterlist.h>
+#include <linux/slab.h>
+#include <linux/virtio_config.h>
+
+#include "tmem.h"
+
+/* Requests of one queue with a page; more tasks than that wait for a slot */
+#define TMEM_PAGE_SLOTS		16
+#define TMEM_BATCH_SLOTS	2
+/* Descriptors of a chain: keys, page, answer; a batch has no page */
+#define TMEM_PAGE_DESCS		3
+#define TMEM_BATCH_DESCS	2
+
+/*
+ * The host asked for no doorbell as it was at work on this queue, yet there is
+ * no answer: ring. A host that works in the exit then answers before it
+ * returns, so that nobody has to sleep until an interrupt.
+ */
+#define TMEM_KICK_AGAIN_US	50
+/* Poll that long, then sleep until an interrupt */
+#define TMEM_POLL_US		200
+/* How often a sleeper looks whether the device still works */
+#define TMEM_CHECK_MS		100
+
+static void tmem_slot_free(struct tmem_slot *slot)
+{
+	kfree(slot->in);
+	kfree(slot->out);
+	kfree(slot);
+}
+
+static struct tmem_slot *tmem_slot_alloc(enum tmem_slot_kind kind)
+{
+	unsigned int n = kind == TMEM_SLOT_PAGE ? 1 : VIRTIO_TMEM_MAX_BATCH;
+	struct tmem_slot *slot;
+
+	slot = kzalloc(sizeof(*slot), GFP_KERNEL);
+	if (!slot)
+		return NULL;
+	slot->kind = kind;
+	slot->out = kzalloc(struct_size(slot->out, entry, n), GFP_KERNEL);
+	slot->in = kzalloc(struct_size(slot->in, status, n), GFP_KERNEL);
+	if (!slot->out || !slot->in) {
+		tmem_slot_free(slot);
+		return NULL;
+	}
+	return slot;
+}
+
+int tmem_queue_init(struct tmem_queue *q, struct tmem_dev *dev,
+		    unsigned int index)
+{
+	unsigned int i;
+
+	q->dev = dev;
+	q->index = index;
+	q->down = true;
+	spin_lock_init(&q->lock);
+	init_waitqueue_head(&q->wait);
+
+	q->nr_slots = TMEM_PAGE_SLOTS + TMEM_BATCH_SLOTS;
+	q->slots = kcalloc(q->nr_slots, sizeof(*q->slots), GFP_KERNEL);
+	if (!q->slots)
+		return -ENOMEM;
+	for (i = 0; i < q->nr_slots; i++) {
+		q->slots[i] = tmem_slot_alloc(i < TMEM_BATCH_SLOTS ?
+					      TMEM_SLOT_BATCH : TMEM_SLOT_PAGE);
+		if (!q->slots[i])
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+/* Nobody may use the queue now; harmless on one that init failed for. */
+void tmem_queue_free(struct tmem_queue *q)
+{
+	unsigned int i;
+
+	if (!q->slots)
+		return;
+	for (i = 0; i < q->nr_slots; i++) {
+		if (q->slots[i])
+			tmem_slot_free(q->slots[i]);
+	}
+	kfree(q->slots);
+	q->slots = NULL;
+}
+
+/* Start on a fresh ring. No slot is in use, at the host or by a task. */
+int tmem_queue_start(struct tmem_queue *q, struct virtqueue *vq)
+{
+	unsigned int room = virtqueue_get_vring_size(vq);
+	enum tmem_slot_kind kind;
+	unsigned long flags;
+	unsigned int i;
+
+	if (room < TMEM_BATCH_SLOTS * TMEM_BATCH_DESCS + TMEM_PAGE_DESCS)
+		return -EINVAL;
+
+	spin_lock_irqsave(&q->lock, flags);
+	q->vq = vq;
+	virtqueue_disable_cb(vq);
+	for (kind = 0; kind < TMEM_NR_SLOT_KINDS; kind++)
+		INIT_LIST_HEAD(&q->free[kind]);
+	for (i = 0; i < q->nr_slots; i++) {
+		struct tmem_slot *slot = q->slots[i];
+		unsigned int descs = slot->kind == TMEM_SLOT_PAGE ?
+				     TMEM_PAGE_DESCS : TMEM_BATCH_DESCS;
+
+		/* The ring has room for every slot: adding cannot fail */
+		if (room < descs)
+			break;
+		room -= descs;
+		slot->area = NULL;
+		list_add_tail(&slot->list, &q->free[slot->kind]);
+	}
+	q->down = false;
+	spin_unlock_irqrestore(&q->lock, flags);
+	return 0;
+}
+
+/* From here on no request enters the queue; those in it go on. */
+void tmem_queue_stop(struct tmem_queue *q)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&q->lock, flags);
+	q->down = true;
+	spin_unlock_irqrestore(&q->lock, flags);
+	wake_up_all(&q->wait);
+}
+
+/* Undo tmem_queue_stop(). */
+void tmem_queue_resume(struct tmem_queue *q)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&q->lock, flags);
+	q->down = false;
+	spin_unlock_irqrestore(&q->lock, flags);
+}
+
+void tmem_queue_callback(struct virtqueue *vq)
+{
+	struct tmem_dev *dev = vq->vdev->priv;
+
+	tmem_count(TMEM_INTERRUPTS);
+	wake_up_all(&dev->queues[vq->index -
+				 VIRTIO_TMEM_FIRST_REQUEST_QUEUE].wait);
+}
+
+static void tmem_slot_release(struct tmem_queue *q, struct tmem_slot *slot)
+{
+	lockdep_assert_held(&q->lock);
+
+	slot->area = NULL;
+	list_add(&slot->list, &q->free[slot->kind]);
+	if (q->sleepers)
+		wake_up_all(&q->wait);
+}
+
+/*
+ * Take all answers from the used ring. In the order of the ring, so that the
+ * bitmaps of an area follow what the host did.
+ */
+static void tmem_queue_reap(struct tmem_queue *q)
+{
+	struct tmem_slot *slot;
+	unsigned int len;
+
+	lockdep_assert_held(&q->lock);
+
+	while ((slot = virtqueue_get_buf(q->vq, &len))) {
+		slot->len = len;
+		if (slot->area)
+			tmem_area_complete(q, slot);
+		if (slot->async) {
+			tmem_slot_release(q, slot);
+			continue;
+		}
+		/* Pairs with the acquire in tmem_slot_is_done() */
+		smp_store_release(&slot->done, true);
+		if (q->sleepers)
+			wake_up_all(&q->wait);
+	}
+}
+
+/* Caller holds the lock of the queue. */
+struct tmem_slot *tmem_slot_tryget(struct tmem_queue *q,
+				   enum tmem_slot_kind kind)
+{
+	struct tmem_slot *slot;
+
+	lockdep_assert_held(&q->lock);
+
+	if (q->down)
+		return NULL;
+	slot = list_first_entry_or_null(&q->free[kind], struct tmem_slot, list);
+	if (!slot)
+		return NULL;
+	list_del(&slot->list);
+	slot->done = false;
+	slot->async = false;
+	slot->len = 0;
+	slot->count = 0;
+	return slot;
+}
+
+static bool tmem_slot_poll(struct tmem_queue *q, enum tmem_slot_kind kind,
+			   struct tmem_slot **slot)
+{
+	unsigned long flags;
+	bool down;
+
+	spin_lock_irqsave(&q->lock, flags);
+	down = q->down;
+	if (!down && list_empty(&q->free[kind]))
+		tmem_queue_reap(q);
+	*slot = tmem_slot_tryget(q, kind);
+	spin_unlock_irqrestore(&q->lock, flags);
+	return *slot || down;
+}
+
+static void tmem_sleep_begin(struct tmem_queue *q)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&q->lock, flags);
+	/* What came before this is seen by the condition of the sleeper */
+	if (!q->sleepers++)
+		virtqueue_enable_cb(q->vq);
+	spin_unlock_irqrestore(&q->lock, flags);
+}
+
+static void tmem_sleep_end(struct tmem_queue *q)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&q->lock, flags);
+	if (!--q->sleepers)
+		virtqueue_disable_cb(q->vq);
+	spin_unlock_irqrestore(&q->lock, flags);
+}
+
+/**
+ * tmem_slot_get() - get a slot, wait for one if need be
+ * @q: queue
+ * @kind: size of the slot
+ *
+ * Return: the slot, or NULL when the queue is down or no slot became free in
+ * time.
+ */
+struct tmem_slot *tmem_slot_get(struct tmem_queue *q, enum tmem_slot_kind kind)
+{
+	struct tmem_slot *slot;
+
+	might_sleep();
+
+	if (tmem_slot_poll(q, kind, &slot))
+		return slot;
+	tmem_count(TMEM_SLOT_WAITS);
+	tmem_sleep_begin(q);
+	wait_event_timeout(q->wait, tmem_slot_poll(q, kind, &slot),
+			   msecs_to_jiffies(tmem_timeout_ms));
+	tmem_sleep_end(q);
+	return slot;
+}
+
+void tmem_slot_put(struct tmem_queue *q, struct tmem_slot *slot)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&q->lock, flags);
+	tmem_slot_release(q, slot);
+	spin_unlock_irqrestore(&q->lock, flags);
+}
+
+/**
+ * tmem_queue_add() - make a request available to the host
+ * @q: queue, its lock is held
+ * @slot: request; its header and its entries are filled in
+ * @page: what is to be stored or loaded, or NULL
+ *
+ * Return: 0, or -EIO when the queue is down or broken.
+ */
+int tmem_queue_add(struct tmem_queue *q, struct tmem_slot *slot,
+		   struct page *page)
+{
+	struct scatterlist keys, answer, data;
+	unsigned int out = 0, in = 0;
+	struct scatterlist *sgs[3];
+	bool store = slot->out->req.op == cpu_to_le16(VIRTIO_TMEM_OP_STORE);
+
+	lockdep_assert_held(&q->lock);
+
+	if (q->down)
+		return -EIO;
+
+	slot->out->req.count = cpu_to_le16(slot->count);
+	sg_init_one(&keys, slot->out,
+		    struct_size(slot->out, entry, slot->count));
+	sg_init_one(&answer, slot->in,
+		    struct_size(slot->in, status, slot->count));
+	sg_init_table(&data, 1);
+	if (page)
+		sg_set_page(&data, page, PAGE_SIZE, 0);
+
+	sgs[out++] = &keys;
+	if (page && store)
+		sgs[out++] = &data;
+	sgs[out + in++] = &answer;
+	if (page && !store)
+		sgs[out + in++] = &data;
+
+	/* Without indirect descriptors this allocates nothing */
+	return virtqueue_add_sgs(q->vq, sgs, out, in, slot, GFP_ATOMIC) ?
+		-EIO : 0;
+}
+
+static bool tmem_slot_is_done(struct tmem_slot *slot)
+{
+	/* Pairs with the release in tmem_queue_reap() */
+	return smp_load_acquire(&slot->done);
+}
+
+static bool tmem_slot_done(struct tmem_queue *q, struct tmem_slot *slot)
+{
+	unsigned long flags;
+
+	if (tmem_slot_is_done(slot))
+		return true;
+	/* Whoever has the lock now takes our answer too, or we come again */
+	if (!spin_trylock_irqsave(&q->lock, flags))
+		return false;
+	tmem_queue_reap(q);
+	spin_unlock_irqrestore(&q->lock, flags);
+	return tmem_slot_is_done(slot);
+}
+
+static bool tmem_slot_done_or_down(struct tmem_queue *q, struct tmem_slot *slot)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&q->lock, flags);
+	tmem_queue_reap(q);
+	spin_unlock_irqrestore(&q->lock, flags);
+	return tmem_slot_is_done(slot) || READ_ONCE(q->dev->broken) ||
+	       virtqueue_is_broken(q->vq);
+}
+
+static bool tmem_device_failed(struct tmem_queue *q)
+{
+	struct virtio_device *vdev = q->dev->vdev;
+
+	return READ_ONCE(q->dev->broken) || virtqueue_is_broken(q->vq) ||
+	       vdev->config->get_status(vdev) & VIRTIO_CONFIG_S_NEEDS_RESET;
+}
+
+static void tmem_kick(struct tmem_queue *q, enum tmem_queue_stat why)
+{
+	tmem_count(why);
+	/* A failure marks the queue broken, which the sleeper finds */
+	virtqueue_notify(q->vq);
+}
+
+static bool tmem_queue_poll(struct tmem_queue *q, struct tmem_slot *slot,
+			    bool kicked)
+{
+	ktime_t start;
+	s64 us;
+
+	if (tmem_slot_done(q, slot))
+		return true;
+	start = ktime_get();
+	do {
+		cpu_relax();
+		if (tmem_slot_done(q, slot))
+			return true;
+		us = ktime_us_delta(ktime_get(), start);
+		if (!kicked && us >= TMEM_KICK_AGAIN_US) {
+			tmem_kick(q, TMEM_KICKS_AGAIN);
+			kicked = true;
+		}
+	} while (us < TMEM_POLL_US);
+	/* The last doorbell may have taken all that time */
+	return tmem_slot_done(q, slot);
+}
+
+static int tmem_queue_sleep(struct tmem_queue *q, struct tmem_slot *slot)
+{
+	unsigned long end = jiffies + msecs_to_jiffies(tmem_timeout_ms);
+	int err = -EIO;
+
+	tmem_count(TMEM_POLL_TIMEOUTS);
+	tmem_sleep_begin(q);
+	for (;;) {
+		wait_event_timeout(q->wait, tmem_slot_done_or_down(q, slot),
+				   msecs_to_jiffies(TMEM_CHECK_MS));
+		if (tmem_slot_is_done(slot)) {
+			err = 0;
+			break;
+		}
+		if (tmem_device_failed(q))
+			break;
+		if (time_after(jiffies, end)) {
+			tmem_count(TMEM_REQUEST_TIMEOUTS);
+			err = -ETIMEDOUT;
+			break;
+		}
+	}
+	tmem_sleep_end(q);
+	return err;
+}
+
+/**
+ * tmem_queue_wait() - ring the doorbell and wait for the answer
+ * @q: queue
+ * @slot: request that was added to it
+ * @kick: whether virtqueue_kick_prepare() asked for the doorbell
+ * @why: how to count the doorbell
+ *
+ * When this fails, the device was reset before it returns: the host does not
+ * touch the buffers of the request any more.
+ *
+ * Return: 0 when there is an answer, else -EIO.
+ */
+int tmem_queue_wait(struct tmem_queue *q, struct tmem_slot *slot, bool kick,
+		    enum tmem_queue_stat why)
+{
+	int err;
+
+	if (kick)
+		tmem_kick(q, why);
+	if (likely(tmem_queue_poll(q, slot, kick)))
+		return 0;
+	err = tmem_queue_sleep(q, slot);
+	if (!err)
+		return 0;
+	tmem_break(q->dev, err == -ETIMEDOUT ? "no answer" : "device failed");
+	return -EIO;
+}
+
+/* What the host said to entry @i; of an answer that makes no sense, INVALID. */
+u8 tmem_slot_status(struct tmem_slot *slot, unsigned int i)
+{
+	u8 status;
+
+	if (slot->len < sizeof(slot->in->resp))
+		goto bad;
+	status = READ_ONCE(slot->in->resp.status);
+	if (status != VIRTIO_TMEM_S_OK || !slot->count)
+		return status;
+	if (i >= slot->count ||
+	    slot->len < struct_size(slot->in, status, slot->count))
+		goto bad;
+	return READ_ONCE(slot->in->status[i]);
+bad:
+	tmem_count(TMEM_BAD_ANSWERS);
+	return VIRTIO_TMEM_S_INVALID;
+}
+
+/**
+ * tmem_control() - a request without entries, on the first queue
+ * @dev: device
+ * @op: VIRTIO_TMEM_OP_
+ * @pool: pool or flags
+ * @object: three words, or NULL for zeroes
+ * @new_pool: where to put the id of a new pool, or NULL
+ *
+ * Return: 0, -EIO when there is no answer, -EREMOTEIO when the host refused.
+ */
+int tmem_control(struct tmem_dev *dev, u16 op, u32 pool, const u64 *object,
+		 u32 *new_pool)
+{
+	struct tmem_queue *q = &dev->queues[0];
+	struct tmem_slot *slot;
+	unsigned long flags;
+	unsigned int i;
+	bool kick;
+	u8 status;
+	int err;
+
+	slot = tmem_slot_get(q, TMEM_SLOT_BATCH);
+	if (!slot)
+		return -EIO;
+	slot->out->req.op = cpu_to_le16(op);
+	slot->out->req.pool = cpu_to_le32(pool);
+	for (i = 0; i < ARRAY_SIZE(slot->out->req.object); i++)
+		slot->out->req.object[i] = cpu_to_le64(object ? object[i] : 0);
+
+	spin_lock_irqsave(&q->lock, flags);
+	err = tmem_queue_add(q, slot, NULL);
+	kick = !err && virtqueue_kick_prepare(q->vq);
+	spin_unlock_irqrestore(&q->lock, flags);
+	if (!err)
+		err = tmem_queue_wait(q, slot, kick, TMEM_KICKS_CONTROL);
+	if (!err) {
+		status = tmem_slot_status(slot, 0);
+		if (status == VIRTIO_TMEM_S_OK) {
+			if (new_pool)
+				*new_pool = le32_to_cpu(slot->in->resp.pool);
+		} else {
+			dev_warn(&dev->vdev->dev,
+				 "host refused operation %u: status %u\n",
+				 op, status);
+			err = -EREMOTEIO;
+		}
+	}
+	tmem_slot_put(q, slot);
+	return err;
+}
+
+/**
+ * tmem_break() - give the device up
+ * @dev: device
+ * @why: for the log
+ *
+ * What the host keeps is lost, and all loads fail from now on. Resets the
+ * device, so that the host cannot write to a page which its owner takes back
+ * without an answer. May sleep; whoever else calls returns after the reset.
+ */
+void tmem_break(struct tmem_dev *dev, const char *why)
+{
+	struct virtio_device *vdev = dev->vdev;
+	unsigned int i;
+
+	mutex_lock(&dev->break_lock);
+	if (!dev->broken) {
+		for (i = 0; i < dev->nr_queues; i++)
+			tmem_queue_stop(&dev->queues[i]);
+		virtio_break_device(vdev);
+		virtio_reset_device(vdev);
+		/* The reset is done when the status reads zero */
+		for (i = 0; i < 1000; i++) {
+			if (!vdev->config->get_status(vdev))
+				break;
+			usleep_range(1000, 2000);
+		}
+		if (vdev->config->get_status(vdev))
+			dev_alert(&vdev->dev, "the device does not reset\n");
+		WRITE_ONCE(dev->broken, true);
+		if (why) {
+			tmem_count(TMEM_BROKEN);
+			dev_err(&vdev->dev,
+				"%s: device reset, its pages are lost\n", why);
+		}
+		for (i = 0; i < dev->nr_queues; i++)
+			wake_up_all(&dev->queues[i].wait);
+	}
+	mutex_unlock(&dev->break_lock);
+}

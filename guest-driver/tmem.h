@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Virtio transcendent memory driver: what its files share.
+ *
+ * README.md has the structures, the lock order and the contexts.
+ */
+#ifndef _TMEM_H
+#define _TMEM_H
+
+#include <linux/bits.h>
+#include <linux/list.h>
+#include <linux/mm_types.h>
+#include <linux/mutex.h>
+#include <linux/spinlock.h>
+#include <linux/srcu.h>
+#include <linux/virtio.h>
+#include <linux/virtio_tmem.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+
+/*
+ * Pages of one object go to the queues in blocks of this many, so that the
+ * swap clusters of different CPUs are likely to use different queues. A
+ * multiple of BITS_PER_LONG: queues then share no word of a bitmap.
+ */
+#define TMEM_BLOCK_SHIFT	8
+#define TMEM_BLOCK_PAGES	BIT(TMEM_BLOCK_SHIFT)
+
+/* Who uses an area */
+enum tmem_user {
+	TMEM_USER_FRONTSWAP,
+	TMEM_USER_BLOCK,
+	TMEM_NR_USERS,
+};
+
+/* Counters of one user, and what the host answered */
+enum tmem_op_stat {
+	TMEM_STORES_OK,
+	TMEM_STORES_NO_SPACE,
+	TMEM_STORES_FROZEN,
+	TMEM_STORES_NO_MEMORY,
+	TMEM_STORES_REFUSED_OTHER,
+	TMEM_STORES_FAILED,
+	TMEM_LOADS_OK,
+	TMEM_LOADS_ABSENT,
+	TMEM_LOADS_LOST,
+	TMEM_LOADS_IO_ERROR,
+	TMEM_LOADS_FAILED,
+	TMEM_INVALIDATES,
+	TMEM_INVALIDATES_SENT,
+	TMEM_INVALIDATES_OVERTAKEN,
+	TMEM_INVALIDATES_FAILED,
+	TMEM_INVALIDATE_BATCHES,
+	TMEM_INVALIDATE_BATCHES_RODE,
+	TMEM_OBJECT_INVALIDATES,
+	TMEM_NR_OP_STATS,
+};
+
+/* Counters of the queues */
+enum tmem_queue_stat {
+	TMEM_KICKS_PAGE,
+	TMEM_KICKS_INVALIDATE,
+	TMEM_KICKS_CONTROL,
+	TMEM_KICKS_AGAIN,
+	TMEM_SLOT_WAITS,
+	TMEM_POLL_TIMEOUTS,
+	TMEM_INTERRUPTS,
+	TMEM_REQUEST_TIMEOUTS,
+	TMEM_BAD_ANSWERS,
+	TMEM_BROKEN,
+	TMEM_EVENTS,
+	TMEM_NR_QUEUE_STATS,
+};
+
+enum tmem_slot_kind {
+	TMEM_SLOT_PAGE,		/* one page in or out */
+	TMEM_SLOT_BATCH,	/* up to VIRTIO_TMEM_MAX_BATCH keys, no page */
+	TMEM_NR_SLOT_KINDS,
+};
+
+/* What the host reads and writes; allocated once, never on a stack */
+struct tmem_out {
+	struct virtio_tmem_req req;
+	struct virtio_tmem_entry entry[];
+};
+
+struct tmem_in {
+	struct virtio_tmem_resp resp;
+	u8 status[];
+};
+
+/**
+ * struct tmem_slot - one request
+ * @list: in tmem_queue.free[kind] while nobody uses the slot
+ * @kind: size of the buffers
+ * @done: the answer is in @in; written under the lock of the queue, read
+ *	without
+ * @async: nobody waits: whoever finds the answer frees the slot
+ * @len: bytes the host says it wrote
+ * @count: entries in the request
+ * @area: area whose bitmaps the answer concerns, or NULL
+ * @out: what the host reads
+ * @in: what the host writes
+ */
+struct tmem_slot {
+	struct list_head list;
+	enum tmem_slot_kind kind;
+	bool done;
+	bool async;
+	u32 len;
+	unsigned int count;
+	struct tmem_area *area;
+	struct tmem_out *out;
+	struct tmem_in *in;
+};
+
+/**
+ * struct tmem_queue - a request queue
+ * @dev: device
+ * @index: number of the queue, the first is 0
+ * @lock: protects the ring, the slots and, of each area, the bits of the
+ *	blocks that belong to this queue
+ * @vq: virtqueue
+ * @down: no new requests
+ * @sleepers: tasks in @wait; interrupts are on while there are any
+ * @wait: for an answer or for a slot
+ * @free: slots nobody uses, by kind
+ * @nr_slots: length of @slots
+ * @slots: all slots
+ */
+struct tmem_queue {
+	struct tmem_dev *dev;
+	unsigned int index;
+	spinlock_t lock;	/* ring, slots, bits of areas */
+	struct virtqueue *vq;
+	bool down;
+	unsigned int sleepers;
+	wait_queue_head_t wait;
+	struct list_head free[TMEM_NR_SLOT_KINDS];
+	unsigned int nr_slots;
+	struct tmem_slot **slots;
+};
+
+#define TMEM_NR_EVENTS	4
+
+/**
+ * struct tmem_dev - a device
+ * @vdev: virtio device
+ * @event_vq: event queue
+ * @events: buffers of the event queue
+ * @event_work: reads them
+ * @config_work: reads the configuration after a change
+ * @nr_queues: length of @queues
+ * @queues: request queues
+ * @max_batch: most entries in a request
+ * @lock: protects @areas, and keeps them there for who sends their invalidates
+ * @areas: areas on this device
+ * @pool: ids of the pools, by user
+ * @has_pool: whether there is one
+ * @break_lock: makes everybody who saw the device fail wait until the host
+ *	has let go of all pages
+ * @broken: the device was reset for good
+ * @wq: for all work here
+ * @flush_work: sends invalidates which did not ride with another request
+ * @disk: swap disk, or NULL
+ * @host_pressure: what the host said last, VIRTIO_TMEM_PRESSURE_
+ * @host_limit: what the host said last, in bytes
+ * @host_used: what the host said last, in bytes
+ */
+struct tmem_dev {
+	struct virtio_device *vdev;
+	struct virtqueue *event_vq;
+	struct virtio_tmem_event *events;
+	struct work_struct event_work;
+	struct work_struct config_work;
+
+	unsigned int nr_queues;
+	struct tmem_queue *queues;
+	unsigned int max_batch;
+
+	struct mutex lock;		/* areas */
+	struct list_head areas;
+	u32 pool[TMEM_NR_USERS];
+	bool has_pool[TMEM_NR_USERS];
+
+	struct mutex break_lock;	/* broken */
+	bool broken;
+
+	struct workqueue_struct *wq;
+	struct delayed_work flush_work;
+
+	struct tmem_disk *disk;
+
+	u32 host_pressure;
+	u64 host_limit;
+	u64 host_used;
+};
+
+/**
+ * struct tmem_pending - what concerns one queue of an area
+ * @count: bits in tmem_area.pending
+ * @pages: bits in tmem_area.present
+ * @hint: where the next search starts
+ * @blocks: blocks of the queue which may have bits in tmem_area.pending
+ */
+struct tmem_pending {
+	unsigned long count;
+	unsigned long pages;
+	unsigned long hint;
+	unsigned long *blocks;
+};
+
+/**
+ * struct tmem_area - the pages of one object: a swap area or the disk
+ * @dev: NULL once the device is gone
+ * @list: in tmem_dev.areas
+ * @user: whose pool it is in
+ * @object: its name there
+ * @nr_pages: size
+ * @nr_queues: length of @queue
+ * @present: pages which the host has accepted and still has to keep
+ * @pending: pages which were given up, and the host does not know yet
+ * @queue: what concerns one queue, under its lock
+ *
+ * A page is never present and pending. The bits of a page are protected by the
+ * lock of its queue.
+ */
+struct tmem_area {
+	struct tmem_dev __rcu *dev;
+	struct list_head list;
+	enum tmem_user user;
+	u64 object[3];
+	unsigned long nr_pages;
+	unsigned int nr_queues;
+	unsigned long *present;
+	unsigned long *pending;
+	struct tmem_pending *queue;
+};
+
+/* core.c */
+extern struct srcu_struct tmem_srcu;
+extern unsigned int tmem_timeout_ms;
+
+/* queue.c */
+int tmem_queue_init(struct tmem_queue *q, struct tmem_dev *dev,
+		    unsigned int index);
+int tmem_queue_start(struct tmem_queue *q, struct virtqueue *vq);
+void tmem_queue_stop(struct tmem_queue *q);
+void tmem_queue_resume(struct tmem_queue *q);
+void tmem_queue_free(struct tmem_queue *q);
+void tmem_queue_callback(struct virtqueue *vq);
+struct tmem_slot *tmem_slot_get(struct tmem_queue *q, enum tmem_slot_kind kind);
+struct tmem_slot *tmem_slot_tryget(struct tmem_queue *q,
+				   enum tmem_slot_kind kind);
+void tmem_slot_put(struct tmem_queue *q, struct tmem_slot *slot);
+int tmem_queue_add(struct tmem_queue *q, struct tmem_slot *slot,
+		   struct page *page);
+int tmem_queue_wait(struct tmem_queue *q, struct tmem_slot *slot, bool kick,
+		    enum tmem_queue_stat why);
+u8 tmem_slot_status(struct tmem_slot *slot, unsigned int i);
+int tmem_control(struct tmem_dev *dev, u16 op, u32 pool, const u64 *object,
+		 u32 *new_pool);
+void tmem_break(struct tmem_dev *dev, const char *why);
+
+/* area.c */
+struct tmem_area *tmem_area_create(struct tmem_dev *dev, enum tmem_user user,
+				   u64 object, unsigned long nr_pages);
+void tmem_area_destroy(struct tmem_area *area);
+unsigned long tmem_area_pages(struct tmem_area *area);
+int tmem_store(struct tmem_area *area, unsigned long index, struct page *page);
+int tmem_load(struct tmem_area *area, unsigned long index, struct page *page);
+void tmem_invalidate(struct tmem_area *area, unsigned long index);
+void tmem_area_complete(struct tmem_queue *q, struct tmem_slot *slot);
+void tmem_areas_flush(struct work_struct *work);
+void tmem_areas_detach(struct tmem_dev *dev);
+void tmem_areas_forget(struct tmem_dev *dev);
+
+/* frontswap.c */
+#if IS_ENABLED(CONFIG_TMEM_FRONTSWAP)
+int tmem_frontswap_attach(struct tmem_dev *dev);
+void tmem_frontswap_detach(struct tmem_dev *dev);
+#else
+static inline int tmem_frontswap_attach(struct tmem_dev *dev)
+{
+	return -EOPNOTSUPP;
+}
+
+static inline void tmem_frontswap_detach(struct tmem_dev *dev)
+{
+}
+#endif
+
+/* block.c */
+int tmem_block_attach(struct tmem_dev *dev, u64 bytes);
+void tmem_block_detach(struct tmem_dev *dev);
+
+/* stats.c */
+void tmem_count_op(enum tmem_user user, enum tmem_op_stat stat,
+		   unsigned int n);
+void tmem_count(enum tmem_queue_stat stat);
+void tmem_stats_attach(struct tmem_dev *dev);
+void tmem_stats_detach(struct tmem_dev *dev);
+void tmem_stats_init(void);
+void tmem_stats_exit(void);
+
+#endif /* _TMEM_H */
