@@ -1,0 +1,315 @@
+//! vCPU threads: one each, owned by [`VcpuThreads`], which stops and joins them when it is dropped.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+
+use kvm_bindings::{
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+};
+use kvm_ioctls::{KvmRunWrapper, VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::bus::{Bus, Effect};
+use crate::stop::Wake;
+
+const RFLAGS_IF: u64 = 1 << 9;
+
+/// How a guest ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExitReason {
+    /// It pulled the reset line (`reboot -f`, or the end of init with `panic=-1`).
+    Reset,
+    /// It asked for power-off through KVM.
+    PowerOff,
+    /// All its CPUs halted with interrupts off (`poweroff -f` or `halt -f` without ACPI).
+    Halted,
+    /// A triple fault.
+    TripleFault,
+    /// We were told to by this signal.
+    Signal(i32),
+    /// The user typed the escape.
+    Escape,
+}
+
+/// A vCPU that cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VcpuError {
+    /// `KVM_RUN` failed.
+    #[error("vCPU {id} cannot run")]
+    Run {
+        /// Which.
+        id: u8,
+        /// Cause.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// KVM left the guest for a reason that has no handler here.
+    #[error("vCPU {id} stopped: {reason}")]
+    Stopped {
+        /// Which.
+        id: u8,
+        /// KVM's reason.
+        reason: String,
+    },
+    /// A device model panicked; the panic's own message came before.
+    #[error("The thread of vCPU {id} panicked")]
+    Panicked {
+        /// Which.
+        id: u8,
+    },
+}
+
+/// The first end anyone reports is how the machine ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    result: OnceLock<Mutex<Option<Result<ExitReason, VcpuError>>>>,
+    pub(crate) wake: Wake,
+}
+
+impl Outcome {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            result: OnceLock::new(),
+            wake: Wake::new()?,
+        })
+    }
+
+    pub(crate) fn report(&self, result: Result<ExitReason, VcpuError>) {
+        let _ = self.result.set(Mutex::new(Some(result)));
+        self.wake.wake();
+    }
+
+    /// What was reported, once.
+    pub(crate) fn take(&self) -> Option<Result<ExitReason, VcpuError>> {
+        self.result
+            .get()?
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+}
+
+/// Flags a vCPU thread shares with its owner.
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    /// At the last kick it was halted for good: no interrupt can wake it.
+    halted: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Vcpu {
+    thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    /// A mapping of the run area of our own, so that `immediate_exit` can be set while the thread is in KVM.
+    run: KvmRunWrapper,
+    /// `/proc/self/task/TID/schedstat`, once the thread has said who it is.
+    schedstat: Arc<OnceLock<String>>,
+    last_schedstat: String,
+}
+
+/// All vCPU threads of a machine.
+#[derive(Debug)]
+pub(crate) struct VcpuThreads {
+    vcpus: Vec<Vcpu>,
+}
+
+impl VcpuThreads {
+    /// Starts a thread for each vCPU. `run_size` is what `KVM_GET_VCPU_MMAP_SIZE` said.
+    pub(crate) fn start(
+        fds: Vec<VcpuFd>,
+        run_size: usize,
+        bus: &Arc<Bus>,
+        outcome: &Arc<Outcome>,
+    ) -> io::Result<Self> {
+        // The handler does nothing: the signal's only effect is that it ends a blocking call with EINTR.
+        register_signal_handler(SIGRTMIN(), no_op)?;
+        let mut threads = Self { vcpus: Vec::new() };
+        for (id, fd) in (0u8..).zip(fds) {
+            let run = KvmRunWrapper::mmap_from_fd(&fd, run_size)?;
+            let shared = Arc::new(Shared::default());
+            let schedstat = Arc::new(OnceLock::new());
+            let runner = Runner {
+                id,
+                fd,
+                shared: Arc::clone(&shared),
+                bus: Arc::clone(bus),
+                outcome: Arc::clone(outcome),
+            };
+            let path = Arc::clone(&schedstat);
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{id}"))
+                .spawn(move || {
+                    let tid = rustix::thread::gettid().as_raw_nonzero();
+                    let _ = path.set(format!("/proc/self/task/{tid}/schedstat"));
+                    runner.run();
+                })?;
+            threads.vcpus.push(Vcpu {
+                thread: Some(thread),
+                shared,
+                run,
+                schedstat,
+                last_schedstat: String::new(),
+            });
+        }
+        Ok(threads)
+    }
+
+    /// Whether every vCPU is halted with interrupts off, so that nothing will ever happen again. Looks at threads
+    /// that have not run since the last call; it kicks those out of the guest and knows at the next call.
+    pub(crate) fn all_halted(&mut self) -> bool {
+        let halted = self
+            .vcpus
+            .iter()
+            .all(|vcpu| vcpu.shared.halted.load(Ordering::SeqCst));
+        if halted {
+            return true;
+        }
+        let mut all_idle = true;
+        for vcpu in &mut self.vcpus {
+            let now = vcpu
+                .schedstat
+                .get()
+                .and_then(|path| std::fs::read_to_string(path).ok())
+                .unwrap_or_default();
+            all_idle &= !now.is_empty() && now == vcpu.last_schedstat;
+            vcpu.last_schedstat = now;
+        }
+        if all_idle {
+            for vcpu in &self.vcpus {
+                // What an earlier kick saw does not count.
+                vcpu.shared.halted.store(false, Ordering::SeqCst);
+            }
+            for vcpu in &self.vcpus {
+                if let Some(thread) = &vcpu.thread {
+                    let _ = thread.kill(SIGRTMIN());
+                }
+            }
+        }
+        false
+    }
+
+    fn stop(&mut self) {
+        for vcpu in &mut self.vcpus {
+            vcpu.shared.stop.store(true, Ordering::SeqCst);
+            // Before KVM_RUN the flag makes it return at once, inside of it the signal does: no window is left.
+            vcpu.run.as_mut_ref().immediate_exit = 1;
+            if let Some(thread) = &vcpu.thread {
+                let _ = thread.kill(SIGRTMIN());
+            }
+        }
+        for vcpu in &mut self.vcpus {
+            if let Some(thread) = vcpu.thread.take() {
+                // A panic was reported by the thread itself.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for VcpuThreads {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+extern "C" fn no_op(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// What runs in a vCPU thread.
+struct Runner {
+    id: u8,
+    fd: VcpuFd,
+    shared: Arc<Shared>,
+    bus: Arc<Bus>,
+    outcome: Arc<Outcome>,
+}
+
+/// Reports a panic of the thread it lives in.
+struct PanicReport(Arc<Outcome>, u8);
+
+impl Drop for PanicReport {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.report(Err(VcpuError::Panicked { id: self.1 }));
+        }
+    }
+}
+
+impl Runner {
+    fn run(mut self) {
+        let _report = PanicReport(Arc::clone(&self.outcome), self.id);
+        while !self.shared.stop.load(Ordering::SeqCst) {
+            if let Some(result) = self.step() {
+                self.outcome.report(result);
+                return;
+            }
+        }
+    }
+
+    /// Enters the guest once and handles why it left; `Some` when this ends the machine.
+    fn step(&mut self) -> Option<Result<ExitReason, VcpuError>> {
+        let id = self.id;
+        let exit = match self.fd.run() {
+            Ok(exit) => exit,
+            Err(error) => {
+                return match error.errno() {
+                    libc::EINTR => {
+                        self.look_if_halted();
+                        None
+                    }
+                    // A vCPU that waits for its start-up interrupt returns so when it was woken.
+                    libc::EAGAIN => None,
+                    _ => Some(Err(VcpuError::Run { id, source: error })),
+                };
+            }
+        };
+        let stopped = |reason: String| Some(Err(VcpuError::Stopped { id, reason }));
+        match exit {
+            VcpuExit::MmioWrite(address, data) => self.bus.mmio_write(address, data),
+            VcpuExit::MmioRead(address, data) => self.bus.mmio_read(address, data),
+            VcpuExit::IoOut(port, data) => {
+                if self.bus.port_out(port, data) == Effect::Reset {
+                    return Some(Ok(ExitReason::Reset));
+                }
+            }
+            VcpuExit::IoIn(port, data) => self.bus.port_in(port, data),
+            VcpuExit::Intr => {}
+            VcpuExit::Shutdown => return Some(Ok(ExitReason::TripleFault)),
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => {
+                return Some(Ok(ExitReason::PowerOff));
+            }
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return Some(Ok(ExitReason::Reset)),
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => {
+                return stopped("the guest reports a crash".into());
+            }
+            VcpuExit::FailEntry(reason, cpu) => {
+                return stopped(format!(
+                    "the processor refuses to enter the guest, reason {reason:#x} on CPU {cpu}"
+                ));
+            }
+            VcpuExit::InternalError => return stopped("internal error of KVM".into()),
+            other => return stopped(format!("unexpected exit {other:?}")),
+        }
+        None
+    }
+
+    fn look_if_halted(&mut self) {
+        let halted = self
+            .fd
+            .get_mp_state()
+            .is_ok_and(|state| match state.mp_state {
+                KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => true,
+                KVM_MP_STATE_HALTED => self
+                    .fd
+                    .get_regs()
+                    .is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0),
+                _ => false,
+            });
+        self.shared.halted.store(halted, Ordering::SeqCst);
+    }
+}

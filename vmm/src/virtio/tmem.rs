@@ -1,0 +1,1 @@
+//! Glue of `tmem-device` to the transport.

@@ -1,0 +1,347 @@
+//! The machine: made from a [`VmConfig`] and a list of virtio devices, run until the guest ends or we are told to
+//! end it.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::boot::{self, BootError, Payload};
+use crate::bus::Bus;
+use crate::console::Console;
+use crate::cpu::{CpuSetupError, CpuTemplate};
+use crate::host::{self, HostError};
+use crate::layout::{self, GuestRamError};
+use crate::serial::SerialPort;
+use crate::signals::Signals;
+use crate::stop::StopFlag;
+use crate::vcpu::{ExitReason, Outcome, VcpuError, VcpuThreads};
+use crate::virtio::mmio::{self, MmioTransport};
+use crate::virtio::{Interrupt, VirtioDevice};
+
+/// How often a machine that does nothing is asked whether it halted for good.
+const HALT_WATCH: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// What a machine is made of, devices aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmConfig {
+    /// ELF vmlinux or bzImage.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line; the entries that announce the virtio devices are appended.
+    pub cmdline: String,
+    /// vCPUs, 1 to [`layout::MAX_CPUS`].
+    pub cpus: u8,
+    /// Bytes of memory, whole pages from [`layout::MIN_MEMORY`] to [`layout::MAX_MEMORY`].
+    pub memory: u64,
+}
+
+/// Why a machine could not be made or could not go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmError {
+    /// This host runs no guests.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Kernel, initrd or command line cannot be used.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// More CPUs or fewer than there can be.
+    #[error("A guest has 1 to {max} CPUs, not {0}", max = layout::MAX_CPUS)]
+    Cpus(u8),
+    /// Memory out of range.
+    #[error("A guest has whole pages of memory from {min} to {max} bytes, not {0}", min = layout::MIN_MEMORY, max = layout::MAX_MEMORY)]
+    MemorySize(u64),
+    /// More devices than interrupt lines.
+    #[error("A guest has at most {max} virtio devices, not {0}", max = layout::MAX_DEVICES)]
+    TooManyDevices(usize),
+    /// Guest memory could not be had.
+    #[error(transparent)]
+    GuestRam(#[from] GuestRamError),
+    /// A device has queues of an impossible size.
+    #[error("Bad queue size")]
+    Queue(#[from] virtio_queue::Error),
+    /// A call to KVM failed.
+    #[error("KVM cannot {what}")]
+    Kvm {
+        /// What was asked.
+        what: &'static str,
+        /// Cause.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// A vCPU could not be prepared.
+    #[error(transparent)]
+    CpuSetup(#[from] CpuSetupError),
+    /// A vCPU could not go on.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The operating system refused a descriptor, a thread or the terminal.
+    #[error("Cannot {what}")]
+    System {
+        /// What was asked.
+        what: &'static str,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn kvm_failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
+    move |source| VmError::Kvm { what, source }
+}
+
+fn system_failed(what: &'static str) -> impl Fn(io::Error) -> VmError {
+    move |source| VmError::System { what, source }
+}
+
+/// A guest that is loaded and has not run yet.
+#[derive(Debug)]
+pub struct Vm {
+    fd: VmFd,
+    run_size: usize,
+    vcpus: Vec<kvm_ioctls::VcpuFd>,
+    serial: Arc<Mutex<SerialPort>>,
+    /// Ends a console write that blocks.
+    output_stop: StopFlag,
+    transports: Vec<Arc<MmioTransport>>,
+    /// Last, so that it goes last: KVM and the devices point into it.
+    _mem: GuestMemoryMmap,
+}
+
+impl Vm {
+    /// Makes the machine and loads the guest; nothing runs before [`run`](Self::run).
+    pub fn new(config: &VmConfig, devices: Vec<Arc<dyn VirtioDevice>>) -> Result<Self, VmError> {
+        if !(1..=layout::MAX_CPUS).contains(&config.cpus) {
+            return Err(VmError::Cpus(config.cpus));
+        }
+        if !(layout::MIN_MEMORY..=layout::MAX_MEMORY).contains(&config.memory)
+            || !config.memory.is_multiple_of(4096)
+        {
+            return Err(VmError::MemorySize(config.memory));
+        }
+        if devices.len() > layout::MAX_DEVICES {
+            return Err(VmError::TooManyDevices(devices.len()));
+        }
+        let kvm = host::open_kvm()?;
+        let mem = layout::guest_ram(config.memory)?;
+        let cmdline = full_cmdline(&config.cmdline, devices.len());
+        let payload = Payload {
+            kernel: &config.kernel,
+            initrd: config.initrd.as_deref(),
+            cmdline: &cmdline,
+            cpus: config.cpus,
+            memory: config.memory,
+        };
+        let entry = boot::load(&mem, &payload)?;
+
+        let fd = create_machine(&kvm, &mem)?;
+        let output_stop = StopFlag::new().map_err(system_failed("create an eventfd"))?;
+        let serial =
+            SerialPort::new(output_stop.clone()).map_err(system_failed("create an eventfd"))?;
+        fd.register_irqfd(serial.line(), layout::SERIAL_IRQ)
+            .map_err(kvm_failed("connect the serial interrupt"))?;
+        let transports = connect(&fd, &mem, devices)?;
+        let template = CpuTemplate::new(&kvm).map_err(kvm_failed("say what its CPUs support"))?;
+        let mut vcpus = Vec::new();
+        for id in 0..config.cpus {
+            let vcpu = fd
+                .create_vcpu(u64::from(id))
+                .map_err(kvm_failed("create a vCPU"))?;
+            template.apply(&vcpu, id, config.cpus, entry)?;
+            vcpus.push(vcpu);
+        }
+        let run_size = kvm
+            .get_vcpu_mmap_size()
+            .map_err(kvm_failed("say how large a vCPU's run area is"))?;
+        let serial = Arc::new(Mutex::new(serial));
+        Ok(Self {
+            fd,
+            run_size,
+            vcpus,
+            serial,
+            output_stop,
+            transports,
+            _mem: mem,
+        })
+    }
+
+    /// Transports in the order of the devices given, for their counters.
+    pub fn transports(&self) -> &[Arc<MmioTransport>] {
+        &self.transports
+    }
+
+    /// Runs the guest on this thread's watch until it ends, a signal comes or the escape is typed. When it returns,
+    /// every thread of the machine is joined and the terminal is as it was.
+    pub fn run(self) -> Result<ExitReason, VmError> {
+        let Self {
+            fd,
+            run_size,
+            vcpus,
+            serial,
+            output_stop,
+            transports,
+            _mem,
+        } = self;
+        let signals = Signals::new().map_err(system_failed("catch signals"))?;
+        let outcome = Arc::new(Outcome::new().map_err(system_failed("create an eventfd"))?);
+        let quit = Arc::clone(&outcome);
+        let console = Console::start(Arc::clone(&serial), move || {
+            quit.report(Ok(ExitReason::Escape))
+        })
+        .map_err(system_failed("set up the console"))?;
+        let bus = Arc::new(Bus::new(serial, transports));
+        let mut threads = VcpuThreads::start(vcpus, run_size, &bus, &outcome)
+            .map_err(system_failed("start the vCPU threads"))?;
+
+        let ended = watch(&signals, &outcome, &mut threads);
+        // A vCPU that waits for a reader of the console lets go first, then all threads end, the console last.
+        output_stop.stop();
+        drop(threads);
+        drop(console);
+        drop(fd);
+        ended
+    }
+}
+
+/// Waits for the end.
+fn watch(
+    signals: &Signals,
+    outcome: &Outcome,
+    threads: &mut VcpuThreads,
+) -> Result<ExitReason, VmError> {
+    loop {
+        let mut fds = [
+            PollFd::new(signals, PollFlags::IN),
+            PollFd::new(&outcome.wake, PollFlags::IN),
+        ];
+        let ready = poll(&mut fds, Some(&HALT_WATCH));
+        if let Some(result) = outcome.take() {
+            return Ok(result?);
+        }
+        if let Some(signal) = signals.caught() {
+            return Ok(ExitReason::Signal(signal));
+        }
+        if ready == Ok(0) && threads.all_halted() {
+            return Ok(ExitReason::Halted);
+        }
+    }
+}
+
+/// An empty machine with interrupt controllers, timer and memory.
+fn create_machine(kvm: &Kvm, mem: &GuestMemoryMmap) -> Result<VmFd, VmError> {
+    let fd = kvm.create_vm().map_err(kvm_failed("create a machine"))?;
+    fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(kvm_failed("place its identity map"))?;
+    fd.set_tss_address(layout::KVM_TSS)
+        .map_err(kvm_failed("place its task state segment"))?;
+    fd.create_irq_chip()
+        .map_err(kvm_failed("create the interrupt controllers"))?;
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    fd.create_pit2(pit)
+        .map_err(kvm_failed("create the timer"))?;
+    for (slot, region) in (0u32..).zip(mem.iter()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the region is a mapping of that length that `Vm` owns and drops after every vCPU.
+        unsafe { fd.set_user_memory_region(region) }
+            .map_err(kvm_failed("map the guest's memory"))?;
+    }
+    Ok(fd)
+}
+
+/// Gives each device a window, a line, and its eventfds.
+fn connect(
+    fd: &VmFd,
+    mem: &GuestMemoryMmap,
+    devices: Vec<Arc<dyn VirtioDevice>>,
+) -> Result<Vec<Arc<MmioTransport>>, VmError> {
+    let mut transports = Vec::new();
+    for ((device, irq), slot) in devices.into_iter().zip(layout::DEVICE_IRQS).zip(0u64..) {
+        let interrupt = Arc::new(Interrupt::new().map_err(system_failed("create an eventfd"))?);
+        let transport = MmioTransport::new(device, mem.clone(), Arc::clone(&interrupt))?;
+        fd.register_irqfd(interrupt.line(), irq)
+            .map_err(kvm_failed("connect a device's interrupt"))?;
+        let notify = layout::MMIO_BASE + slot * layout::MMIO_WINDOW + mmio::QUEUE_NOTIFY;
+        for (queue, doorbell) in transport.doorbell_fds() {
+            fd.register_ioevent(doorbell, &IoEventAddress::Mmio(notify), u32::from(queue))
+                .map_err(kvm_failed("connect a device's doorbell"))?;
+        }
+        transports.push(Arc::new(transport));
+    }
+    Ok(transports)
+}
+
+/// The command line with one `virtio_mmio.device=` for each device. What stands behind ` -- ` is for init, so the
+/// entries go in front of it.
+fn full_cmdline(cmdline: &str, devices: usize) -> String {
+    let mut entries = String::new();
+    for (slot, irq) in (0u64..).zip(layout::DEVICE_IRQS.iter().take(devices)) {
+        let address = layout::MMIO_BASE + slot * layout::MMIO_WINDOW;
+        // Writing to a string does not fail.
+        let _ = write!(entries, " virtio_mmio.device=4K@{address:#x}:{irq}");
+    }
+    match cmdline.split_once(" -- ") {
+        Some((kernel, init)) => format!("{kernel}{entries} -- {init}"),
+        None => format!("{cmdline}{entries}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_announced_in_front_of_the_words_for_init() {
+        assert_eq!(full_cmdline("a=b", 0), "a=b");
+        let two = " virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6";
+        assert_eq!(full_cmdline("a=b", 2), format!("a=b{two}"));
+        assert_eq!(
+            full_cmdline("a=b -- run all", 2),
+            format!("a=b{two} -- run all")
+        );
+    }
+
+    fn config() -> VmConfig {
+        VmConfig {
+            kernel: "/nonexistent".into(),
+            initrd: None,
+            cmdline: String::new(),
+            cpus: 1,
+            memory: 96 << 20,
+        }
+    }
+
+    #[test]
+    fn impossible_machines_are_refused_before_kvm_is_opened() {
+        for cpus in [0, 9] {
+            assert!(matches!(
+                Vm::new(&VmConfig { cpus, ..config() }, vec![]),
+                Err(VmError::Cpus(_))
+            ));
+        }
+        for memory in [0, 4096, (96 << 20) + 1, u64::MAX] {
+            assert!(matches!(
+                Vm::new(&VmConfig { memory, ..config() }, vec![]),
+                Err(VmError::MemorySize(_))
+            ));
+        }
+    }
+}
