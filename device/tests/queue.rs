@@ -1,0 +1,287 @@
+//! What makes a ring corrupt, and that no kick is lost and no call is endless.
+#![allow(missing_docs, clippy::cast_possible_truncation)]
+
+mod common;
+
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, fence};
+use std::time::{Duration, Instant};
+
+use common::*;
+use tmem_device::QueueCorrupt;
+use tmem_protocol::{Op, Status};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+#[test]
+fn an_available_index_that_jumps_by_more_than_the_queue_size_is_corrupt() {
+    for jump in [257u16, 300, 0x7fff, 0xffff] {
+        let mut rig = Rig::new();
+        rig.guest.set_avail(jump);
+        let error = rig.process().unwrap_err();
+        assert!(matches!(error, QueueCorrupt::AvailIndex { index, next: 0 } if index == jump));
+        assert!(rig.guest.used().is_empty());
+        assert_eq!(rig.device.metrics().snapshot().queue_faults, 1);
+    }
+}
+
+#[test]
+fn an_available_index_that_goes_back_is_corrupt() {
+    let mut rig = Rig::new();
+    rig.create_pool();
+    rig.guest.set_avail(0);
+    assert!(matches!(
+        rig.process(),
+        Err(QueueCorrupt::AvailIndex { index: 0, next: 1 })
+    ));
+}
+
+#[test]
+fn a_head_outside_the_descriptor_table_is_corrupt() {
+    for head in [256, 0xffff] {
+        let mut rig = Rig::new();
+        rig.guest.push(head);
+        let error = rig.process().unwrap_err();
+        assert!(matches!(error, QueueCorrupt::Head { size: 256, .. }));
+    }
+}
+
+#[test]
+fn chains_before_a_corrupt_head_are_returned() {
+    let mut rig = Rig::new();
+    let (head, _) = rig.submit(&header(Op::CreatePool as u16, 0, 0, [0; 3]), 8);
+    rig.guest.push(256);
+    assert!(rig.process().is_err());
+    assert_eq!(rig.guest.used(), [(head, 8)]);
+}
+
+#[test]
+fn rings_outside_guest_memory_are_corrupt() {
+    let mut rig = Rig::new();
+    rig.submit(&header(Op::CreatePool as u16, 0, 0, [0; 3]), 8);
+    let outside = MEMORY as u32;
+    rig.guest.queue.set_used_ring_address(Some(outside), None);
+    assert!(matches!(rig.process(), Err(QueueCorrupt::Ring(_))));
+
+    let mut rig = Rig::new();
+    rig.guest.queue.set_avail_ring_address(Some(outside), None);
+    assert!(matches!(rig.process(), Err(QueueCorrupt::Ring(_))));
+
+    // Index inside, ring outside.
+    let mut rig = Rig::new();
+    let edge = outside - 4;
+    rig.guest.write(u64::from(edge), &[0, 0, 1, 0]);
+    rig.guest.queue.set_avail_ring_address(Some(edge), None);
+    assert!(matches!(rig.process(), Err(QueueCorrupt::Unreadable)));
+}
+
+#[test]
+fn a_descriptor_table_outside_guest_memory_returns_chains_of_no_bytes() {
+    let mut rig = Rig::new();
+    rig.guest
+        .queue
+        .set_desc_table_address(Some(MEMORY as u32), None);
+    let head = rig
+        .submit(&header(Op::CreatePool as u16, 0, 0, [0; 3]), 8)
+        .0;
+    assert_eq!(rig.process().unwrap().chains, 1);
+    assert_eq!(rig.guest.used(), [(head, 0)]);
+}
+
+#[test]
+fn a_reset_makes_a_corrupt_queue_work_again() {
+    let mut rig = Rig::new();
+    rig.guest.set_avail(999);
+    assert!(rig.process().is_err());
+    rig.device.reset();
+    rig.guest = Guest::new(256);
+    rig.create_pool();
+}
+
+#[test]
+fn a_full_queue_is_served_in_one_call() {
+    let mut rig = Rig::with(64, u64::MAX);
+    for _ in 0..64 {
+        rig.submit(&header(Op::InvalidateObject as u16, 0, 9, OBJECT), 8);
+    }
+    let progress = rig.process().unwrap();
+    assert_eq!((progress.chains, progress.more), (64, false));
+    assert_eq!(rig.guest.used().len(), 64);
+}
+
+#[test]
+fn indices_wrap_around_many_times() {
+    let mut rig = Rig::with(4, u64::MAX);
+    let pool = rig.create_pool();
+    rig.store(pool, &[(1, page(1))]);
+    let from = rig
+        .guest
+        .put(&batch_request(Op::InvalidatePage, pool, &[2]));
+    let to = rig.guest.alloc(9);
+    for _ in 0..70_000 {
+        let head = rig.guest.chain(&[readable(from, 40), writable(to, 9)]);
+        assert_eq!(rig.process().unwrap().chains, 1);
+        assert_eq!(rig.guest.used(), [(head, 9)]);
+    }
+    assert!(rig.load(pool, &[1]).pages == page(1));
+}
+
+/// A guest of 16 descriptors whose ring entries all name a good chain; its available index is the only
+/// thing that another thread still has to move.
+fn prepared() -> Rig {
+    let mut rig = Rig::with(16, u64::MAX);
+    let pool = rig.create_pool();
+    rig.guest = Guest::new(16);
+    let request = header(Op::InvalidateObject as u16, 0, pool, OBJECT);
+    let from = rig.guest.put(&request);
+    let to = rig.guest.alloc(8);
+    for _ in 0..8 {
+        let head = rig.guest.chain(&[readable(from, 32), writable(to, 8)]);
+        rig.guest
+            .write(AVAIL + 4 + u64::from(head + 1) * 2, &head.to_le_bytes());
+        rig.guest
+            .write(AVAIL + 4 + u64::from(head) * 2, &head.to_le_bytes());
+    }
+    rig.guest.set_avail(0);
+    rig
+}
+
+fn load(mem: &GuestMemoryMmap, addr: u64) -> u16 {
+    mem.load::<u16>(GuestAddress(addr), SeqCst).unwrap().to_le()
+}
+
+fn set(mem: &GuestMemoryMmap, addr: u64, value: u16) {
+    mem.store(value.to_le(), GuestAddress(addr), SeqCst)
+        .unwrap();
+}
+
+#[test]
+fn a_guest_that_never_stops_adding_chains_does_not_hold_a_call() {
+    let mut rig = prepared();
+    let stop = AtomicBool::new(false);
+    let mem = rig.guest.mem.clone();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Relaxed) {
+                set(&mem, AVAIL + 2, load(&mem, USED + 2).wrapping_add(16));
+            }
+        });
+        for _ in 0..20_000 {
+            let progress = rig.process().unwrap();
+            assert!(progress.chains < 2 * 16, "{progress:?}");
+        }
+        stop.store(true, Relaxed);
+    });
+}
+
+#[test]
+fn no_kick_is_lost_while_the_guest_adds_chains_from_another_cpu() {
+    const CHAINS: u16 = 50_000;
+    let mut rig = prepared();
+    rig.guest.queue.set_event_idx(true);
+    let doorbell = AtomicBool::new(false);
+    let mem = rig.guest.mem.clone();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    std::thread::scope(|scope| {
+        // A driver that kicks only when it was asked to.
+        scope.spawn(|| {
+            for new in 1..=CHAINS {
+                while new.wrapping_sub(load(&mem, USED + 2)) > 16 {
+                    assert!(Instant::now() < deadline, "the device sleeps");
+                    std::thread::yield_now();
+                }
+                set(&mem, AVAIL + 2, new);
+                fence(SeqCst);
+                if load(&mem, USED + 4 + 16 * 8) == new.wrapping_sub(1) {
+                    doorbell.store(true, SeqCst);
+                }
+            }
+        });
+        // The device is called for a kick, and again where it says so.
+        let mut served = 0;
+        while served < u32::from(CHAINS) {
+            assert!(Instant::now() < deadline, "served {served}");
+            if !doorbell.swap(false, SeqCst) {
+                std::thread::yield_now();
+                continue;
+            }
+            loop {
+                let progress = rig.process().unwrap();
+                served += progress.chains;
+                if !progress.more {
+                    break;
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn polling_serves_no_more_chains_than_it_may() {
+    let mut rig = Rig::new();
+    for _ in 0..5 {
+        rig.submit(&header(Op::CreatePool as u16, 0, 0, [0; 3]), 8);
+    }
+    let mut poll = |limit| {
+        rig.device
+            .poll_requests(1, &rig.guest.mem, &mut rig.guest.queue, limit)
+            .unwrap()
+            .chains
+    };
+    assert_eq!([poll(2), poll(0), poll(9), poll(9)], [2, 0, 3, 0]);
+}
+
+#[test]
+fn with_event_index_the_doorbell_is_armed_for_the_next_chain() {
+    let mut rig = Rig::new();
+    rig.guest.queue.set_event_idx(true);
+    for served in 1..=5u16 {
+        rig.create_pool();
+        assert_eq!(rig.guest.avail_event(), served);
+    }
+}
+
+#[test]
+fn polling_leaves_the_doorbell_as_it_is() {
+    let mut rig = Rig::new();
+    rig.guest.queue.set_event_idx(true);
+    rig.create_pool();
+    rig.submit(&header(Op::CreatePool as u16, 0, 0, [0; 3]), 8);
+    let progress = rig
+        .device
+        .poll_requests(1, &rig.guest.mem, &mut rig.guest.queue, 9)
+        .unwrap();
+    assert_eq!(progress.chains, 1);
+    assert_eq!(rig.guest.avail_event(), 1);
+}
+
+#[test]
+fn a_guest_that_asked_for_no_interrupt_gets_none() {
+    let mut rig = Rig::new();
+    rig.guest.queue.set_event_idx(true);
+    // used_event far away.
+    rig.guest
+        .mem
+        .write_obj(0x8000u16.to_le(), GuestAddress(0x9000 + 4 + 256 * 2))
+        .unwrap();
+    rig.create_pool();
+    let Rig { guest, .. } = &mut rig;
+    assert!(!guest.queue.needs_notification(&guest.mem).unwrap());
+}
+
+#[test]
+fn queues_of_one_device_are_independent() {
+    let mut rig = Rig::new();
+    let pool = rig.create_pool();
+    rig.store(pool, &[(1, page(1))]);
+    let mut other = Guest::new(16);
+    other.set_avail(0x100);
+    let Rig { device, guest, .. } = &mut rig;
+    assert!(
+        device
+            .process_requests::<_, Queue>(2, &other.mem, &mut other.queue)
+            .is_err()
+    );
+    let _ = guest;
+    assert_eq!(rig.load(pool, &[1]).statuses, [Status::Ok]);
+}
