@@ -213,6 +213,17 @@ static int tmem_transfer(struct tmem_area *area, struct tmem_dev *dev, u16 op,
 	return err;
 }
 
+/* Invalidates still to send; roughly, where others change it. */
+unsigned long tmem_area_pending(struct tmem_area *area)
+{
+	unsigned long pending = 0;
+	unsigned int i;
+
+	for (i = 0; i < area->nr_queues; i++)
+		pending += READ_ONCE(area->queue[i].count);
+	return pending;
+}
+
 /**
  * tmem_store() - hand a page over to the host
  * @area: area
@@ -249,7 +260,8 @@ int tmem_store(struct tmem_area *area, unsigned long index, struct page *page)
 	case VIRTIO_TMEM_S_NO_SPACE:
 		tmem_count_op(area->user, TMEM_STORES_NO_SPACE, 1);
 		/* There may be more room than the host knows of */
-		mod_delayed_work(dev->wq, &dev->flush_work, 0);
+		if (tmem_area_pending(area))
+			mod_delayed_work(dev->wq, &dev->flush_work, 0);
 		err = -ENOSPC;
 		break;
 	case VIRTIO_TMEM_S_FROZEN:

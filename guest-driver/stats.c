@@ -84,8 +84,7 @@ static void tmem_stats_show_dev(struct seq_file *m, struct tmem_dev *dev)
 	mutex_lock(&dev->lock);
 	list_for_each_entry(area, &dev->areas, list) {
 		pages[area->user] += tmem_area_pages(area);
-		for (i = 0; i < area->nr_queues; i++)
-			pending += READ_ONCE(area->queue[i].count);
+		pending += tmem_area_pending(area);
 	}
 	mutex_unlock(&dev->lock);
 

@@ -267,6 +267,7 @@ struct tmem_area *tmem_area_create(struct tmem_dev *dev, enum tmem_user user,
 				   u64 object, unsigned long nr_pages);
 void tmem_area_destroy(struct tmem_area *area);
 unsigned long tmem_area_pages(struct tmem_area *area);
+unsigned long tmem_area_pending(struct tmem_area *area);
 int tmem_store(struct tmem_area *area, unsigned long index, struct page *page);
 int tmem_load(struct tmem_area *area, unsigned long index, struct page *page);
 void tmem_invalidate(struct tmem_area *area, unsigned long index);
