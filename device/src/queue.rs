@@ -143,3 +143,35 @@ pub(crate) fn drain<M: GuestMemory, Q: QueueT>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    #[test]
+    fn a_guest_that_adds_a_chain_for_each_that_is_served_does_not_hold_a_call() {
+        let mem: GuestMemoryMmap =
+            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+        let mut queue = Queue::new(16).unwrap();
+        queue.set_desc_table_address(Some(0x1000), None);
+        queue.set_avail_ring_address(Some(0x2000), None);
+        queue.set_used_ring_address(Some(0x3000), None);
+        queue.set_ready(true);
+        let available = GuestAddress(0x2002);
+        mem.write_obj(16u16.to_le(), available).unwrap();
+        for call in 1..100u32 {
+            let mut added = 0;
+            let progress = drain(&mem, &mut queue, |_| {
+                added += 1;
+                let index = u16::from_le(mem.read_obj(available).unwrap());
+                mem.write_obj(index.wrapping_add(1).to_le(), available)
+                    .unwrap();
+                Served::default()
+            })
+            .unwrap();
+            assert_eq!(progress.chains, added);
+            assert!(progress.more && added < 32, "call {call}: {progress:?}");
+        }
+    }
+}
