@@ -25,6 +25,16 @@ fn a_stored_page_comes_back() {
 }
 
 #[test]
+fn a_load_leaves_the_page_in_a_persistent_pool() {
+    let mut rig = Rig::new();
+    let pool = rig.create_pool();
+    rig.store(pool, &[(3, page(1))]);
+    for _ in 0..3 {
+        assert!(rig.load(pool, &[3, 3]).pages == [page(1), page(1)].concat());
+    }
+}
+
+#[test]
 fn a_batch_of_64_goes_both_ways() {
     let mut rig = Rig::new();
     let pool = rig.create_pool();
@@ -221,7 +231,7 @@ fn unknown_pool_is_a_status_for_every_operation() {
 #[test]
 fn the_number_of_pools_is_bounded_and_destroying_one_makes_room() {
     let mut rig = Rig::new();
-    let pools: Vec<u32> = (0..64).map(|_| rig.create_pool()).collect();
+    let pools: Vec<u32> = (0..32).map(|_| rig.create_pool()).collect();
     let create = header(Op::CreatePool as u16, 0, 0, [0; 3]);
     assert_eq!(
         rig.send(&create, 8),
@@ -235,7 +245,7 @@ fn the_number_of_pools_is_bounded_and_destroying_one_makes_room() {
 #[test]
 fn reset_destroys_the_pools_of_the_driver_and_forgets_features() {
     let mut rig = Rig::new();
-    let pools: Vec<u32> = (0..64).map(|_| rig.create_pool()).collect();
+    let pools: Vec<u32> = (0..32).map(|_| rig.create_pool()).collect();
     rig.store(pools[0], &[(1, page(1))]);
     rig.device.reset();
     for pool in pools {
@@ -280,7 +290,7 @@ fn configuration_space_reads_the_same_in_any_pieces_and_zero_beyond_its_end() {
         page_size: 4096.into(),
         num_request_queues: 1.into(),
         max_batch: 64.into(),
-        max_pools: 64.into(),
+        max_pools: 32.into(),
         pressure: 0.into(),
         limit_bytes: (1 << 20).into(),
         swap_bytes: (1 << 30).into(),

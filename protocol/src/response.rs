@@ -41,7 +41,7 @@ pub enum Status {
     Ok = 0,
     /// Load: there is no such page.
     NotFound = 1,
-    /// Store: the limit of the guest or the budget of the host is used up.
+    /// The limit of the guest or the budget of the host is used up.
     NoSpace = 2,
     /// Store: the host accepts no new pages of this guest now.
     Frozen = 3,
@@ -51,7 +51,7 @@ pub enum Status {
     Invalid = 5,
     /// Unknown operation or flag, or its feature was not negotiated.
     Unsupported = 6,
-    /// Create pool: the guest may not join this share group.
+    /// Create pool: the host does not let the guest have this pool.
     Denied = 7,
     /// The host could not allocate memory.
     NoMemory = 8,

@@ -25,7 +25,7 @@ pub struct TmemConfig {
     pub request_queues: u16,
     /// Feature bits to offer; those that this version does not know are not.
     pub features: u64,
-    /// Most pools at one time.
+    /// Most pools at one time. The domain may have a limit of its own, which should not be lower.
     pub max_pools: u32,
     /// Size which the host suggests for the guest's swap disk, in bytes; with 0 the guest decides.
     pub swap_bytes: u64,
@@ -39,7 +39,7 @@ impl Default for TmemConfig {
         Self {
             request_queues: 1,
             features: feature::bit(feature::EVENTS),
-            max_pools: 64,
+            max_pools: 32,
             swap_bytes: 0,
             limit_bytes: 0,
         }
@@ -567,10 +567,10 @@ fn load_status(error: LoadError) -> Status {
 
 fn create_pool_status(error: CreatePoolError) -> Status {
     match error {
-        CreatePoolError::TooManyPools => Status::TooManyPools,
+        CreatePoolError::TooMany => Status::TooManyPools,
+        CreatePoolError::Denied | CreatePoolError::Removed => Status::Denied,
+        CreatePoolError::NoSpace => Status::NoSpace,
         CreatePoolError::NoMemory => Status::NoMemory,
-        CreatePoolError::Denied => Status::Denied,
-        CreatePoolError::Unsupported => Status::Unsupported,
     }
 }
 

@@ -169,7 +169,7 @@ struct virtio_tmem_entry {
 #define VIRTIO_TMEM_S_OK			0
 /* LOAD: there is no such page */
 #define VIRTIO_TMEM_S_NOT_FOUND			1
-/* STORE: the limit of the guest or the budget of the host is used up */
+/* The limit of the guest or the budget of the host is used up */
 #define VIRTIO_TMEM_S_NO_SPACE			2
 /* STORE: the host accepts no new pages of this guest now */
 #define VIRTIO_TMEM_S_FROZEN			3
@@ -179,7 +179,7 @@ struct virtio_tmem_entry {
 #define VIRTIO_TMEM_S_INVALID			5
 /* Unknown operation or flag, or its feature was not negotiated */
 #define VIRTIO_TMEM_S_UNSUPPORTED		6
-/* CREATE_POOL: the guest may not join this share group */
+/* CREATE_POOL: the host does not let the guest have this pool */
 #define VIRTIO_TMEM_S_DENIED			7
 /* The host could not allocate memory */
 #define VIRTIO_TMEM_S_NO_MEMORY			8
