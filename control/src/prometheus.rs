@@ -79,6 +79,18 @@ pub const METRICS: &[Metric] = &[
         Value::Process(|s| s.used),
     ),
     metric(
+        "tmem_saved",
+        "bytes",
+        "Memory charged to domains beyond what is used, because they share pages.",
+        Value::Process(|s| s.saved),
+    ),
+    metric(
+        "tmem_freeable",
+        "bytes",
+        "Memory held by ephemeral pages, which the host can have back at once.",
+        Value::Process(|s| s.freeable),
+    ),
+    metric(
         "tmem_domain_used",
         "bytes",
         "Memory charged to the domain.",
@@ -89,6 +101,24 @@ pub const METRICS: &[Metric] = &[
         "bytes",
         "Contents of the pages held, as compressed.",
         Value::Gauge(|d| Some(d.counters.bytes_stored)),
+    ),
+    metric(
+        "tmem_domain_metadata",
+        "bytes",
+        "Index of the pools; part of what is charged.",
+        Value::Gauge(|d| Some(d.counters.metadata_bytes)),
+    ),
+    metric(
+        "tmem_domain_segment",
+        "bytes",
+        "Memory behind own segments.",
+        Value::Gauge(|d| Some(d.segment_bytes)),
+    ),
+    metric(
+        "tmem_domain_slot",
+        "bytes",
+        "Slots in use in own segments.",
+        Value::Gauge(|d| Some(d.slot_bytes)),
     ),
     metric(
         "tmem_domain_reserve",
@@ -127,6 +157,12 @@ pub const METRICS: &[Metric] = &[
         Value::Gauge(|d| Some(d.counters.pages)),
     ),
     metric(
+        "tmem_domain_zero",
+        "pages",
+        "Pages held that are zero throughout.",
+        Value::Gauge(|d| Some(d.counters.zero)),
+    ),
+    metric(
         "tmem_domain_same_filled",
         "pages",
         "Pages held that are one repeated word and take no slot.",
@@ -137,6 +173,18 @@ pub const METRICS: &[Metric] = &[
         "pages",
         "Pages held that did not compress.",
         Value::Gauge(|d| Some(d.counters.raw)),
+    ),
+    metric(
+        "tmem_domain_cold",
+        "pages",
+        "Pages held that nobody touched for long and that were compressed harder.",
+        Value::Gauge(|d| Some(d.counters.cold)),
+    ),
+    metric(
+        "tmem_domain_deduplicated",
+        "pages",
+        "Pages held that share their bytes with another key.",
+        Value::Gauge(|d| Some(d.counters.deduplicated)),
     ),
     metric(
         "tmem_stores",
@@ -157,10 +205,22 @@ pub const METRICS: &[Metric] = &[
         Value::Counter(|d| Some(d.counters.load_misses)),
     ),
     metric(
+        "tmem_corrupt_loads",
+        "",
+        "Loads of a page whose bytes were found damaged.",
+        Value::Counter(|d| Some(d.counters.corrupt)),
+    ),
+    metric(
         "tmem_invalidates",
         "",
-        "Invalidate operations, of pages and of objects.",
+        "Pages removed by an invalidate, of the page, its object or its pool.",
         Value::Counter(|d| Some(d.counters.invalidates)),
+    ),
+    metric(
+        "tmem_evictions",
+        "",
+        "Ephemeral pages that were dropped to make room.",
+        Value::Counter(|d| Some(d.counters.evictions)),
     ),
     metric(
         "tmem_refusals",

@@ -21,6 +21,10 @@ pub struct Stats {
     pub budget: u64,
     /// Bytes in use: payload, slab waste and metadata.
     pub used: u64,
+    /// Bytes that domains are charged beyond `used`, because they share pages.
+    pub saved: u64,
+    /// Bytes of `used` held by ephemeral pages, which the host can have back at once.
+    pub freeable: u64,
     /// The guests, in the order of their names.
     pub domains: Vec<Domain>,
 }
@@ -40,7 +44,11 @@ pub struct Domain {
     pub frozen: bool,
     /// Bytes held by ephemeral pages, which the host can have back at once.
     pub freeable: u64,
-    /// Sums over the pools, with what destroyed pools counted.
+    /// Bytes of memory behind own segments.
+    pub segment_bytes: u64,
+    /// Bytes of slots in use in own segments; the rest of `segment_bytes` is room for more pages.
+    pub slot_bytes: u64,
+    /// Sums over the pools; `bytes_used` is all that is charged to the domain.
     #[serde(flatten)]
     pub counters: Counters,
     /// What its virtio device counted; `null` while no device is connected.
@@ -94,18 +102,30 @@ pub struct Counters {
     pub bytes_stored: u64,
     /// Bytes charged for them: contents, slab waste, index.
     pub bytes_used: u64,
+    /// The part of `bytes_used` that is index.
+    pub metadata_bytes: u64,
+    /// Pages held that are zero throughout.
+    pub zero: u64,
     /// Pages held that are one repeated word (zero included), and take no slot.
     pub same_filled: u64,
     /// Pages held that did not compress and lie there as they came.
     pub raw: u64,
+    /// Pages held that nobody touched for long and that were compressed harder.
+    pub cold: u64,
+    /// Pages held that share their bytes with another key.
+    pub deduplicated: u64,
     /// Pages accepted.
     pub stores: u64,
     /// Pages found and given back.
     pub loads: u64,
     /// Loads of a page that was not there.
     pub load_misses: u64,
-    /// Invalidate operations, of pages and of objects.
+    /// Loads of a page whose bytes were found damaged.
+    pub corrupt: u64,
+    /// Pages removed by an invalidate, of the page, its object or its pool.
     pub invalidates: u64,
+    /// Ephemeral pages that were dropped to make room.
+    pub evictions: u64,
     /// Pages refused, by reason.
     pub refusals: BTreeMap<String, u64>,
 }
@@ -154,6 +174,35 @@ pub struct Histogram {
     pub p50_ns: Option<u64>,
     /// As `p50_ns`, for the 99th percentile.
     pub p99_ns: Option<u64>,
+}
+
+#[allow(dead_code, reason = "used by the snapshot module")]
+impl Counters {
+    /// Adds the counters of one pool to a sum.
+    pub(crate) fn add(&mut self, pool: &Self) {
+        for (sum, value) in [
+            (&mut self.pages, pool.pages),
+            (&mut self.bytes_stored, pool.bytes_stored),
+            (&mut self.bytes_used, pool.bytes_used),
+            (&mut self.metadata_bytes, pool.metadata_bytes),
+            (&mut self.zero, pool.zero),
+            (&mut self.same_filled, pool.same_filled),
+            (&mut self.raw, pool.raw),
+            (&mut self.cold, pool.cold),
+            (&mut self.deduplicated, pool.deduplicated),
+            (&mut self.stores, pool.stores),
+            (&mut self.loads, pool.loads),
+            (&mut self.load_misses, pool.load_misses),
+            (&mut self.corrupt, pool.corrupt),
+            (&mut self.invalidates, pool.invalidates),
+            (&mut self.evictions, pool.evictions),
+        ] {
+            *sum += value;
+        }
+        for (reason, count) in &pool.refusals {
+            *self.refusals.entry(reason.clone()).or_default() += count;
+        }
+    }
 }
 
 impl Histogram {

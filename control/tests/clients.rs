@@ -15,7 +15,7 @@ use std::{
 use tmem_control::{
     Client, ClientError, Server, Source, Stats, client,
     server::{CONNECTION_TIMEOUT, HEADER_TIMEOUT, MAX_CONNECTIONS},
-    stats::Domain,
+    stats::{Device, Domain, Pool},
 };
 
 /// Counts how often it is asked; `domains` makes its replies as long as wanted.
@@ -116,6 +116,55 @@ fn stats_come_as_json_and_metrics_as_openmetrics() {
     assert!(reply.ends_with("# EOF\n"), "{reply}");
     let metrics = Client::new(&fixture.path).metrics().expect("answers");
     assert!(metrics.contains("tmem_build_info{version=\"test\"} 1"));
+}
+
+/// Every name of an object in `value`.
+fn names(value: &serde_json::Value, found: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (name, value) in fields {
+                found.push(name.clone());
+                names(value, found);
+            }
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|item| names(item, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_resource_and_every_field_is_in_the_openapi_file() {
+    let api = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/control-api.yaml");
+    let api = std::fs::read_to_string(api).expect("docs/control-api.yaml");
+    let fixture = Fixture::new(0);
+    let paths: Vec<&str> = api
+        .lines()
+        .filter_map(|line| line.strip_prefix("  /")?.strip_suffix(':'))
+        .collect();
+    assert_eq!(paths, ["v1/stats", "metrics"]);
+    for path in paths {
+        let reply = fixture.talk(format!("GET /{path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+        assert!(reply.starts_with("HTTP/1.1 200 "), "{path}: {reply}");
+    }
+    let stats = Stats {
+        domains: vec![Domain {
+            device: Some(Device::default()),
+            pools: vec![Pool::default()],
+            ..Domain::default()
+        }],
+        ..Stats::default()
+    };
+    let mut fields = Vec::new();
+    names(
+        &serde_json::to_value(stats).expect("serializes"),
+        &mut fields,
+    );
+    for field in fields {
+        let documented = api
+            .lines()
+            .any(|line| line.trim_start().starts_with(&format!("{field}:")));
+        assert!(documented, "{field} is not in docs/control-api.yaml");
+    }
 }
 
 #[test]

@@ -302,12 +302,15 @@ mod tests {
             load_misses: 1,
             invalidates: 500,
             refusals: BTreeMap::from([("no_space".to_owned(), 3), ("frozen".to_owned(), 0)]),
+            ..Counters::default()
         };
         let stats = Stats {
             version: "0.1.0".into(),
             uptime_seconds: 61.2,
             budget: 256 << 20,
             used: 2_400_000,
+            saved: 0,
+            freeable: 0,
             domains: vec![Domain {
                 name: "guest".into(),
                 limit: Some(64 << 20),
