@@ -1,0 +1,265 @@
+//! What `tmem run` was asked for, checked as far as the arguments alone allow.
+
+use std::path::PathBuf;
+
+use tmem_vmm::{MAX_CPUS, MAX_DEVICES, MAX_MEMORY, MIN_MEMORY};
+
+use super::Args;
+
+const PAGE: u64 = 4096;
+/// In front of the user's words: a console on the serial port, reset through the keyboard controller (there is no
+/// ACPI), and a panic ends the guest instead of hanging it.
+const CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
+
+/// A disk of the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DiskConfig {
+    pub(crate) path: PathBuf,
+    pub(crate) read_only: bool,
+}
+
+/// A guest to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+    pub(crate) disks: Vec<DiskConfig>,
+    pub(crate) cpus: u8,
+    /// Bytes, whole pages.
+    pub(crate) memory: u64,
+    /// Budget of the store in bytes; 0: no tmem device.
+    pub(crate) tmem: u64,
+    /// Complete, but for the entries of the devices.
+    pub(crate) cmdline: String,
+    pub(crate) control: Option<PathBuf>,
+}
+
+/// Arguments that cannot be meant. Each text names the option.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum ConfigError {
+    #[error(
+        "--{option}: {value:?} is not a size; write bytes, or a number with K, M, G or T, as in 96M"
+    )]
+    Size { option: &'static str, value: String },
+    #[error("--memory: {0} bytes are not whole pages of 4096 from {MIN_MEMORY} to {MAX_MEMORY}")]
+    Memory(u64),
+    #[error("--cpus: {0:?} is not a number from 1 to {MAX_CPUS}")]
+    Cpus(String),
+    #[error("--disk: {0:?} is not path=FILE or path=FILE,readonly")]
+    Disk(String),
+    #[error("--disk: a guest has at most {MAX_DEVICES} devices, these are {0}")]
+    TooManyDevices(usize),
+}
+
+impl TryFrom<Args> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: Args) -> Result<Self, ConfigError> {
+        let memory = size("memory", &args.memory)?;
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&memory) || !memory.is_multiple_of(PAGE) {
+            return Err(ConfigError::Memory(memory));
+        }
+        let tmem = size("tmem", &args.tmem)?;
+        let disks = args
+            .disk
+            .iter()
+            .map(|text| disk(text))
+            .collect::<Result<Vec<_>, _>>()?;
+        let devices = disks.len() + usize::from(tmem > 0);
+        if devices > MAX_DEVICES {
+            return Err(ConfigError::TooManyDevices(devices));
+        }
+        let cpus = args
+            .cpus
+            .parse()
+            .ok()
+            .filter(|cpus| (1..=MAX_CPUS).contains(cpus));
+        let cmdline = match args.cmdline.trim() {
+            "" => CMDLINE.to_owned(),
+            words => format!("{CMDLINE} {words}"),
+        };
+        Ok(Self {
+            kernel: args.kernel,
+            initrd: args.initrd,
+            disks,
+            cpus: cpus.ok_or(ConfigError::Cpus(args.cpus))?,
+            memory,
+            tmem,
+            cmdline,
+            control: args.control,
+        })
+    }
+}
+
+/// Bytes, or a number with a binary suffix: `96M`, `96MiB`, `96m`.
+fn size(option: &'static str, text: &str) -> Result<u64, ConfigError> {
+    let bad = || ConfigError::Size {
+        option,
+        value: text.to_owned(),
+    };
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        _ => return Err(bad()),
+    };
+    number.checked_mul(factor).ok_or_else(bad)
+}
+
+/// `path=FILE[,readonly]`. A comma in a file name is not supported.
+fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
+    let bad = || ConfigError::Disk(text.to_owned());
+    let rest = text.strip_prefix("path=").ok_or_else(bad)?;
+    let (path, read_only) = match rest.split_once(',') {
+        None => (rest, false),
+        Some((path, "readonly")) => (path, true),
+        Some(_) => return Err(bad()),
+    };
+    if path.is_empty() {
+        return Err(bad());
+    }
+    Ok(DiskConfig {
+        path: path.into(),
+        read_only,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(words: &[&str]) -> Result<Config, ConfigError> {
+        let line = ["run", "--kernel", "k", "--initrd", "i"]
+            .iter()
+            .chain(words);
+        Config::try_from(Line::try_parse_from(line).unwrap().args)
+    }
+
+    #[test]
+    fn defaults_make_a_guest_with_a_console_and_without_tmem() {
+        assert_eq!(
+            parse(&[]).unwrap(),
+            Config {
+                kernel: "k".into(),
+                initrd: "i".into(),
+                disks: vec![],
+                cpus: 1,
+                memory: 256 << 20,
+                tmem: 0,
+                cmdline: CMDLINE.into(),
+                control: None,
+            }
+        );
+    }
+
+    #[test]
+    fn every_option_reaches_the_config() {
+        let words = "--cpus 2 --memory 96M --tmem 1G --disk path=/a,readonly --disk path=b --control s --cmdline tmem=1";
+        let config = parse(&words.split(' ').collect::<Vec<_>>()).unwrap();
+        assert_eq!(
+            (config.cpus, config.memory, config.tmem),
+            (2, 96 << 20, 1 << 30)
+        );
+        assert_eq!(config.cmdline, format!("{CMDLINE} tmem=1"));
+        assert_eq!(
+            config.disks[0],
+            DiskConfig {
+                path: "/a".into(),
+                read_only: true
+            }
+        );
+        assert_eq!(
+            config.disks[1],
+            DiskConfig {
+                path: "b".into(),
+                read_only: false
+            }
+        );
+        assert_eq!(config.control, Some("s".into()));
+    }
+
+    #[test]
+    fn sizes_take_binary_suffixes_and_nothing_else() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("17", 17),
+            ("4k", 4096),
+            ("96M", 96 << 20),
+            ("1GiB", 1 << 30),
+            ("2t", 2 << 40),
+        ] {
+            assert_eq!(size("tmem", text), Ok(bytes));
+        }
+        for text in [
+            "",
+            "M",
+            "-1",
+            "+1",
+            "1.5G",
+            "1MB",
+            "0x10",
+            "1 M",
+            " 1",
+            "99999999999999999999",
+            "99999999999T",
+        ] {
+            assert_eq!(
+                size("tmem", text),
+                Err(ConfigError::Size {
+                    option: "tmem",
+                    value: text.into()
+                }),
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_option() {
+        let error = |words: &[&str]| parse(words).unwrap_err().to_string();
+        for cpus in ["0", "9", "two", "-1", ""] {
+            assert!(error(&[&format!("--cpus={cpus}")]).starts_with("--cpus: "));
+        }
+        for memory in ["0", "1M", "100000001", "2T"] {
+            assert!(
+                error(&["--memory", memory]).starts_with("--memory: "),
+                "{memory}"
+            );
+        }
+        assert!(error(&["--tmem", "much"]).starts_with("--tmem: "));
+        for disk in [
+            "file",
+            "path=",
+            "path=,readonly",
+            "path=a,rw",
+            "path=a,readonly,x",
+        ] {
+            assert!(error(&["--disk", disk]).starts_with("--disk: "), "{disk}");
+        }
+    }
+
+    #[test]
+    fn there_are_as_many_devices_as_lines() {
+        let disks = ["--disk", "path=a"].repeat(MAX_DEVICES);
+        assert!(parse(&disks).is_ok());
+        assert_eq!(
+            parse(&[disks, vec!["--tmem", "1M"]].concat()),
+            Err(ConfigError::TooManyDevices(10))
+        );
+    }
+}
