@@ -1,1 +1,48 @@
-//! See README.md.
+//! The engine of transcendent memory: domains, pools and pages, without any transport.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `store`, `domain`, `share` | what exists: domains, their pools, share groups |
+//! | `pool` | what happens to a page under the lock of its key's shard |
+//! | `index`, `entry` | keys to 8-byte entries |
+//! | `space`, `segment`, `memory` | slots of 64-byte size classes in segments of a memfd; `memory` alone is `unsafe` |
+//! | `ledger` | bytes used, reserved and granted |
+//! | `evict`, `room` | which pages go when memory is short |
+//! | `codec` | LZ4, Zstandard |
+//! | `config`, `error`, `stats` | what goes in and comes out |
+//!
+//! README.md explains how it works; `docs/store.md` has the byte maps, the lock order and measurements.
+
+#![deny(unsafe_code)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "offsets in a segment, class numbers and bit counts are small by construction"
+)]
+
+mod codec;
+mod config;
+mod domain;
+mod entry;
+mod error;
+mod evict;
+mod index;
+mod ledger;
+#[expect(unsafe_code, reason = "owns segment memory")]
+mod memory;
+mod page;
+mod pool;
+mod room;
+mod segment;
+mod share;
+mod space;
+mod stats;
+mod store;
+mod sync;
+
+pub use codec::{Codec, Codecs, Lz4, Zstd};
+pub use config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig};
+pub use domain::Domain;
+pub use error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
+pub use page::{ObjectId, PAGE_SIZE, Page, PoolId};
+pub use stats::{DomainStats, PoolKind, PoolStats, StoreStats};
+pub use store::Store;

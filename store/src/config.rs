@@ -1,0 +1,112 @@
+//! What an operator chooses.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::codec::Codecs;
+
+/// Asked before memory is taken, with the bytes; `false` refuses as a host without memory would.
+/// Called with locks held: it must not call the store.
+pub trait Gate: Send + Sync + std::fmt::Debug {
+    /// Whether the host grants the bytes.
+    fn allow(&self, bytes: u64) -> bool;
+}
+
+/// Configuration of a store.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Bytes that all domains together may use: payload, waste and metadata.
+    pub budget: u64,
+    /// How pages are compressed.
+    pub codecs: Codecs,
+    /// Whether a thread compacts, trims and recompresses. Without it, [`crate::Store::maintain`] does.
+    pub background: bool,
+    /// How long a page is left alone before the cold tier takes it, at least.
+    pub cold_after: Duration,
+    /// Grants memory; `None` grants all that the budget does.
+    pub gate: Option<Arc<dyn Gate>>,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            budget: 1 << 30,
+            codecs: Codecs::default(),
+            background: true,
+            cold_after: Duration::from_secs(60),
+            gate: None,
+        }
+    }
+}
+
+/// Configuration of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainConfig {
+    /// Bytes of the budget that only this domain may use.
+    pub reserve: u64,
+    /// Most bytes the domain may use; `u64::MAX` for none.
+    pub limit: u64,
+    /// Share in the memory that nobody reserved, relative to other domains. Not zero.
+    pub weight: u32,
+    /// Whether pages that nobody touches are compressed harder.
+    pub cold: bool,
+    /// Share groups that the domain may join.
+    pub groups: Vec<String>,
+    /// Most pools the domain may have at a time, up to 255.
+    pub max_pools: u8,
+}
+
+impl Default for DomainConfig {
+    fn default() -> Self {
+        Self {
+            reserve: 0,
+            limit: u64::MAX,
+            weight: 100,
+            cold: false,
+            groups: Vec::new(),
+            max_pools: 32,
+        }
+    }
+}
+
+/// What a running domain can be changed to; `None` leaves a value as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DomainChange {
+    /// See [`DomainConfig::reserve`].
+    pub reserve: Option<u64>,
+    /// See [`DomainConfig::limit`].
+    pub limit: Option<u64>,
+    /// See [`DomainConfig::weight`].
+    pub weight: Option<u32>,
+    /// See [`DomainConfig::cold`].
+    pub cold: Option<bool>,
+}
+
+/// What kind of pool to create.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolSpec<'a> {
+    /// Accepted pages stay until they are overwritten or invalidated.
+    Persistent,
+    /// Pages may vanish, and a load takes them out.
+    Ephemeral,
+    /// Pages may vanish; every domain that joined the group sees them, and a load leaves them.
+    Shared {
+        /// Name of the share group.
+        group: &'a str,
+    },
+}
+
+/// When a pool keeps one copy of pages with the same bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dedup {
+    /// Never.
+    Off,
+    /// Always.
+    On,
+    /// While it pays: one store in 32 is looked at to find out.
+    Adaptive,
+    /// As the pool's kind has it: [`Dedup::Adaptive`] for shared pools, [`Dedup::Off`] for private
+    /// ones.
+    #[default]
+    Default,
+}

@@ -1,0 +1,395 @@
+//! A domain: the pools of one guest, and the operations a guest asks for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwapOption;
+
+use crate::config::{DomainChange, DomainConfig, PoolSpec};
+use crate::error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
+use crate::ledger::Account;
+use crate::page::{Key, ObjectId, Page, PoolId};
+use crate::pool::{Pool, PoolParts, Unplaced, with_encoded};
+use crate::share::Group;
+use crate::space::{Refusal, Space};
+use crate::stats::{DomainStats, PoolKind};
+use crate::store::StoreInner;
+use crate::sync::Mutex;
+
+/// Times that a store makes room and tries again.
+const ATTEMPTS: usize = 16;
+
+/// One guest's part of a store. Clones are handles to the same domain.
+#[derive(Clone, Debug)]
+pub struct Domain {
+    pub(crate) inner: Arc<DomainInner>,
+    pub(crate) store: Arc<StoreInner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct DomainInner {
+    pub(crate) name: String,
+    pub(crate) account: Arc<Account>,
+    pub(crate) space: Arc<Space>,
+    frozen: AtomicBool,
+    cold: AtomicBool,
+    groups: Vec<String>,
+    pools: Box<[ArcSwapOption<Joined>]>,
+    /// Held while pools are created and destroyed.
+    changing: Mutex<Changing>,
+}
+
+/// A pool as a domain knows it.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    pub(crate) id: u32,
+    pub(crate) pool: Arc<Pool>,
+    /// The domain's number among the members of a shared pool, 0 in its own.
+    pub(crate) member: u8,
+    /// Kept so that the group lives while it has members.
+    group: Option<Arc<Group>>,
+}
+
+#[derive(Debug)]
+struct Changing {
+    /// Times that each place of `pools` was used.
+    used: Vec<u32>,
+    removed: bool,
+}
+
+impl DomainInner {
+    pub(crate) fn new(
+        name: &str,
+        config: &DomainConfig,
+        account: Arc<Account>,
+        space: Arc<Space>,
+    ) -> Self {
+        let places = usize::from(config.max_pools);
+        Self {
+            name: name.to_owned(),
+            account,
+            space,
+            frozen: AtomicBool::new(false),
+            cold: AtomicBool::new(config.cold),
+            groups: config.groups.clone(),
+            pools: (0..places).map(|_| ArcSwapOption::empty()).collect(),
+            changing: Mutex::new(Changing {
+                used: vec![0; places],
+                removed: false,
+            }),
+        }
+    }
+
+    fn joined(&self, pool: PoolId) -> Option<arc_swap::Guard<Option<Arc<Joined>>>> {
+        let guard = self.pools.get(pool.0 as usize & 0xff)?.load();
+        guard
+            .as_ref()
+            .is_some_and(|joined| joined.id == pool.0)
+            .then_some(guard)
+    }
+
+    /// The pools that the domain has now.
+    pub(crate) fn pools(&self) -> impl Iterator<Item = Arc<Joined>> {
+        self.pools.iter().filter_map(ArcSwapOption::load_full)
+    }
+
+    /// The domain's own pool of this number.
+    pub(crate) fn own_pool(&self, number: u8) -> Option<Arc<Joined>> {
+        self.pools
+            .get(usize::from(number))?
+            .load_full()
+            .filter(|joined| joined.group.is_none())
+    }
+
+    pub(crate) fn is_cold(&self) -> bool {
+        self.cold.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of slots of ephemeral pages in own pools.
+    pub(crate) fn own_freeable(&self) -> u64 {
+        self.pools()
+            .filter(|joined| joined.pool.kind == PoolKind::Ephemeral)
+            .map(|joined| joined.pool.slot_bytes())
+            .sum()
+    }
+
+    /// Ends all pools; none can be created afterwards.
+    pub(crate) fn end(&self) {
+        let mut changing = self.changing.lock();
+        changing.removed = true;
+        for place in &self.pools {
+            if let Some(joined) = place.swap(None) {
+                joined.leave();
+            }
+        }
+    }
+
+    pub(crate) fn stats(&self) -> DomainStats {
+        let usage = self.space.usage();
+        DomainStats {
+            name: self.name.clone(),
+            reserve: self.account.reserve(),
+            limit: self.account.limit(),
+            weight: u32::try_from(self.account.weight()).unwrap_or(u32::MAX),
+            frozen: self.frozen.load(Ordering::Relaxed),
+            cold: self.is_cold(),
+            used: self.account.charged(),
+            used_shared: self.account.shared(),
+            segment_bytes: usage.frames,
+            slot_bytes: usage.slots,
+            freeable: self.own_freeable() + self.account.shared(),
+            pools: {
+                let mut pools: Vec<_> = self
+                    .pools()
+                    .map(|joined| joined.pool.stats(joined.id))
+                    .collect();
+                pools.sort_by_key(|pool| pool.id);
+                pools
+            },
+        }
+    }
+}
+
+impl Joined {
+    fn leave(&self) {
+        match &self.group {
+            Some(group) => group.leave(self.member),
+            None => self.pool.kill(),
+        }
+    }
+}
+
+impl Domain {
+    /// Name given by the operator.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Creates a pool.
+    ///
+    /// # Errors
+    /// When the domain may not have it, or has no space for it.
+    pub fn create_pool(&self, spec: PoolSpec<'_>) -> Result<PoolId, CreatePoolError> {
+        self.create_pool_with(spec, crate::config::Dedup::Default)
+    }
+
+    /// Creates a pool with a choice of deduplication. A share group has one for all: that of the
+    /// member who joined first.
+    ///
+    /// # Errors
+    /// When the domain may not have it, or has no space for it.
+    pub fn create_pool_with(
+        &self,
+        spec: PoolSpec<'_>,
+        dedup: crate::config::Dedup,
+    ) -> Result<PoolId, CreatePoolError> {
+        let _ = dedup;
+        let mut changing = self.inner.changing.lock();
+        if changing.removed {
+            return Err(CreatePoolError::Removed);
+        }
+        let place = self
+            .inner
+            .pools
+            .iter()
+            .position(|place| place.load().is_none())
+            .ok_or(CreatePoolError::TooMany)?;
+        let number = u8::try_from(place).map_err(|_| CreatePoolError::TooMany)?;
+        let id = changing.used[place] << 8 | u32::from(number);
+        let kind = match spec {
+            PoolSpec::Persistent => PoolKind::Persistent,
+            PoolSpec::Ephemeral => PoolKind::Ephemeral,
+            PoolSpec::Shared { group } => {
+                let joined = self.join(id, group)?;
+                self.inner.pools[place].store(Some(Arc::new(joined)));
+                changing.used[place] += 1;
+                return Ok(PoolId(id));
+            }
+        };
+        let pool = Pool::new(PoolParts {
+            kind,
+            number,
+            space: Arc::clone(&self.inner.space),
+            codecs: self.store.codecs.clone(),
+            hasher: self.store.hasher.clone(),
+        })
+        .map_err(refused)?;
+        self.inner.pools[place].store(Some(Arc::new(Joined {
+            id,
+            pool: Arc::new(pool),
+            member: 0,
+            group: None,
+        })));
+        changing.used[place] = (changing.used[place] + 1) & 0x00ff_ffff;
+        Ok(PoolId(id))
+    }
+
+    fn join(&self, id: u32, name: &str) -> Result<Joined, CreatePoolError> {
+        if !self.inner.groups.iter().any(|group| group == name) {
+            return Err(CreatePoolError::Denied);
+        }
+        let (group, member) = self.store.join_group(name, &self.inner)?;
+        Ok(Joined {
+            id,
+            pool: Arc::clone(&group.pool),
+            member,
+            group: Some(group),
+        })
+    }
+
+    /// Destroys a pool with its pages. Of a shared pool, the domain's own pages go.
+    ///
+    /// # Errors
+    /// When there is no such pool.
+    pub fn destroy_pool(&self, pool: PoolId) -> Result<(), UnknownPool> {
+        let _changing = self.inner.changing.lock();
+        let joined = self.inner.joined(pool).ok_or(UnknownPool)?;
+        drop(joined);
+        if let Some(joined) = self.inner.pools[pool.0 as usize & 0xff].swap(None) {
+            joined.leave();
+        }
+        Ok(())
+    }
+
+    /// Stores a page, in place of what was under the key.
+    ///
+    /// # Errors
+    /// When the page is refused; then nothing is under the key.
+    pub fn store(
+        &self,
+        pool: PoolId,
+        object: ObjectId,
+        index: u32,
+        page: &Page,
+    ) -> Result<(), StoreError> {
+        let joined = self.inner.joined(pool).ok_or(StoreError::NoPool)?;
+        let Some(joined) = joined.as_deref() else {
+            return Err(StoreError::NoPool);
+        };
+        let key = Key { object, index };
+        let refuse = |error| {
+            joined.pool.refuse(key, error);
+            Err(error)
+        };
+        if self.inner.frozen.load(Ordering::Relaxed) {
+            return refuse(StoreError::Frozen);
+        }
+        with_encoded(page, &*self.store.codecs.hot, |encoded| {
+            for attempt in 0..ATTEMPTS {
+                match joined.pool.place(joined.member, key, encoded) {
+                    Ok(()) => return Ok(()),
+                    Err(Unplaced::PoolGone) => return Err(StoreError::NoPool),
+                    Err(Unplaced::Refused(Refusal::NoMemory)) => {
+                        return refuse(StoreError::NoMemory);
+                    }
+                    Err(Unplaced::Refused(Refusal::Short(short))) => {
+                        if !self.store.make_room(&self.inner, short, attempt) {
+                            break;
+                        }
+                    }
+                }
+            }
+            refuse(StoreError::NoSpace)
+        })
+    }
+
+    /// Loads a page.
+    ///
+    /// # Errors
+    /// When no page is under the key, or its bytes are damaged.
+    pub fn load(
+        &self,
+        pool: PoolId,
+        object: ObjectId,
+        index: u32,
+        page: &mut Page,
+    ) -> Result<(), LoadError> {
+        let joined = self.inner.joined(pool).ok_or(LoadError::NoPool)?;
+        let Some(joined) = joined.as_deref() else {
+            return Err(LoadError::NoPool);
+        };
+        joined.pool.load(Key { object, index }, page)
+    }
+
+    /// Removes a page. Nothing to remove is no error.
+    ///
+    /// # Errors
+    /// When there is no such pool.
+    pub fn invalidate_page(
+        &self,
+        pool: PoolId,
+        object: ObjectId,
+        index: u32,
+    ) -> Result<(), UnknownPool> {
+        let joined = self.inner.joined(pool).ok_or(UnknownPool)?;
+        if let Some(joined) = joined.as_deref() {
+            joined.pool.invalidate_page(Key { object, index });
+        }
+        Ok(())
+    }
+
+    /// Removes all pages of an object. Nothing to remove is no error.
+    ///
+    /// # Errors
+    /// When there is no such pool.
+    pub fn invalidate_object(&self, pool: PoolId, object: ObjectId) -> Result<(), UnknownPool> {
+        let joined = self.inner.joined(pool).ok_or(UnknownPool)?;
+        if let Some(joined) = joined.as_deref() {
+            joined.pool.invalidate_object(object);
+        }
+        Ok(())
+    }
+
+    /// Changes what the domain may take. A limit below what it uses evicts ephemeral pages at once;
+    /// persistent pages are kept and new ones refused.
+    ///
+    /// # Errors
+    /// When the reserve can not be kept, or the values make no sense together. Nothing is changed.
+    pub fn set(&self, change: DomainChange) -> Result<(), ConfigError> {
+        self.store.configure(&self.inner, change)?;
+        if let Some(cold) = change.cold {
+            self.inner.cold.store(cold, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Refuses new pages from now on.
+    pub fn freeze(&self) {
+        self.inner.frozen.store(true, Ordering::Relaxed);
+    }
+
+    /// Accepts new pages again.
+    pub fn thaw(&self) {
+        self.inner.frozen.store(false, Ordering::Relaxed);
+    }
+
+    /// Evicts ephemeral pages of at least `bytes` bytes of slots, or all. Returns the bytes evicted.
+    pub fn flush(&self, bytes: u64) -> u64 {
+        self.store.flush(&self.inner, bytes)
+    }
+
+    /// Bytes that [`Domain::flush`] can evict.
+    #[must_use]
+    pub fn freeable(&self) -> u64 {
+        self.inner.own_freeable() + self.inner.account.shared()
+    }
+
+    /// Counters of this domain.
+    #[must_use]
+    pub fn stats(&self) -> DomainStats {
+        self.inner.stats()
+    }
+
+    /// Ends the domain: its private pools go, and its pages in shared ones. Idempotent.
+    pub fn remove(&self) {
+        self.store.remove(&self.inner);
+    }
+}
+
+pub(crate) fn refused(refusal: Refusal) -> CreatePoolError {
+    match refusal {
+        Refusal::Short(_) => CreatePoolError::NoSpace,
+        Refusal::NoMemory => CreatePoolError::NoMemory,
+    }
+}

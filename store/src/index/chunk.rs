@@ -1,0 +1,136 @@
+//! Sixty-four neighbouring entries of an object, packed: only those that are there take memory.
+
+use crate::entry::Entry;
+use crate::page::ObjectId;
+use crate::segment::heap_bytes;
+
+/// Entries of a chunk.
+pub(crate) const CHUNK: u32 = 64;
+/// No neighbour in the object's list.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// A chunk of an object.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) object: ObjectId,
+    /// Page index divided by 64.
+    pub(crate) number: u32,
+    /// Neighbours in the list of the object's chunks in this shard.
+    pub(crate) previous: u32,
+    pub(crate) next: u32,
+    /// Bit per page that is there.
+    present: u64,
+    /// The entries of the pages that are there, in order, then unused room.
+    entries: Box<[Entry]>,
+}
+
+impl Chunk {
+    pub(crate) fn new(object: ObjectId, number: u32) -> Self {
+        Self {
+            object,
+            number,
+            previous: NONE,
+            next: NONE,
+            present: 0,
+            entries: Box::default(),
+        }
+    }
+
+    pub(crate) fn present(&self) -> u64 {
+        self.present
+    }
+
+    /// Bytes on the heap.
+    pub(crate) fn bytes(&self) -> u64 {
+        heap_bytes(self.entries.len() * 8)
+    }
+
+    fn rank(&self, place: u8) -> usize {
+        (self.present & !(u64::MAX << place)).count_ones() as usize
+    }
+
+    pub(crate) fn get(&self, place: u8) -> Entry {
+        if self.present >> place & 1 == 0 {
+            return Entry::EMPTY;
+        }
+        self.entries[self.rank(place)]
+    }
+
+    /// Bytes that [`Chunk::grow`] takes from the heap.
+    pub(crate) fn growth(&self, place: u8) -> u64 {
+        if self.present >> place & 1 == 1
+            || self.present.count_ones() as usize != self.entries.len()
+        {
+            return 0;
+        }
+        heap_bytes(self.larger() * 8) - self.bytes()
+    }
+
+    fn larger(&self) -> usize {
+        (self.entries.len() * 2).max(4)
+    }
+
+    /// Makes room for one more entry. `false` when there is no memory.
+    pub(crate) fn grow(&mut self, place: u8) -> bool {
+        if self.growth(place) == 0 {
+            return true;
+        }
+        let mut entries = Vec::new();
+        if entries.try_reserve_exact(self.larger()).is_err() {
+            return false;
+        }
+        entries.extend_from_slice(&self.entries);
+        entries.resize(self.larger(), Entry::EMPTY);
+        self.entries = entries.into_boxed_slice();
+        true
+    }
+
+    /// Sets an entry; a new one needs room made by [`Chunk::grow`].
+    pub(crate) fn set(&mut self, place: u8, entry: Entry) {
+        let rank = self.rank(place);
+        if self.present >> place & 1 == 0 {
+            let count = self.present.count_ones() as usize;
+            self.entries.copy_within(rank..count, rank + 1);
+            self.present |= 1 << place;
+        }
+        self.entries[rank] = entry;
+    }
+
+    /// Takes an entry out.
+    pub(crate) fn remove(&mut self, place: u8) -> Entry {
+        if self.present >> place & 1 == 0 {
+            return Entry::EMPTY;
+        }
+        let rank = self.rank(place);
+        let entry = self.entries[rank];
+        let count = self.present.count_ones() as usize;
+        self.entries.copy_within(rank + 1..count, rank);
+        self.present &= !(1 << place);
+        entry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_come_and_go_in_any_order() {
+        let mut chunk = Chunk::new(ObjectId::default(), 0);
+        let places: Vec<u8> = (0..64).map(|i| (i * 29 % 64) as u8).collect();
+        let mut paid = 0;
+        for place in &places {
+            paid += chunk.growth(*place);
+            assert!(chunk.grow(*place));
+            chunk.set(*place, Entry::node(u32::from(*place)));
+            assert_eq!(chunk.bytes(), paid);
+        }
+        assert_eq!(chunk.present(), u64::MAX);
+        for place in &places {
+            assert_eq!(chunk.get(*place), Entry::node(u32::from(*place)));
+            assert_eq!(chunk.remove(*place), Entry::node(u32::from(*place)));
+            assert_eq!(chunk.get(*place), Entry::EMPTY);
+        }
+        assert_eq!(chunk.present(), 0);
+    }
+}

@@ -1,0 +1,175 @@
+//! Numbered places for values, in small pages, so that growing never moves or copies anything.
+
+use crate::segment::heap_bytes;
+
+/// Values of a page.
+const PAGE: usize = 16;
+
+/// Values under numbers that are used again.
+#[derive(Debug)]
+pub(crate) struct Slab<T> {
+    pages: Vec<Box<[Place<T>]>>,
+    free: Option<u32>,
+    live: usize,
+}
+
+#[derive(Debug)]
+enum Place<T> {
+    Free(Option<u32>),
+    Taken(T),
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self {
+            pages: Vec::new(),
+            free: None,
+            live: 0,
+        }
+    }
+}
+
+impl<T> Slab<T> {
+    /// Bytes on the heap.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.pages.len() as u64 * heap_bytes(PAGE * size_of::<Place<T>>())
+            + heap_bytes(self.pages.capacity() * size_of::<Box<[Place<T>]>>())
+    }
+
+    /// Bytes that the next [`Slab::insert`] takes from the heap.
+    pub(crate) fn growth(&self) -> u64 {
+        if self.free.is_some() {
+            return 0;
+        }
+        let pages = self.pages.capacity();
+        let list = if self.pages.len() == pages {
+            let unit = size_of::<Box<[Place<T>]>>();
+            heap_bytes((pages * 2).max(4) * unit) - heap_bytes(pages * unit)
+        } else {
+            0
+        };
+        heap_bytes(PAGE * size_of::<Place<T>>()) + list
+    }
+
+    /// Puts a value at a free place. Gives it back when there is no memory.
+    pub(crate) fn insert(&mut self, value: T) -> Result<u32, T> {
+        if self.free.is_none() && !self.grow() {
+            return Err(value);
+        }
+        let Some(number) = self.free else {
+            return Err(value);
+        };
+        let place = &mut self.pages[number as usize / PAGE][number as usize % PAGE];
+        if let Place::Free(next) = place {
+            self.free = *next;
+        }
+        *place = Place::Taken(value);
+        self.live += 1;
+        Ok(number)
+    }
+
+    fn grow(&mut self) -> bool {
+        let first = self.pages.len() * PAGE;
+        let Ok(first) = u32::try_from(first) else {
+            return false;
+        };
+        if self.pages.len() == self.pages.capacity()
+            && self
+                .pages
+                .try_reserve_exact(self.pages.capacity().max(4).max(self.pages.len()))
+                .is_err()
+        {
+            return false;
+        }
+        let mut page = Vec::new();
+        if page.try_reserve_exact(PAGE).is_err() {
+            return false;
+        }
+        let end = first + PAGE as u32;
+        page.extend(
+            (first..end).map(|number| Place::Free((number + 1 < end).then_some(number + 1))),
+        );
+        self.pages.push(page.into_boxed_slice());
+        self.free = Some(first);
+        true
+    }
+
+    pub(crate) fn get(&self, number: u32) -> Option<&T> {
+        match self
+            .pages
+            .get(number as usize / PAGE)?
+            .get(number as usize % PAGE)?
+        {
+            Place::Taken(value) => Some(value),
+            Place::Free(_) => None,
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self, number: u32) -> Option<&mut T> {
+        match self
+            .pages
+            .get_mut(number as usize / PAGE)?
+            .get_mut(number as usize % PAGE)?
+        {
+            Place::Taken(value) => Some(value),
+            Place::Free(_) => None,
+        }
+    }
+
+    /// Takes a value out. The pages go with the last one.
+    pub(crate) fn remove(&mut self, number: u32) -> Option<T> {
+        let place = self
+            .pages
+            .get_mut(number as usize / PAGE)?
+            .get_mut(number as usize % PAGE)?;
+        if matches!(place, Place::Free(_)) {
+            return None;
+        }
+        let taken = std::mem::replace(place, Place::Free(self.free));
+        self.free = Some(number);
+        self.live -= 1;
+        if self.live == 0 {
+            self.pages = Vec::new();
+            self.free = None;
+        }
+        match taken {
+            Place::Taken(value) => Some(value),
+            Place::Free(_) => None,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.live
+    }
+
+    /// Numbers that may be taken are below this.
+    pub(crate) fn end(&self) -> u32 {
+        (self.pages.len() * PAGE) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_used_again_and_the_memory_goes_with_the_last_value() {
+        let mut slab = Slab::default();
+        let mut paid = 0;
+        for value in 0..100u64 {
+            paid += slab.growth();
+            assert_eq!(slab.insert(value), Ok(value as u32));
+            assert_eq!(slab.bytes(), paid);
+        }
+        assert_eq!(slab.remove(7), Some(7));
+        assert_eq!(slab.remove(7), None);
+        assert_eq!(slab.growth(), 0);
+        assert_eq!(slab.insert(1000), Ok(7));
+        assert_eq!(slab.get(7), Some(&1000));
+        assert_eq!(slab.get(4000), None);
+        for number in 0..100 {
+            assert!(slab.remove(number).is_some());
+        }
+        assert_eq!((slab.bytes(), slab.len(), slab.end()), (0, 0, 0));
+    }
+}

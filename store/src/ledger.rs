@@ -1,0 +1,222 @@
+//! Who uses how many bytes of the budget, and who may take more.
+//!
+//! One lock guards all amounts, and it is the innermost of the crate. It is taken when a frame or a
+//! piece of index comes or goes, not for each page, and held for a few additions.
+
+use crate::sync::{Counter, Mutex};
+
+/// The bytes of one domain, or of one share group (which reserves nothing and has no limit).
+/// Written under the ledger's lock, read by anybody.
+#[derive(Debug, Default)]
+pub(crate) struct Account {
+    /// Bytes of own frames and own metadata.
+    used: Counter,
+    /// What the pages in share groups would cost this domain alone.
+    shared: Counter,
+    reserve: Counter,
+    limit: Counter,
+    weight: Counter,
+}
+
+impl Account {
+    pub(crate) fn used(&self) -> u64 {
+        self.used.get()
+    }
+
+    pub(crate) fn shared(&self) -> u64 {
+        self.shared.get()
+    }
+
+    pub(crate) fn reserve(&self) -> u64 {
+        self.reserve.get()
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit.get()
+    }
+
+    pub(crate) fn weight(&self) -> u64 {
+        self.weight.get()
+    }
+
+    /// All bytes that count against the limit.
+    pub(crate) fn charged(&self) -> u64 {
+        self.used() + self.shared()
+    }
+
+    fn over(&self, used: u64) -> u64 {
+        used.saturating_sub(self.reserve())
+    }
+}
+
+/// Why bytes were not granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Short {
+    /// The domain is at its limit.
+    Limit,
+    /// The budget has no more memory that nobody reserved.
+    Budget,
+}
+
+/// The amounts that no domain owns.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    budget: u64,
+    used: Counter,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The budget less all reserves and less what everybody uses beyond its reserve.
+    unreserved: u64,
+}
+
+impl Ledger {
+    pub(crate) fn new(budget: u64) -> Self {
+        Self {
+            budget,
+            used: Counter::default(),
+            state: Mutex::new(State { unreserved: budget }),
+        }
+    }
+
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used.get()
+    }
+
+    /// An account without a domain behind it: that of a share group.
+    pub(crate) fn open_group(&self) -> Account {
+        let account = Account::default();
+        account.limit.set(u64::MAX);
+        account
+    }
+
+    /// Changes what a domain may take. Refuses a reserve that the unreserved memory does not hold
+    /// now: reserved bytes are there from the moment they are promised.
+    pub(crate) fn configure(
+        &self,
+        account: &Account,
+        reserve: u64,
+        limit: u64,
+        weight: u64,
+    ) -> Result<(), Short> {
+        let mut state = self.state.lock();
+        let used = account.used();
+        let held = account.reserve() + account.over(used);
+        let wanted = reserve.max(used);
+        state.unreserved = (state.unreserved + held)
+            .checked_sub(wanted)
+            .ok_or(Short::Budget)?;
+        account.reserve.set(reserve);
+        account.limit.set(limit);
+        account.weight.set(weight);
+        Ok(())
+    }
+
+    /// Takes bytes for frames or metadata of the account.
+    pub(crate) fn charge(&self, account: &Account, bytes: u64) -> Result<(), Short> {
+        let mut state = self.state.lock();
+        let used = account.used();
+        let wanted = used.saturating_add(bytes);
+        if wanted.saturating_add(account.shared()) > account.limit() {
+            return Err(Short::Limit);
+        }
+        let beyond = account.over(wanted) - account.over(used);
+        state.unreserved = state.unreserved.checked_sub(beyond).ok_or(Short::Budget)?;
+        account.used.set(wanted);
+        self.used.add(bytes);
+        Ok(())
+    }
+
+    /// Gives bytes back.
+    pub(crate) fn release(&self, account: &Account, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        let mut state = self.state.lock();
+        let used = account.used();
+        debug_assert!(bytes <= used, "more bytes given back than taken");
+        let left = used.saturating_sub(bytes);
+        state.unreserved += account.over(used) - account.over(left);
+        account.used.set(left);
+        self.used.sub(used - left);
+    }
+
+    /// Counts a page of a share group against its domain's limit.
+    pub(crate) fn charge_shared(&self, account: &Account, bytes: u64) -> Result<(), Short> {
+        let _state = self.state.lock();
+        if account.charged().saturating_add(bytes) > account.limit() {
+            return Err(Short::Limit);
+        }
+        account.shared.add(bytes);
+        Ok(())
+    }
+
+    /// Takes a page of a share group off its domain's account.
+    pub(crate) fn release_shared(&self, account: &Account, bytes: u64) {
+        let _state = self.state.lock();
+        debug_assert!(bytes <= account.shared());
+        account.shared.set(account.shared().saturating_sub(bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(ledger: &Ledger, reserve: u64, limit: u64) -> Account {
+        let account = Account::default();
+        ledger
+            .configure(&account, reserve, limit, 1)
+            .expect("reserve fits");
+        account
+    }
+
+    #[test]
+    fn nobody_takes_what_another_reserved() {
+        let ledger = Ledger::new(100);
+        let a = open(&ledger, 60, u64::MAX);
+        let b = open(&ledger, 0, u64::MAX);
+        assert_eq!(ledger.charge(&b, 41), Err(Short::Budget));
+        assert_eq!(ledger.charge(&b, 40), Ok(()));
+        assert_eq!(ledger.charge(&a, 60), Ok(()));
+        assert_eq!(ledger.charge(&a, 1), Err(Short::Budget));
+        ledger.release(&b, 10);
+        assert_eq!(ledger.charge(&a, 10), Ok(()));
+        assert_eq!(ledger.used(), 100);
+        ledger.release(&a, 70);
+        assert_eq!(ledger.charge(&b, 11), Err(Short::Budget));
+        assert_eq!(ledger.charge(&b, 10), Ok(()));
+    }
+
+    #[test]
+    fn a_limit_counts_shared_pages_too() {
+        let ledger = Ledger::new(100);
+        let a = open(&ledger, 0, 50);
+        assert_eq!(ledger.charge_shared(&a, 20), Ok(()));
+        assert_eq!(ledger.charge(&a, 31), Err(Short::Limit));
+        assert_eq!(ledger.charge(&a, 30), Ok(()));
+        assert_eq!(ledger.charge_shared(&a, 1), Err(Short::Limit));
+        ledger.release_shared(&a, 20);
+        assert_eq!(a.charged(), 30);
+        assert_eq!(ledger.used(), 30);
+    }
+
+    #[test]
+    fn a_reserve_is_refused_when_others_use_the_memory() {
+        let ledger = Ledger::new(100);
+        let a = open(&ledger, 0, u64::MAX);
+        let b = open(&ledger, 10, u64::MAX);
+        ledger.charge(&a, 50).expect("fits");
+        assert_eq!(ledger.configure(&b, 51, u64::MAX, 1), Err(Short::Budget));
+        assert_eq!(ledger.configure(&b, 50, u64::MAX, 1), Ok(()));
+        assert_eq!(ledger.charge(&a, 1), Err(Short::Budget));
+        assert_eq!(ledger.configure(&b, 0, u64::MAX, 1), Ok(()));
+        assert_eq!(ledger.charge(&a, 50), Ok(()));
+    }
+}

@@ -1,0 +1,85 @@
+//! Counters of a shard. They are written under the shard's lock and read without it.
+
+use crate::entry::{Encoding, Entry, Kind};
+use crate::segment::{class_of, slot_bytes};
+use crate::stats::PoolStats;
+use crate::sync::Counter;
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) pages: Counter,
+    pub(crate) zero: Counter,
+    pub(crate) same_filled: Counter,
+    pub(crate) raw: Counter,
+    pub(crate) cold: Counter,
+    pub(crate) deduplicated: Counter,
+    pub(crate) bytes_stored: Counter,
+    /// Bytes of the slots of the shard's own pages.
+    pub(crate) slot_bytes: Counter,
+    pub(crate) metadata: Counter,
+    pub(crate) stores: Counter,
+    pub(crate) loads: Counter,
+    pub(crate) load_misses: Counter,
+    pub(crate) invalidates: Counter,
+    pub(crate) evictions: Counter,
+    pub(crate) refused_no_space: Counter,
+    pub(crate) refused_frozen: Counter,
+    pub(crate) refused_no_memory: Counter,
+    pub(crate) corrupt: Counter,
+    pub(crate) cooled: Counter,
+    pub(crate) warmed: Counter,
+    pub(crate) moved: Counter,
+}
+
+impl Counters {
+    /// A page came, or with `add` false, went.
+    pub(crate) fn count(&self, entry: Entry, add: bool) {
+        let change = |counter: &Counter, n: u64| {
+            if add {
+                counter.add(n);
+            } else {
+                counter.sub(n);
+            }
+        };
+        change(&self.pages, 1);
+        match entry.kind() {
+            Kind::Fill(0) => change(&self.zero, 1),
+            Kind::Fill(_) => change(&self.same_filled, 1),
+            Kind::Slot(slot) => {
+                change(&self.bytes_stored, u64::from(slot.len));
+                change(&self.slot_bytes, slot_bytes(class_of(slot.len)) as u64);
+                match slot.encoding {
+                    Encoding::Raw => change(&self.raw, 1),
+                    Encoding::Cold => change(&self.cold, 1),
+                    Encoding::Hot | Encoding::HotFinal => {}
+                }
+            }
+            Kind::Record(_) => change(&self.deduplicated, 1),
+            Kind::Empty | Kind::Node(_) => {}
+        }
+    }
+
+    pub(crate) fn add_to(&self, stats: &mut PoolStats) {
+        stats.pages += self.pages.get();
+        stats.zero += self.zero.get();
+        stats.same_filled += self.same_filled.get();
+        stats.raw += self.raw.get();
+        stats.cold += self.cold.get();
+        stats.deduplicated += self.deduplicated.get();
+        stats.bytes_stored += self.bytes_stored.get();
+        stats.bytes_used += self.slot_bytes.get() + self.metadata.get();
+        stats.metadata_bytes += self.metadata.get();
+        stats.stores += self.stores.get();
+        stats.loads += self.loads.get();
+        stats.load_misses += self.load_misses.get();
+        stats.invalidates += self.invalidates.get();
+        stats.evictions += self.evictions.get();
+        stats.refused_no_space += self.refused_no_space.get();
+        stats.refused_frozen += self.refused_frozen.get();
+        stats.refused_no_memory += self.refused_no_memory.get();
+        stats.corrupt += self.corrupt.get();
+        stats.cooled += self.cooled.get();
+        stats.warmed += self.warmed.get();
+        stats.moved += self.moved.get();
+    }
+}

@@ -1,0 +1,520 @@
+//! A pool: what happens to a page under the lock of its key's shard.
+//!
+//! `mod` has the operations a guest asks for, `encode` the work on bytes that no lock sees, `upkeep`
+//! eviction and compaction, `counters` the numbers.
+
+mod counters;
+mod encode;
+mod upkeep;
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+pub(crate) use counters::Counters;
+pub(crate) use encode::{Encoded, with_encoded, with_scratch};
+
+use crate::codec::Codecs;
+use crate::entry::{Encoding, Entry, Kind, Slot};
+use crate::error::{LoadError, StoreError};
+use crate::evict::{Links, Policy, Sieve};
+use crate::index::{Holder, Node, SHARDS, Shard, Tags};
+use crate::ledger::{Account, Short};
+use crate::page::{Key, ObjectId, Page, fill_page};
+use crate::segment::{class_of, slot_bytes};
+use crate::space::{Purse, Refusal, Space};
+use crate::stats::{PoolKind, PoolStats};
+use crate::sync::Mutex;
+
+/// What a page of a share group costs its domain beside its slot: entry, node and their tables.
+const SHARED_PAGE_METADATA: u64 = 40;
+
+/// A pool of one domain, or of one share group.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    pub(crate) kind: PoolKind,
+    /// The pool's number among those of its owner, for [`Holder`].
+    number: u8,
+    pub(crate) space: Arc<Space>,
+    codecs: Codecs,
+    hasher: hashbrown::DefaultHashBuilder,
+    shards: Box<[ShardCell]>,
+    /// Bytes charged for the pool itself.
+    base_bytes: u64,
+    /// The domains that joined, of a shared pool; a private one has none.
+    members: ArcSwap<Vec<Option<Arc<Account>>>>,
+}
+
+/// A shard, its lock and its counters, on cache lines of their own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct ShardCell {
+    locked: Mutex<Locked>,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Locked {
+    shard: Shard,
+    /// One order of eviction per domain that has pages here.
+    queues: Vec<(u8, Sieve)>,
+    /// The pool is gone.
+    dead: bool,
+}
+
+/// Why a page was not placed; nothing is under its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unplaced {
+    Refused(Refusal),
+    PoolGone,
+}
+
+impl From<Refusal> for Unplaced {
+    fn from(refusal: Refusal) -> Self {
+        Unplaced::Refused(refusal)
+    }
+}
+
+/// What a pool is made of.
+pub(crate) struct PoolParts {
+    pub(crate) kind: PoolKind,
+    pub(crate) number: u8,
+    pub(crate) space: Arc<Space>,
+    pub(crate) codecs: Codecs,
+    pub(crate) hasher: hashbrown::DefaultHashBuilder,
+}
+
+impl Pool {
+    pub(crate) fn new(parts: PoolParts) -> Result<Self, Refusal> {
+        let base_bytes = (SHARDS * size_of::<ShardCell>() + size_of::<Pool>()) as u64;
+        parts.space.purse().pay(base_bytes)?;
+        Ok(Self {
+            kind: parts.kind,
+            number: parts.number,
+            space: parts.space,
+            codecs: parts.codecs,
+            hasher: parts.hasher,
+            shards: (0..SHARDS).map(|_| ShardCell::default()).collect(),
+            base_bytes,
+            members: ArcSwap::default(),
+        })
+    }
+
+    fn purse(&self) -> &Purse {
+        self.space.purse()
+    }
+
+    fn is_ephemeral(&self) -> bool {
+        self.kind != PoolKind::Persistent
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "parts of a hash")]
+    fn tags(&self, key: Key) -> (usize, Tags) {
+        let (chunk, _) = key.chunk();
+        let hash = self.hasher.hash_one((key.object.0, chunk));
+        let object = self.hasher.hash_one(key.object.0);
+        let tags = Tags {
+            chunk: hash as u32,
+            object: object as u32,
+        };
+        ((hash >> 32) as usize % SHARDS, tags)
+    }
+
+    /// Puts an encoded page under a key, in place of what was there.
+    pub(crate) fn place(
+        &self,
+        member: u8,
+        key: Key,
+        encoded: &Encoded<'_>,
+    ) -> Result<(), Unplaced> {
+        let (number, tags) = self.tags(key);
+        let cell = &self.shards[number];
+        let mut guard = cell.locked.lock();
+        let locked = &mut *guard;
+        if locked.dead {
+            return Err(Unplaced::PoolGone);
+        }
+        self.take_out(cell, locked, tags, key);
+        let (_, place) = key.chunk();
+        let chunk = locked.shard.prepare(self.purse(), tags, key)?;
+        let placed = if self.is_ephemeral() {
+            self.place_node(cell, locked, member, (number, chunk, place), encoded)
+        } else {
+            let holder = Holder::Chunk {
+                pool: self.number,
+                shard: number as u8,
+                chunk,
+                place,
+            };
+            self.entry(encoded, holder).inspect(|entry| {
+                cell.counters.count(*entry, true);
+            })
+        };
+        match placed {
+            Ok(entry) => {
+                locked.shard.set(chunk, place, entry);
+                cell.counters.stores.add(1);
+            }
+            Err(_) => locked.shard.tidy(self.purse(), chunk, tags),
+        }
+        cell.counters.metadata.set(locked.shard.paid());
+        placed.map(drop).map_err(Unplaced::Refused)
+    }
+
+    /// The entry of a page, with its bytes in a slot.
+    fn entry(&self, encoded: &Encoded<'_>, holder: Holder) -> Result<Entry, Refusal> {
+        match encoded {
+            Encoded::Fill(entry) => Ok(*entry),
+            Encoded::Bytes { bytes, encoding } => Ok(Entry::slot(self.space.place(
+                bytes,
+                *encoding,
+                holder.pack(),
+            )?)),
+        }
+    }
+
+    /// A page of an ephemeral pool: its node, charged to its domain and queued for eviction.
+    fn place_node(
+        &self,
+        cell: &ShardCell,
+        locked: &mut Locked,
+        member: u8,
+        (number, chunk, place): (usize, u32, u8),
+        encoded: &Encoded<'_>,
+    ) -> Result<Entry, Refusal> {
+        let shared = self.member(member)?;
+        let cost = shared_cost(encoded.len());
+        if let Some(account) = &shared {
+            self.purse().ledger.charge_shared(account, cost)?;
+        }
+        let placed = self.place_charged(cell, locked, member, (number, chunk, place), encoded);
+        if let (Err(_), Some(account)) = (&placed, &shared) {
+            self.purse().ledger.release_shared(account, cost);
+        }
+        placed
+    }
+
+    fn place_charged(
+        &self,
+        cell: &ShardCell,
+        locked: &mut Locked,
+        member: u8,
+        (number, chunk, place): (usize, u32, u8),
+        encoded: &Encoded<'_>,
+    ) -> Result<Entry, Refusal> {
+        let node = locked.shard.add_node(
+            self.purse(),
+            Node {
+                entry: Entry::EMPTY,
+                chunk,
+                links: Links::default(),
+                member,
+                place,
+            },
+        )?;
+        let holder = Holder::Node {
+            pool: self.number,
+            shard: number as u8,
+            node,
+        };
+        let entry = match self.entry(encoded, holder) {
+            Ok(entry) => entry,
+            Err(refusal) => {
+                locked.shard.remove_node(self.purse(), node);
+                return Err(refusal);
+            }
+        };
+        if let Some(node) = locked.shard.nodes.get_mut(node) {
+            node.entry = entry;
+        }
+        let queue = match locked.queues.iter().position(|(m, _)| *m == member) {
+            Some(at) => at,
+            None => {
+                locked.queues.push((member, Sieve::default()));
+                locked.queues.len() - 1
+            }
+        };
+        locked.queues[queue].1.insert(&mut locked.shard.nodes, node);
+        cell.counters.count(entry, true);
+        Ok(Entry::node(node))
+    }
+
+    /// The account to charge for a page of a share group; `None` in a private pool.
+    fn member(&self, member: u8) -> Result<Option<Arc<Account>>, Refusal> {
+        if self.kind != PoolKind::Shared {
+            return Ok(None);
+        }
+        match self.members.load().get(usize::from(member)) {
+            Some(Some(account)) => Ok(Some(Arc::clone(account))),
+            _ => Err(Refusal::Short(Short::Limit)),
+        }
+    }
+
+    /// Removes what is under a key. Returns whether a page was there.
+    fn take_out(&self, cell: &ShardCell, locked: &mut Locked, tags: Tags, key: Key) -> bool {
+        let Some((chunk, entry)) = locked.shard.get(tags, key) else {
+            return false;
+        };
+        let (_, place) = key.chunk();
+        self.discard(cell, locked, entry);
+        locked.shard.remove(self.purse(), chunk, place, tags);
+        cell.counters.metadata.set(locked.shard.paid());
+        true
+    }
+
+    /// Gives back all that an entry of the index holds.
+    fn discard(&self, cell: &ShardCell, locked: &mut Locked, entry: Entry) {
+        let mut entry = entry;
+        if let Kind::Node(number) = entry.kind() {
+            let Some(member) = locked.shard.nodes.get(number).map(|node| node.member) else {
+                return;
+            };
+            if let Some((_, queue)) = locked.queues.iter_mut().find(|(m, _)| *m == member) {
+                queue.remove(&mut locked.shard.nodes, number);
+            }
+            let Some(node) = locked.shard.remove_node(self.purse(), number) else {
+                return;
+            };
+            entry = node.entry;
+            if let Ok(Some(account)) = self.member(member) {
+                self.purse()
+                    .ledger
+                    .release_shared(&account, shared_cost(payload_len(entry)));
+            }
+        }
+        cell.counters.count(entry, false);
+        if let Kind::Slot(slot) = entry.kind() {
+            self.space.free(slot);
+        }
+    }
+
+    /// Brings a page back.
+    pub(crate) fn load(&self, key: Key, page: &mut Page) -> Result<(), LoadError> {
+        let (number, tags) = self.tags(key);
+        let cell = &self.shards[number];
+        with_scratch(|scratch| {
+            let found = self.fetch(cell, tags, key, scratch, page);
+            let loaded = found.and_then(|fetched| match fetched {
+                Fetched::Page => Ok(()),
+                Fetched::Fill(word) => {
+                    fill_page(page, word);
+                    Ok(())
+                }
+                Fetched::Bytes(slot) => {
+                    let codec = match slot.encoding {
+                        Encoding::Cold => &self.codecs.cold,
+                        _ => &self.codecs.hot,
+                    };
+                    if codec.decompress(&scratch[..usize::from(slot.len)], page) {
+                        Ok(())
+                    } else {
+                        Err(LoadError::Corrupt)
+                    }
+                }
+            });
+            if loaded == Err(LoadError::Corrupt) {
+                let _locked = cell.locked.lock();
+                cell.counters.corrupt.add(1);
+            }
+            loaded
+        })
+    }
+
+    /// The part of a load that needs the lock: a copy of the slot's bytes.
+    fn fetch(
+        &self,
+        cell: &ShardCell,
+        tags: Tags,
+        key: Key,
+        scratch: &mut [u8],
+        page: &mut Page,
+    ) -> Result<Fetched, LoadError> {
+        let mut guard = cell.locked.lock();
+        let locked = &mut *guard;
+        let Some((chunk, indexed)) = locked.shard.get(tags, key) else {
+            cell.counters.load_misses.add(1);
+            return Err(LoadError::NotFound);
+        };
+        let (_, place) = key.chunk();
+        let mut entry = indexed;
+        if let Kind::Node(number) = indexed.kind() {
+            let node = locked.shard.nodes.get(number).ok_or(LoadError::NotFound)?;
+            let member = node.member;
+            entry = node.entry;
+            if self.kind == PoolKind::Shared
+                && let Some((_, queue)) = locked.queues.iter_mut().find(|(m, _)| *m == member)
+            {
+                queue.touch(&mut locked.shard.nodes, number);
+            }
+        }
+        let fetched = match entry.kind() {
+            Kind::Fill(word) => Fetched::Fill(word),
+            Kind::Slot(slot) if slot.encoding == Encoding::Raw => {
+                if !self.space.fetch(slot, page) {
+                    return Err(LoadError::Corrupt);
+                }
+                Fetched::Page
+            }
+            Kind::Slot(slot) => {
+                if !self.space.fetch(slot, scratch) {
+                    return Err(LoadError::Corrupt);
+                }
+                Fetched::Bytes(slot)
+            }
+            _ => return Err(LoadError::NotFound),
+        };
+        cell.counters.loads.add(1);
+        if self.kind == PoolKind::Ephemeral {
+            self.take_out(cell, locked, tags, key);
+        } else if matches!(entry.kind(), Kind::Slot(_)) && entry.age() != 0 {
+            self.set_entry(locked, chunk, place, indexed, entry.with_age(0));
+        }
+        Ok(fetched)
+    }
+
+    /// Changes the entry of a page where it is.
+    fn set_entry(&self, locked: &mut Locked, chunk: u32, place: u8, indexed: Entry, entry: Entry) {
+        match indexed.kind() {
+            Kind::Node(node) => {
+                if let Some(node) = locked.shard.nodes.get_mut(node) {
+                    node.entry = entry;
+                }
+            }
+            _ => locked.shard.set(chunk, place, entry),
+        }
+    }
+
+    /// Removes a page, if it is there.
+    pub(crate) fn invalidate_page(&self, key: Key) {
+        let (number, tags) = self.tags(key);
+        let cell = &self.shards[number];
+        let mut locked = cell.locked.lock();
+        if self.take_out(cell, &mut locked, tags, key) {
+            cell.counters.invalidates.add(1);
+        }
+    }
+
+    /// Removes the pages of an object.
+    pub(crate) fn invalidate_object(&self, object: ObjectId) {
+        for cell in &self.shards {
+            let mut guard = cell.locked.lock();
+            let locked = &mut *guard;
+            let (_, tags) = self.tags(Key { object, index: 0 });
+            while let Some(chunk) = locked.shard.first_of(tags, object) {
+                let removed = self.empty_chunk(cell, locked, chunk);
+                cell.counters.invalidates.add(removed);
+            }
+            cell.counters.metadata.set(locked.shard.paid());
+        }
+    }
+
+    /// Removes all pages of a chunk, and the chunk.
+    fn empty_chunk(&self, cell: &ShardCell, locked: &mut Locked, chunk: u32) -> u64 {
+        let Some(found) = locked.shard.chunk(chunk) else {
+            return 0;
+        };
+        let (object, number) = (found.object, found.number);
+        let mut present = found.present();
+        let removed = u64::from(present.count_ones());
+        let (_, tags) = self.tags(Key {
+            object,
+            index: number << 6,
+        });
+        while present != 0 {
+            let place = present.trailing_zeros() as u8;
+            present &= present - 1;
+            let entry = locked
+                .shard
+                .chunk(chunk)
+                .map_or(Entry::EMPTY, |found| found.get(place));
+            self.discard(cell, locked, entry);
+            locked.shard.remove(self.purse(), chunk, place, tags);
+        }
+        removed
+    }
+
+    /// A store that ends in a refusal: nothing stays under the key.
+    pub(crate) fn refuse(&self, key: Key, error: StoreError) {
+        let (number, tags) = self.tags(key);
+        let cell = &self.shards[number];
+        let mut locked = cell.locked.lock();
+        self.take_out(cell, &mut locked, tags, key);
+        match error {
+            StoreError::NoSpace => cell.counters.refused_no_space.add(1),
+            StoreError::Frozen => cell.counters.refused_frozen.add(1),
+            StoreError::NoMemory => cell.counters.refused_no_memory.add(1),
+            StoreError::NoPool => {}
+        }
+    }
+
+    /// Ends the pool: removes all pages, and refuses those that are on their way.
+    pub(crate) fn kill(&self) {
+        for cell in &self.shards {
+            let mut guard = cell.locked.lock();
+            let locked = &mut *guard;
+            locked.dead = true;
+            for chunk in 0..locked.shard.end() {
+                self.empty_chunk(cell, locked, chunk);
+            }
+            cell.counters.metadata.set(locked.shard.paid());
+        }
+    }
+
+    /// Sums for statistics.
+    pub(crate) fn stats(&self, id: u32) -> PoolStats {
+        let mut stats = PoolStats {
+            id,
+            kind: self.kind,
+            bytes_used: self.base_bytes,
+            metadata_bytes: self.base_bytes,
+            ..PoolStats::default()
+        };
+        for cell in &self.shards {
+            cell.counters.add_to(&mut stats);
+        }
+        stats
+    }
+
+    /// Bytes of the slots of the pool's pages.
+    pub(crate) fn slot_bytes(&self) -> u64 {
+        self.shards
+            .iter()
+            .map(|cell| cell.counters.slot_bytes.get())
+            .sum()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.kill();
+        self.purse().refund(self.base_bytes);
+    }
+}
+
+/// What a load found under the lock.
+enum Fetched {
+    /// The page is in its place.
+    Page,
+    Fill(u64),
+    /// The slot's bytes are in the scratch buffer.
+    Bytes(Slot),
+}
+
+/// Bytes of an entry's payload.
+fn payload_len(entry: Entry) -> u16 {
+    match entry.kind() {
+        Kind::Slot(slot) => slot.len,
+        _ => 0,
+    }
+}
+
+/// What a page of a share group is charged with: what it would cost alone.
+fn shared_cost(len: u16) -> u64 {
+    let slot = if len == 0 {
+        0
+    } else {
+        slot_bytes(class_of(len)) as u64
+    };
+    slot + SHARED_PAGE_METADATA
+}

@@ -1,0 +1,108 @@
+//! Eviction and compaction: what is done to a pool's pages without its guest asking.
+
+use super::{Locked, Pool, ShardCell};
+use crate::entry::{Entry, Kind, Slot};
+use crate::evict::Policy;
+use crate::index::{Holder, SHARDS};
+use crate::segment::{class_of, slot_bytes};
+
+impl Pool {
+    /// Evicts pages of a member from one shard, `most` at most. Returns pages and bytes of slots.
+    pub(crate) fn evict(&self, member: u8, shard: usize, most: usize) -> (u64, u64) {
+        let cell = &self.shards[shard % SHARDS];
+        let mut guard = cell.locked.lock();
+        let mut evicted = (0, 0);
+        for _ in 0..most {
+            let Some(bytes) = self.evict_one(cell, &mut guard, member) else {
+                break;
+            };
+            evicted.0 += 1;
+            evicted.1 += bytes;
+        }
+        cell.counters.evictions.add(evicted.0);
+        cell.counters.metadata.set(guard.shard.paid());
+        evicted
+    }
+
+    fn evict_one(&self, cell: &ShardCell, locked: &mut Locked, member: u8) -> Option<u64> {
+        let (_, queue) = locked.queues.iter_mut().find(|(m, _)| *m == member)?;
+        let number = queue.victim(&mut locked.shard.nodes)?;
+        let node = locked.shard.nodes.get(number)?;
+        let (chunk, place, entry) = (node.chunk, node.place, node.entry);
+        let found = locked.shard.chunk(chunk)?;
+        let key = crate::page::Key {
+            object: found.object,
+            index: found.number << 6,
+        };
+        let (_, tags) = self.tags(key);
+        self.discard(cell, locked, Entry::node(number));
+        locked.shard.remove(self.purse(), chunk, place, tags);
+        Some(match entry.kind() {
+            Kind::Slot(slot) => slot_bytes(class_of(slot.len)) as u64,
+            _ => 0,
+        })
+    }
+
+    /// Moves the page in a slot to a lower place. Returns whether it moved.
+    pub(crate) fn relocate(&self, holder: Holder, segment: u32, number: u16) -> bool {
+        let (Holder::Chunk { shard, .. } | Holder::Node { shard, .. }) = holder else {
+            return false;
+        };
+        let cell = &self.shards[usize::from(shard) % SHARDS];
+        let mut locked = cell.locked.lock();
+        let entry = match holder {
+            Holder::Chunk { chunk, place, .. } => {
+                locked.shard.chunk(chunk).map(|chunk| chunk.get(place))
+            }
+            Holder::Node { node, .. } => locked.shard.nodes.get(node).map(|node| node.entry),
+            Holder::Record { .. } => None,
+        };
+        let Some(entry) = entry else {
+            return false;
+        };
+        let Kind::Slot(slot) = entry.kind() else {
+            return false;
+        };
+        if (slot.segment, slot.number) != (segment, number) {
+            return false;
+        }
+        let Some(moved) = self.space.relocate(slot, holder.pack()) else {
+            return false;
+        };
+        let entry = keep_marks(entry, moved);
+        match holder {
+            Holder::Chunk { chunk, place, .. } => locked.shard.set(chunk, place, entry),
+            Holder::Node { node, .. } => {
+                if let Some(node) = locked.shard.nodes.get_mut(node) {
+                    node.entry = entry;
+                }
+            }
+            Holder::Record { .. } => {}
+        }
+        self.space.free(slot);
+        cell.counters.moved.add(1);
+        true
+    }
+}
+
+/// The entry of a slot that moved, with the marks it had. The cold tier does not know the new place.
+fn keep_marks(entry: Entry, moved: Slot) -> Entry {
+    Entry::slot(moved).with_age(entry.age())
+}
+
+impl Pool {
+    pub(crate) fn members(&self) -> Vec<Option<std::sync::Arc<crate::ledger::Account>>> {
+        self.members.load().to_vec()
+    }
+
+    pub(crate) fn set_members(&self, members: Vec<Option<std::sync::Arc<crate::ledger::Account>>>) {
+        self.members.store(std::sync::Arc::new(members));
+    }
+
+    /// Evicts all pages of a member.
+    pub(crate) fn evict_member(&self, member: u8) {
+        for shard in 0..SHARDS {
+            while self.evict(member, shard, 64).0 > 0 {}
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Share groups: one ephemeral pool that several domains joined.
+
+use std::sync::Arc;
+
+use crate::error::CreatePoolError;
+use crate::ledger::Account;
+use crate::pool::Pool;
+use crate::sync::Mutex;
+
+/// Most members of a group at a time.
+const MOST_MEMBERS: usize = 255;
+
+/// A share group and its pool. It lives while a domain has joined it.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) account: Arc<Account>,
+    /// Held while members come and go.
+    changing: Mutex<()>,
+}
+
+impl Group {
+    pub(crate) fn new(pool: Pool, account: Arc<Account>) -> Self {
+        Self {
+            pool: Arc::new(pool),
+            account,
+            changing: Mutex::new(()),
+        }
+    }
+
+    /// Adds a member. Returns its number.
+    pub(crate) fn join(&self, account: &Arc<Account>) -> Result<u8, CreatePoolError> {
+        let _changing = self.changing.lock();
+        let mut members = self.pool.members();
+        let place = match members.iter().position(Option::is_none) {
+            Some(place) => place,
+            None if members.len() < MOST_MEMBERS => {
+                members.push(None);
+                members.len() - 1
+            }
+            None => return Err(CreatePoolError::TooMany),
+        };
+        members[place] = Some(Arc::clone(account));
+        self.pool.set_members(members);
+        u8::try_from(place).map_err(|_| CreatePoolError::TooMany)
+    }
+
+    /// Takes a member out, with the pages it stored.
+    pub(crate) fn leave(&self, member: u8) {
+        let _changing = self.changing.lock();
+        self.pool.evict_member(member);
+        let mut members = self.pool.members();
+        if let Some(place) = members.get_mut(usize::from(member)) {
+            *place = None;
+        }
+        self.pool.set_members(members);
+    }
+}

@@ -1,0 +1,524 @@
+//! The segments of one owner (a domain, or a share group): slots are taken and given back here.
+//!
+//! Each size class has its own lock, so that two stores meet only when their pages compress to the
+//! same size. Slots are taken lowest address first, so that the high segments empty by themselves and
+//! compaction has little to move.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+
+use crate::config::Gate;
+use crate::entry::{Encoding, MAX_SEGMENTS, Slot};
+use crate::ledger::{Account, Ledger, Short};
+use crate::memory::{FRAME_BYTES, Memory};
+use crate::segment::{Backref, CLASSES, Segment, class_of, slot_bytes, slots_per_segment};
+use crate::sync::{Counter, Mutex};
+
+/// Why there is no slot or no metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Limit or budget: evicting, trimming or compacting may help.
+    Short(Short),
+    /// The host has no memory.
+    NoMemory,
+}
+
+impl From<Short> for Refusal {
+    fn from(short: Short) -> Self {
+        Refusal::Short(short)
+    }
+}
+
+/// Pays for memory and asks whether the host grants it.
+#[derive(Clone, Debug)]
+pub(crate) struct Purse {
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) account: Arc<Account>,
+    gate: Option<Arc<dyn Gate>>,
+}
+
+impl Purse {
+    pub(crate) fn new(
+        ledger: Arc<Ledger>,
+        account: Arc<Account>,
+        gate: Option<Arc<dyn Gate>>,
+    ) -> Self {
+        Self {
+            ledger,
+            account,
+            gate,
+        }
+    }
+
+    pub(crate) fn pay(&self, bytes: u64) -> Result<(), Refusal> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        if self.gate.as_ref().is_some_and(|gate| !gate.allow(bytes)) {
+            return Err(Refusal::NoMemory);
+        }
+        Ok(self.ledger.charge(&self.account, bytes)?)
+    }
+
+    pub(crate) fn refund(&self, bytes: u64) {
+        self.ledger.release(&self.account, bytes);
+    }
+}
+
+/// The slots of one owner.
+#[derive(Debug)]
+pub(crate) struct Space {
+    memory: Memory,
+    purse: Purse,
+    classes: Box<[Mutex<SizeClass>]>,
+    spare: Mutex<Spare>,
+    /// Frames of retired segments. Written under the lock of `spare`.
+    retired_frames: Counter,
+    gauges: Box<[Gauges]>,
+}
+
+/// What a size class holds, for statistics. Written under the class's lock.
+#[derive(Debug, Default)]
+struct Gauges {
+    frames: Counter,
+    metadata: Counter,
+    live: Counter,
+}
+
+/// The segments of one size class.
+#[derive(Debug, Default)]
+struct SizeClass {
+    segments: BTreeMap<u32, Box<Segment>>,
+    /// Segments with a free slot.
+    open: BTreeSet<u32>,
+}
+
+/// Segments of no class.
+#[derive(Debug, Default)]
+struct Spare {
+    /// Numbers below this were used before.
+    next: u32,
+    /// Without memory.
+    numbers: Vec<u32>,
+    /// With frames that are still charged.
+    retired: Vec<(u32, u64)>,
+}
+
+/// Sums over an owner's segments.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SpaceUse {
+    /// Bytes of frames with memory.
+    pub(crate) frames: u64,
+    /// Bytes of bookkeeping per segment.
+    pub(crate) metadata: u64,
+    /// Bytes of slots in use.
+    pub(crate) slots: u64,
+}
+
+/// Where a step of compaction found something to move.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Movable {
+    pub(crate) slot: (u32, u16),
+    pub(crate) backref: Backref,
+}
+
+impl Space {
+    pub(crate) fn new(name: &str, purse: Purse) -> io::Result<Self> {
+        Ok(Self {
+            memory: Memory::new(name)?,
+            purse,
+            classes: (0..CLASSES).map(|_| Mutex::default()).collect(),
+            spare: Mutex::default(),
+            retired_frames: Counter::default(),
+            gauges: (0..CLASSES).map(|_| Gauges::default()).collect(),
+        })
+    }
+
+    pub(crate) fn purse(&self) -> &Purse {
+        &self.purse
+    }
+
+    /// Takes a slot and writes `bytes` (1 to 4096) to it.
+    pub(crate) fn place(
+        &self,
+        bytes: &[u8],
+        encoding: Encoding,
+        backref: Backref,
+    ) -> Result<Slot, Refusal> {
+        let len = bytes.len() as u16;
+        let class = class_of(len);
+        let (segment, number) = self.take(class, backref)?;
+        let offset = usize::from(number) * slot_bytes(class);
+        let check = self.memory.write(segment, offset, bytes);
+        Ok(Slot {
+            segment,
+            number,
+            len,
+            encoding,
+            check,
+        })
+    }
+
+    /// Copies a slot's bytes out. `false` when they are not those that were written.
+    pub(crate) fn fetch(&self, slot: Slot, bytes: &mut [u8]) -> bool {
+        let offset = usize::from(slot.number) * slot_bytes(class_of(slot.len));
+        self.memory
+            .read(slot.segment, offset, &mut bytes[..usize::from(slot.len)])
+            == slot.check
+    }
+
+    fn take(&self, class: usize, backref: Backref) -> Result<(u32, u16), Refusal> {
+        let mut guard = self.classes[class].lock();
+        let inner = &mut *guard;
+        let number = match inner.open.first() {
+            Some(number) => *number,
+            None => self.open_segment(class, inner)?,
+        };
+        match self.take_from(class, inner, number, backref, false) {
+            Err(Refusal::Short(short)) => {
+                // No new frame is granted; a few segments may have room in the frames they have.
+                let open: [u32; 4] = {
+                    let mut numbers = inner.open.iter().copied();
+                    std::array::from_fn(|_| numbers.next().unwrap_or(u32::MAX))
+                };
+                for number in open {
+                    if inner.segments.contains_key(&number)
+                        && let Ok(taken) = self.take_from(class, inner, number, backref, true)
+                    {
+                        return Ok(taken);
+                    }
+                }
+                Err(Refusal::Short(short))
+            }
+            other => other,
+        }
+    }
+
+    fn take_from(
+        &self,
+        class: usize,
+        inner: &mut SizeClass,
+        number: u32,
+        backref: Backref,
+        resident_only: bool,
+    ) -> Result<(u32, u16), Refusal> {
+        let none = Refusal::Short(Short::Limit);
+        let segment = inner.segments.get_mut(&number).ok_or(none)?;
+        let slot = segment.find(resident_only).ok_or(none)?;
+        let gauges = &self.gauges[class];
+
+        let growth = segment.growth(slot);
+        if growth > 0 {
+            self.purse.pay(growth)?;
+            if !segment.grow(slot) {
+                self.purse.refund(growth);
+                return Err(Refusal::NoMemory);
+            }
+            gauges.metadata.add(growth);
+        }
+        let missing = segment.missing(slot);
+        if missing != 0 {
+            self.populate(number, missing)?;
+            segment.resident |= missing;
+            gauges.frames.add(u64::from(missing.count_ones()));
+        }
+        segment.take(slot, backref);
+        gauges.live.add(1);
+        if segment.is_full() {
+            inner.open.remove(&number);
+        }
+        Ok((number, slot))
+    }
+
+    /// Pays for frames and gets them from the kernel.
+    fn populate(&self, segment: u32, frames: u64) -> Result<(), Refusal> {
+        let bytes = u64::from(frames.count_ones()) * FRAME_BYTES as u64;
+        self.purse.pay(bytes)?;
+        for (first, count) in runs(frames) {
+            if self.memory.populate(segment, first, count).is_err() {
+                let _ = self.memory.punch(segment, first, count);
+                self.purse.refund(bytes);
+                return Err(Refusal::NoMemory);
+            }
+        }
+        Ok(())
+    }
+
+    fn open_segment(&self, class: usize, inner: &mut SizeClass) -> Result<u32, Refusal> {
+        let metadata = Segment::base_bytes(class);
+        self.purse.pay(metadata)?;
+        let taken = self.spare_segment();
+        let opened = taken.and_then(|(number, resident)| {
+            match self
+                .memory
+                .map(number)
+                .ok()
+                .and_then(|()| Segment::new(class, resident))
+            {
+                Some(segment) => Some((number, segment)),
+                None => {
+                    self.retire(number, resident);
+                    None
+                }
+            }
+        });
+        let Some((number, segment)) = opened else {
+            self.purse.refund(metadata);
+            return Err(Refusal::NoMemory);
+        };
+        let gauges = &self.gauges[class];
+        gauges.metadata.add(metadata);
+        gauges.frames.add(u64::from(segment.resident.count_ones()));
+        inner.segments.insert(number, Box::new(segment));
+        inner.open.insert(number);
+        Ok(number)
+    }
+
+    fn spare_segment(&self) -> Option<(u32, u64)> {
+        let mut spare = self.spare.lock();
+        if let Some((number, resident)) = spare.retired.pop() {
+            self.retired_frames.sub(u64::from(resident.count_ones()));
+            return Some((number, resident));
+        }
+        if let Some(number) = spare.numbers.pop() {
+            return Some((number, 0));
+        }
+        if spare.next == MAX_SEGMENTS {
+            return None;
+        }
+        spare.next += 1;
+        Some((spare.next - 1, 0))
+    }
+
+    fn retire(&self, number: u32, resident: u64) {
+        let mut spare = self.spare.lock();
+        if resident == 0 {
+            spare.numbers.push(number);
+        } else {
+            self.retired_frames.add(u64::from(resident.count_ones()));
+            spare.retired.push((number, resident));
+        }
+    }
+
+    fn pop_retired(&self) -> Option<(u32, u64)> {
+        let mut spare = self.spare.lock();
+        let (number, resident) = spare.retired.pop()?;
+        self.retired_frames.sub(u64::from(resident.count_ones()));
+        Some((number, resident))
+    }
+
+    /// Gives a slot back. Its frames stay charged until [`Space::trim`].
+    pub(crate) fn free(&self, slot: Slot) {
+        self.give(class_of(slot.len), slot.segment, slot.number);
+    }
+
+    fn give(&self, class: usize, number: u32, slot: u16) {
+        let mut guard = self.classes[class].lock();
+        let inner = &mut *guard;
+        let Some(segment) = inner.segments.get_mut(&number) else {
+            debug_assert!(false, "slot of an unknown segment given back");
+            return;
+        };
+        let was_full = segment.is_full();
+        if !segment.give(slot) {
+            debug_assert!(false, "slot given back twice");
+            return;
+        }
+        self.gauges[class].live.sub(1);
+        if segment.live() == 0 {
+            self.close_segment(class, inner, number);
+        } else if was_full {
+            inner.open.insert(number);
+        }
+    }
+
+    fn close_segment(&self, class: usize, inner: &mut SizeClass, number: u32) {
+        inner.open.remove(&number);
+        let Some(segment) = inner.segments.remove(&number) else {
+            return;
+        };
+        let gauges = &self.gauges[class];
+        let metadata = segment.metadata_bytes();
+        gauges.metadata.sub(metadata);
+        gauges.frames.sub(u64::from(segment.resident.count_ones()));
+        let resident = segment.resident;
+        drop(segment);
+        self.purse.refund(metadata);
+        self.retire(number, resident);
+    }
+
+    /// Names another holder for a slot in use.
+    pub(crate) fn set_backref(&self, slot: Slot, backref: Backref) {
+        let mut class = self.classes[class_of(slot.len)].lock();
+        if let Some(segment) = class.segments.get_mut(&slot.segment) {
+            segment.set_backref(slot.number, backref);
+        }
+    }
+
+    /// Bytes of the class's frames that hold no slot in use: what compacting and trimming it may win.
+    fn waste(&self, class: usize) -> u64 {
+        let gauges = &self.gauges[class];
+        (gauges.frames.get() * FRAME_BYTES as u64)
+            .saturating_sub(gauges.live.get() * slot_bytes(class) as u64)
+    }
+
+    /// Whether moving slots of the class would free more than `fraction` of its frames.
+    pub(crate) fn is_sparse(&self, class: usize, per_mille: u64) -> bool {
+        let gauges = &self.gauges[class];
+        let live = gauges.live.get() as usize;
+        let slots = slots_per_segment(class);
+        // Frames that the slots need when they lie as dense as they can.
+        let dense = (live / slots) as u64 * 64
+            + ((live % slots) * slot_bytes(class)).div_ceil(FRAME_BYTES) as u64;
+        let frames = gauges.frames.get();
+        frames > dense + 1 && (frames - dense) * 1000 > frames * per_mille
+    }
+
+    /// The slot at the highest address of the class, if a slot at a lower one is free.
+    pub(crate) fn movable(&self, class: usize) -> Option<Movable> {
+        let inner = self.classes[class].lock();
+        let (number, segment) = inner.segments.last_key_value()?;
+        let (slot, backref) = segment.highest()?;
+        let lowest = *inner.open.first()?;
+        if lowest == *number && segment.live() == usize::from(slot) + 1 {
+            return None;
+        }
+        Some(Movable {
+            slot: (*number, slot),
+            backref,
+        })
+    }
+
+    /// Copies a slot to the lowest free place of its class, if that is lower. The caller holds the
+    /// lock of the entry that names the slot, changes the entry, and frees the old slot.
+    pub(crate) fn relocate(&self, slot: Slot, backref: Backref) -> Option<Slot> {
+        let class = class_of(slot.len);
+        let (segment, number) = self.take(class, backref).ok()?;
+        if (segment, number) >= (slot.segment, slot.number) {
+            self.give(class, segment, number);
+            return None;
+        }
+        let bytes = slot_bytes(class);
+        self.memory.copy(
+            (slot.segment, usize::from(slot.number) * bytes),
+            (segment, usize::from(number) * bytes),
+            usize::from(slot.len),
+        );
+        Some(Slot {
+            segment,
+            number,
+            ..slot
+        })
+    }
+
+    /// Gives frames without slots in use back to the kernel, at most about `most` of them. Returns
+    /// the bytes.
+    pub(crate) fn trim(&self, most: usize) -> u64 {
+        let mut frames = self.trim_retired(most);
+        for class in 0..CLASSES {
+            if frames >= most {
+                break;
+            }
+            if self.waste(class) >= FRAME_BYTES as u64 {
+                frames += self.trim_class(class, most - frames);
+            }
+        }
+        (frames * FRAME_BYTES) as u64
+    }
+
+    fn trim_retired(&self, most: usize) -> usize {
+        let mut frames = 0;
+        while frames < most {
+            let Some((number, resident)) = self.pop_retired() else {
+                break;
+            };
+            let left = self.punch(number, resident);
+            frames += (resident & !left).count_ones() as usize;
+            self.retire(number, left);
+            if left != 0 {
+                break;
+            }
+        }
+        frames
+    }
+
+    fn trim_class(&self, class: usize, most: usize) -> usize {
+        let mut guard = self.classes[class].lock();
+        let SizeClass { segments, open } = &mut *guard;
+        let mut frames = 0;
+        // From the top: low frames are the next to be used again.
+        for number in open.iter().rev() {
+            if frames >= most {
+                break;
+            }
+            let Some(segment) = segments.get_mut(number) else {
+                continue;
+            };
+            let idle = segment.idle_frames();
+            if idle == 0 {
+                continue;
+            }
+            let left = self.punch(*number, idle);
+            let gone = idle & !left;
+            segment.resident &= !gone;
+            self.gauges[class].frames.sub(u64::from(gone.count_ones()));
+            frames += gone.count_ones() as usize;
+        }
+        frames
+    }
+
+    /// Punches frames and takes them off the account. Returns those that the kernel did not take.
+    fn punch(&self, number: u32, frames: u64) -> u64 {
+        let mut left = 0;
+        for (first, count) in runs(frames) {
+            if self.memory.punch(number, first, count).is_ok() {
+                self.purse.refund((count * FRAME_BYTES) as u64);
+            } else {
+                left |= (u64::MAX >> (64 - count)) << first;
+            }
+        }
+        left
+    }
+
+    /// Bytes that trimming could give back without moving or evicting anything, at most.
+    pub(crate) fn idle_bytes(&self) -> u64 {
+        self.retired_frames.get() * FRAME_BYTES as u64
+    }
+
+    /// Sums for statistics.
+    pub(crate) fn usage(&self) -> SpaceUse {
+        let mut usage = SpaceUse {
+            frames: self.retired_frames.get() * FRAME_BYTES as u64,
+            ..SpaceUse::default()
+        };
+        for (class, gauges) in self.gauges.iter().enumerate() {
+            usage.frames += gauges.frames.get() * FRAME_BYTES as u64;
+            usage.metadata += gauges.metadata.get();
+            usage.slots += gauges.live.get() * slot_bytes(class) as u64;
+        }
+        usage
+    }
+}
+
+impl Drop for Space {
+    /// The memory goes as a whole, and with it all that was charged for it.
+    fn drop(&mut self) {
+        let usage = self.usage();
+        self.purse.refund(usage.frames + usage.metadata);
+    }
+}
+
+/// The runs of set bits: first bit and length.
+fn runs(mut bits: u64) -> impl Iterator<Item = (usize, usize)> {
+    std::iter::from_fn(move || {
+        if bits == 0 {
+            return None;
+        }
+        let first = bits.trailing_zeros() as usize;
+        let count = (!(bits >> first)).trailing_zeros() as usize;
+        let mask = (u64::MAX >> (64 - count)) << first;
+        bits &= !mask;
+        Some((first, count))
+    })
+}

@@ -1,0 +1,283 @@
+//! The store: its domains and share groups.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Weak};
+
+use crate::codec::Codecs;
+use crate::config::{DomainChange, DomainConfig, Gate, StoreConfig};
+use crate::domain::{Domain, DomainInner, refused};
+use crate::error::{ConfigError, CreatePoolError};
+use crate::ledger::{Account, Ledger};
+use crate::pool::{Pool, PoolParts};
+use crate::share::Group;
+use crate::space::{Purse, Space};
+use crate::stats::{PoolKind, StoreStats};
+use crate::sync::Mutex;
+
+/// Pages of many guests under one budget. Clones are handles to the same store.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub(crate) inner: Arc<StoreInner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct StoreInner {
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) codecs: Codecs,
+    pub(crate) hasher: hashbrown::DefaultHashBuilder,
+    gate: Option<Arc<dyn Gate>>,
+    pub(crate) registry: Mutex<Registry>,
+}
+
+/// Domains and groups by name. Its lock is the outermost of the crate.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    domains: BTreeMap<String, Arc<DomainInner>>,
+    groups: HashMap<String, Weak<Group>>,
+}
+
+impl Registry {
+    /// Sum of the reserves, of all domains but one.
+    fn reserved(&self, but: Option<&Arc<Account>>) -> u64 {
+        self.domains
+            .values()
+            .filter(|domain| but.is_none_or(|but| !Arc::ptr_eq(but, &domain.account)))
+            .map(|domain| domain.account.reserve())
+            .fold(0, u64::saturating_add)
+    }
+
+    fn groups(&self) -> impl Iterator<Item = Arc<Group>> {
+        self.groups.values().filter_map(Weak::upgrade)
+    }
+}
+
+impl Store {
+    /// An empty store.
+    ///
+    /// # Errors
+    /// When the budget is zero, or the host refuses a thread.
+    pub fn new(config: StoreConfig) -> Result<Self, ConfigError> {
+        if config.budget == 0 {
+            return Err(ConfigError::NoBudget);
+        }
+        Ok(Self {
+            inner: Arc::new(StoreInner {
+                ledger: Arc::new(Ledger::new(config.budget)),
+                codecs: config.codecs,
+                hasher: hashbrown::DefaultHashBuilder::default(),
+                gate: config.gate,
+                registry: Mutex::default(),
+            }),
+        })
+    }
+
+    /// Adds a domain.
+    ///
+    /// # Errors
+    /// When the name is taken, or the reserve can not be kept.
+    pub fn add_domain(&self, name: &str, config: DomainConfig) -> Result<Domain, ConfigError> {
+        let mut registry = self.inner.registry.lock();
+        if registry.domains.contains_key(name) {
+            return Err(ConfigError::NameTaken);
+        }
+        let account = Arc::new(Account::default());
+        self.inner.check(
+            &registry,
+            &account,
+            config.reserve,
+            config.limit,
+            config.weight,
+        )?;
+        let space =
+            Space::new(name, self.inner.purse(Arc::clone(&account))).map_err(ConfigError::Host)?;
+        self.inner.grant(
+            &registry,
+            &account,
+            config.reserve,
+            config.limit,
+            config.weight,
+        )?;
+        let domain = Arc::new(DomainInner::new(name, &config, account, Arc::new(space)));
+        registry
+            .domains
+            .insert(name.to_owned(), Arc::clone(&domain));
+        Ok(Domain {
+            inner: domain,
+            store: Arc::clone(&self.inner),
+        })
+    }
+
+    /// The domain of this name.
+    #[must_use]
+    pub fn domain(&self, name: &str) -> Option<Domain> {
+        let registry = self.inner.registry.lock();
+        registry.domains.get(name).map(|domain| Domain {
+            inner: Arc::clone(domain),
+            store: Arc::clone(&self.inner),
+        })
+    }
+
+    /// Ends a domain, as [`Domain::remove`] does.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn remove_domain(&self, name: &str) -> Result<(), ConfigError> {
+        self.domain(name)
+            .ok_or(ConfigError::UnknownDomain)?
+            .remove();
+        Ok(())
+    }
+
+    /// Counters of everything, taken while everything runs on: each is true at some moment of the call.
+    #[must_use]
+    pub fn stats(&self) -> StoreStats {
+        let (domains, groups) = {
+            let registry = self.inner.registry.lock();
+            let domains: Vec<_> = registry.domains.values().cloned().collect();
+            let groups: Vec<_> = registry.groups().collect();
+            (domains, groups)
+        };
+        let domains: Vec<_> = domains.iter().map(|domain| domain.stats()).collect();
+        let charged: u64 = domains.iter().map(|domain| domain.used_shared).sum();
+        let held: u64 = groups.iter().map(|group| group.account.used()).sum();
+        StoreStats {
+            budget: self.inner.ledger.budget(),
+            used: self.inner.ledger.used(),
+            saved: charged.saturating_sub(held),
+            shared_overhead: held.saturating_sub(charged),
+            freeable: domains.iter().map(|domain| domain.freeable).sum(),
+            domains,
+        }
+    }
+}
+
+impl StoreInner {
+    fn purse(&self, account: Arc<Account>) -> Purse {
+        Purse::new(Arc::clone(&self.ledger), account, self.gate.clone())
+    }
+
+    /// Whether a configuration makes sense.
+    fn check(
+        &self,
+        registry: &Registry,
+        account: &Arc<Account>,
+        reserve: u64,
+        limit: u64,
+        weight: u32,
+    ) -> Result<(), ConfigError> {
+        if weight == 0 {
+            return Err(ConfigError::NoWeight);
+        }
+        if reserve > limit {
+            return Err(ConfigError::ReserveAboveLimit);
+        }
+        let wanted = registry.reserved(Some(account)).saturating_add(reserve);
+        let budget = self.ledger.budget();
+        if wanted > budget {
+            return Err(ConfigError::ReservesAboveBudget { wanted, budget });
+        }
+        Ok(())
+    }
+
+    /// Gives a domain its reserve, evicting ephemeral pages of others for it.
+    fn grant(
+        &self,
+        registry: &Registry,
+        account: &Account,
+        reserve: u64,
+        limit: u64,
+        weight: u32,
+    ) -> Result<(), ConfigError> {
+        loop {
+            match self
+                .ledger
+                .configure(account, reserve, limit, u64::from(weight))
+            {
+                Ok(()) => return Ok(()),
+                Err(_) if self.reclaim(registry) => {}
+                Err(_) => return Err(ConfigError::ReserveInUse),
+            }
+        }
+    }
+
+    pub(crate) fn configure(
+        &self,
+        domain: &Arc<DomainInner>,
+        change: DomainChange,
+    ) -> Result<(), ConfigError> {
+        let account = &domain.account;
+        {
+            let registry = self.registry.lock();
+            if !registry.domains.contains_key(&domain.name) {
+                return Err(ConfigError::Removed);
+            }
+            let reserve = change.reserve.unwrap_or(account.reserve());
+            let limit = change.limit.unwrap_or(account.limit());
+            let weight = match change.weight {
+                Some(weight) => weight,
+                None => u32::try_from(account.weight()).unwrap_or(u32::MAX),
+            };
+            self.check(&registry, account, reserve, limit, weight)?;
+            self.grant(&registry, account, reserve, limit, weight)?;
+        }
+        self.shrink_to_limit(domain);
+        Ok(())
+    }
+
+    /// The group of this name, with the domain as a member.
+    pub(crate) fn join_group(
+        &self,
+        name: &str,
+        domain: &DomainInner,
+    ) -> Result<(Arc<Group>, u8), CreatePoolError> {
+        let mut registry = self.registry.lock();
+        registry.groups.retain(|_, group| group.strong_count() > 0);
+        let group = match registry.groups.get(name).and_then(Weak::upgrade) {
+            Some(group) => group,
+            None => {
+                let account = Arc::new(self.ledger.open_group());
+                let space = Space::new(name, self.purse(Arc::clone(&account)))
+                    .map_err(|_| CreatePoolError::NoMemory)?;
+                let pool = Pool::new(PoolParts {
+                    kind: PoolKind::Shared,
+                    number: 0,
+                    space: Arc::new(space),
+                    codecs: self.codecs.clone(),
+                    hasher: self.hasher.clone(),
+                })
+                .map_err(refused)?;
+                let group = Arc::new(Group::new(pool, account));
+                registry
+                    .groups
+                    .insert(name.to_owned(), Arc::downgrade(&group));
+                group
+            }
+        };
+        let member = group.join(&domain.account)?;
+        Ok((group, member))
+    }
+
+    pub(crate) fn remove(&self, domain: &Arc<DomainInner>) {
+        {
+            let mut registry = self.registry.lock();
+            let found = registry.domains.get(&domain.name);
+            if !found.is_some_and(|found| Arc::ptr_eq(found, domain)) {
+                return;
+            }
+            registry.domains.remove(&domain.name);
+        }
+        domain.end();
+        while domain.space.trim(usize::MAX) > 0 {}
+        let _ = self.ledger.configure(&domain.account, 0, 0, 1);
+    }
+
+    /// All domains.
+    pub(crate) fn domains(&self) -> Vec<Arc<DomainInner>> {
+        self.registry.lock().domains.values().cloned().collect()
+    }
+
+    /// All share groups.
+    pub(crate) fn all_groups(&self) -> Vec<Arc<Group>> {
+        self.registry.lock().groups().collect()
+    }
+}
