@@ -17,7 +17,7 @@
  *              zero, refill half of them
  *   fork       children check the pages they share with us, rewrite a quarter
  *              of them in their own copy, check again; so do we meanwhile
- *   sleep      nothing for a second
+ *   wait       make a file /tmp/waiting, then take away /tmp/go when it comes
  *   corrupt    flip one bit of one page: the verify after it must fail
  *
  * Output: "progress phase=P pages=N done=N", "phase P ms=N", and at the end
@@ -414,6 +414,17 @@ static void do_fork(void)
 	wait_for(ids, children);
 }
 
+static void do_wait(void)
+{
+	FILE *file = fopen("/tmp/waiting", "w");
+
+	if (!file)
+		die("/tmp/waiting");
+	fclose(file);
+	while (unlink("/tmp/go"))
+		usleep(50000);
+}
+
 static void phase(const char *name)
 {
 	uint64_t start = now_ms();
@@ -437,8 +448,8 @@ static void phase(const char *name)
 		spread(do_drop);
 	else if (!strcmp(name, "fork"))
 		do_fork();
-	else if (!strcmp(name, "sleep"))
-		sleep(1);
+	else if (!strcmp(name, "wait"))
+		do_wait();
 	else if (!strcmp(name, "corrupt"))
 		base[pages / 2 * PAGE + 1234] ^= 4;
 	else {

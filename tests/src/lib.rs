@@ -4,10 +4,14 @@
 //! |---|---|
 //! | [`place`] | where built binaries and images are |
 //! | [`platform`] | whether KVM is usable here |
+//! | [`guest`] | a guest under `tmem run`: console, disks, figures |
+//! | [`scenario`] | what guests do and what must hold, by name |
 //! | [`outer`] | the emulated machine a guest runs in where it is not |
 //! | [`cpio`] | initramfs archives |
 
 pub mod cpio;
+pub mod guest;
 pub mod outer;
 pub mod place;
 pub mod platform;
+pub mod scenario;

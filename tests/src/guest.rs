@@ -1,0 +1,282 @@
+//! A guest under `tmem run`: its console, its disks, and what the host says of it.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::outer::{forward, tail};
+use crate::place;
+
+/// Under emulation a guest needs seconds to boot, and minutes for what takes seconds elsewhere.
+pub const PATIENCE: Duration = Duration::from_secs(240);
+
+/// How to start a guest.
+pub struct Setup {
+    /// Memory, as `--memory` takes it.
+    pub memory: &'static str,
+    /// Processors.
+    pub cpus: u8,
+    /// Limit of its domain, as `--tmem` takes it; without it the guest has no tmem device.
+    pub tmem: Option<&'static str>,
+    /// Words for the kernel command line.
+    pub kernel_words: &'static str,
+    /// Size of a swap disk on a host file, `/dev/vda`.
+    pub disk: Option<u64>,
+    /// Boot the compressed kernel.
+    pub compressed: bool,
+    /// Show the console on our own output.
+    pub show: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            memory: "64M",
+            cpus: 1,
+            tmem: Some("256M"),
+            kernel_words: "tmem=1",
+            disk: None,
+            compressed: false,
+            show: true,
+        }
+    }
+}
+
+/// A running guest; killed when dropped.
+pub struct Guest {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    log: Vec<String>,
+    folder: tempfile::TempDir,
+    show: bool,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Both fail only when it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// In the outer machine the files lie in its root.
+fn file(name: &str) -> Result<PathBuf> {
+    if env::var_os("TMEM_OUTER").is_none() {
+        return place::built(&if name == "tmem" { "release/tmem".to_owned() } else { format!("images/{name}") });
+    }
+    Ok(if name == "tmem" { PathBuf::from("/bin/tmem") } else { Path::new("/").join(name) })
+}
+
+impl Guest {
+    /// Starts a guest that runs `commands` (see `images/init`).
+    pub fn start(setup: &Setup, commands: &str) -> Result<Self> {
+        let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let mut command = Command::new(file("tmem")?);
+        command
+            .arg("run")
+            .arg("--kernel")
+            .arg(file(if setup.compressed { "bzImage" } else { "vmlinux" })?)
+            .arg("--initrd")
+            .arg(file("guest.cpio")?)
+            .args(["--memory", setup.memory, "--cpus", &setup.cpus.to_string(), "--cmdline"])
+            .arg(format!("quiet {} test.run=\"{commands}\"", setup.kernel_words))
+            .arg("--control")
+            .arg(folder.path().join("control"));
+        if let Some(limit) = setup.tmem {
+            command.args(["--tmem", limit]);
+        }
+        if let Some(size) = setup.disk {
+            let path = folder.path().join("disk");
+            File::create(&path).and_then(|file| file.set_len(size)).context("cannot make the swap disk")?;
+            command.arg("--disk").arg(format!("path={}", path.display()));
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("cannot run tmem")?;
+        let (sender, lines) = mpsc::channel();
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().context("standard output is piped")?;
+        let stderr = child.stderr.take().context("standard error is piped")?;
+        let to_stdout = sender.clone();
+        thread::spawn(move || forward(stdout, &to_stdout));
+        thread::spawn(move || forward(stderr, &sender));
+        Ok(Self { child, stdin, lines, log: Vec::new(), folder, show: setup.show })
+    }
+
+    /// The process id of `tmem run`.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The folder of its control socket and its disk.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Next line of the console; `None` when `tmem` has ended.
+    fn next(&mut self, end: Instant) -> Result<Option<String>> {
+        match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                if self.show {
+                    println!("{line}");
+                }
+                self.log.push(line.clone());
+                Ok(Some(line))
+            }
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => bail!("nothing new from the guest; its console ends:\n{}", tail(&self.log)),
+        }
+    }
+
+    /// The next console line, or `None` when there is none within `patience`. For those who watch.
+    pub fn poll(&mut self, patience: Duration) -> Result<Poll> {
+        match self.lines.recv_timeout(patience) {
+            Ok(line) => {
+                self.log.push(line.clone());
+                Ok(Poll::Line(line))
+            }
+            Err(RecvTimeoutError::Disconnected) => Ok(Poll::Ended),
+            Err(RecvTimeoutError::Timeout) => Ok(Poll::Nothing),
+        }
+    }
+
+    /// Reads the console up to a line that starts with `prefix`, and returns that line.
+    pub fn wait_for(&mut self, prefix: &str) -> Result<String> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.next(end).with_context(|| format!("waiting for a line {prefix:?}"))? {
+                Some(line) if line.starts_with(prefix) => return Ok(line),
+                Some(_) => (),
+                None => bail!("the guest ended before a line {prefix:?}; its console:\n{}", tail(&self.log)),
+            }
+        }
+    }
+
+    /// Sends a line to the console: a guest in `pause` goes on.
+    pub fn go_on(&mut self) -> Result<()> {
+        let stdin = self.stdin.as_mut().context("the console is open")?;
+        stdin.write_all(b"\n").and_then(|()| stdin.flush()).context("cannot write to the console")
+    }
+
+    /// Reads the console to its end. The guest must reset by itself, and `tmem` end with code 0.
+    pub fn finish(mut self) -> Result<Console> {
+        let status = self.ended()?;
+        ensure!(status.success(), "tmem ended with {status}; the console ends:\n{}", tail(&self.log));
+        Ok(Console { lines: std::mem::take(&mut self.log) })
+    }
+
+    /// Reads the console to its end and returns the exit status of `tmem`.
+    pub fn ended(&mut self) -> Result<ExitStatus> {
+        let end = Instant::now() + PATIENCE;
+        while self.next(end).context("waiting for the guest's end")?.is_some() {}
+        Ok(self.child.wait()?)
+    }
+
+    /// What has been on the console so far.
+    pub fn console(&self) -> Console {
+        Console { lines: self.log.clone() }
+    }
+
+    /// `tmem stats --json`, as an operator would run it.
+    pub fn stats_command(&self) -> Result<Command> {
+        let mut command = Command::new(file("tmem")?);
+        command.arg("stats").arg("--control").arg(self.folder.path().join("control")).arg("--json");
+        command.stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// The host's figures.
+    pub fn stats(&self) -> Result<Figures> {
+        let output = self.stats_command()?.output().context("cannot run tmem stats")?;
+        let why = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "tmem stats: {}: {}", output.status, why.trim());
+        Ok(Figures(serde_json::from_slice(&output.stdout).context("tmem stats --json wrote no JSON")?))
+    }
+
+    /// The size of the blocks the swap disk's file really has.
+    pub fn disk_used(&self) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(fs::metadata(self.folder.path().join("disk"))?.blocks() * 512)
+    }
+
+    /// Memory of `tmem run` and its files, in bytes.
+    pub fn host_memory(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kilobytes * 1024)
+    }
+}
+
+/// What [`Guest::poll`] saw.
+pub enum Poll {
+    /// A line.
+    Line(String),
+    /// No line in time.
+    Nothing,
+    /// `tmem` has ended.
+    Ended,
+}
+
+/// The reply of `/v1/stats`.
+pub struct Figures(pub Value);
+
+impl Figures {
+    /// A figure of the one domain, by its JSON pointer; refusals and pools that never were count as 0.
+    pub fn get(&self, pointer: &str) -> u64 {
+        self.0.pointer(&format!("/domains/0{pointer}")).and_then(Value::as_u64).unwrap_or(0)
+    }
+
+    /// As `get`, of the virtio device.
+    pub fn device(&self, name: &str) -> u64 {
+        self.get(&format!("/device/{name}"))
+    }
+
+    /// Pages refused, whatever the reason.
+    pub fn refused(&self) -> u64 {
+        let refusals = self.0.pointer("/domains/0/refusals").and_then(Value::as_object);
+        refusals.map_or(0, |reasons| reasons.values().filter_map(Value::as_u64).sum())
+    }
+}
+
+/// A guest's console.
+pub struct Console {
+    lines: Vec<String>,
+}
+
+impl Console {
+    /// The lines.
+    pub fn lines(&self) -> &[String] {
+        &self.lines
+    }
+
+    /// Value of `counter MOMENT NAME`, which must be there.
+    pub fn counter(&self, moment: &str, name: &str) -> Result<u64> {
+        let prefix = format!("counter {moment} {name} ");
+        let line = self.lines.iter().find_map(|line| line.strip_prefix(&prefix));
+        let value = line.with_context(|| format!("no line \"{prefix}\" on the console"))?;
+        value.trim().parse().with_context(|| format!("{prefix}is not a number"))
+    }
+
+    /// The guest did all its work, verified every byte, and the kernel complained about nothing.
+    pub fn verified(&self, workers: usize) -> Result<()> {
+        let ok = self.lines.iter().filter(|line| line.starts_with("verify ok ")).count();
+        let statuses: Vec<&String> = self.lines.iter().filter(|line| line.starts_with("guest work ")).collect();
+        let good = statuses.iter().all(|line| line.as_str() == "guest work 0");
+        let splats = self.lines.iter().any(|line| line.starts_with("guest splats") && line != "guest splats 0");
+        ensure!(
+            ok == workers && statuses.len() == workers && good && !splats,
+            "the guest did not verify its memory ({ok} of {workers} workers); its console ends:\n{}",
+            tail(&self.lines)
+        );
+        Ok(())
+    }
+}

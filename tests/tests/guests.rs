@@ -1,0 +1,111 @@
+//! Boot-and-swap: real guests on KVM, or on KVM inside an emulated machine where this one has none.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use tmem_tests::outer::Outer;
+use tmem_tests::{platform, scenario};
+
+/// Under emulation, with another test beside it.
+const DEADLINE: Duration = Duration::from_secs(400);
+
+fn holds(name: &str) -> Result<()> {
+    holds_on(name, 1)
+}
+
+fn holds_on(name: &str, cpus: u8) -> Result<()> {
+    if platform::kvm_is_usable() {
+        return scenario::run(name);
+    }
+    println!("no usable KVM here: {name} runs nested in an emulated machine");
+    let status = Outer { arguments: name, cpus, deadline: DEADLINE }.run(|line| println!("{line}"))?;
+    if status != 0 {
+        bail!("scenario {name} failed; its line SCENARIO above says why");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_page_goes_through_all_layers_and_comes_back() -> Result<()> {
+    holds("first-page")
+}
+
+#[test]
+fn a_guest_that_works_on_three_times_its_memory_gets_every_byte_back() -> Result<()> {
+    holds("every-kind-of-page")
+}
+
+#[test]
+fn processes_that_share_swapped_pages_each_see_their_own_bytes() -> Result<()> {
+    holds("fork")
+}
+
+#[test]
+fn swapoff_brings_every_page_home_and_leaves_the_store_empty() -> Result<()> {
+    holds("swapoff")
+}
+
+#[test]
+fn a_guest_at_its_limit_survives_on_a_real_swap_disk() -> Result<()> {
+    holds("limit")
+}
+
+#[test]
+fn two_processors_swap_at_once() -> Result<()> {
+    holds_on("two-cpus", 2)
+}
+
+#[test]
+fn a_flipped_bit_in_the_guest_is_seen() -> Result<()> {
+    holds("wrong-byte")
+}
+
+#[test]
+fn a_compressed_kernel_boots_too() -> Result<()> {
+    holds("compressed-kernel")
+}
+
+#[test]
+fn frontswap_alone_writes_nothing_to_the_disk_below_it() -> Result<()> {
+    holds("frontswap-alone")
+}
+
+#[test]
+fn the_swap_disk_alone_keeps_every_byte() -> Result<()> {
+    holds("block-alone")
+}
+
+#[test]
+fn without_tmem_1_nothing_reaches_the_host_and_zswap_has_its_slot() -> Result<()> {
+    holds("off")
+}
+
+#[test]
+fn with_tmem_1_zswap_steps_back_without_a_warning() -> Result<()> {
+    holds("zswap")
+}
+
+#[test]
+fn a_page_costs_one_exit_and_no_interrupt() -> Result<()> {
+    holds("exits")
+}
+
+#[test]
+fn the_figures_of_the_host_are_those_of_the_guest() -> Result<()> {
+    holds("figures")
+}
+
+#[test]
+fn control_clients_that_stall_or_die_change_nothing_for_the_guest() -> Result<()> {
+    holds("clients")
+}
+
+#[test]
+fn an_idle_guest_costs_no_processor_time_in_our_threads() -> Result<()> {
+    holds("idle")
+}
+
+#[test]
+fn a_signal_ends_tmem_and_leaves_nothing_behind() -> Result<()> {
+    holds("terminate")
+}
