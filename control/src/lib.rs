@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`stats`] | the replies: plain types that serialize to the JSON of `docs/control-api.yaml` |
+//! | [`snapshot`] | the same types taken from a running store and its devices |
 //! | [`server`] | [`Server`]: one thread, bounded connections, deadlines |
 //! | `route` | method and path to a typed request, or to the refusal to send |
 //! | [`prometheus`] | the metrics page, and the table of every metric |
@@ -15,10 +16,12 @@ pub mod client;
 pub mod prometheus;
 mod route;
 pub mod server;
+pub mod snapshot;
 mod socket;
 pub mod stats;
 
 pub use client::{Client, ClientError};
 pub use server::{Server, Source};
+pub use snapshot::Live;
 pub use socket::BindError;
 pub use stats::Stats;

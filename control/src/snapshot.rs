@@ -252,8 +252,14 @@ mod tests {
         };
         assert_eq!(domain.limit, None);
         let counters = &domain.counters;
-        assert_eq!((counters.pages, counters.zero, counters.same_filled), (2, 1, 2));
-        assert_eq!((counters.stores, counters.loads, counters.load_misses), (2, 1, 1));
+        assert_eq!(
+            (counters.pages, counters.zero, counters.same_filled),
+            (2, 1, 2)
+        );
+        assert_eq!(
+            (counters.stores, counters.loads, counters.load_misses),
+            (2, 1, 1)
+        );
         assert_eq!(domain.pools.len(), 1);
         let device = domain.device.as_ref().expect("a device");
         assert_eq!(device.doorbell_exits, 1);

@@ -1,7 +1,8 @@
 //! The reply of `GET /v1/stats`.
 //!
 //! Sizes are bytes, unless the name says pages (of 4096 bytes) or nanoseconds. What counts events
-//! only grows while the thing it counts for exists; reading resets nothing.
+//! only grows while the thing it counts for exists, which for a domain are the pools it has; reading
+//! resets nothing.
 
 use std::collections::BTreeMap;
 
@@ -176,7 +177,6 @@ pub struct Histogram {
     pub p99_ns: Option<u64>,
 }
 
-#[allow(dead_code, reason = "used by the snapshot module")]
 impl Counters {
     /// Adds the counters of one pool to a sum.
     pub(crate) fn add(&mut self, pool: &Self) {
