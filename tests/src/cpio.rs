@@ -17,7 +17,11 @@ pub struct Archive<W: Write> {
 impl<W: Write> Archive<W> {
     /// Starts an archive.
     pub fn new(out: W) -> Self {
-        Self { out, inode: 0, written: 0 }
+        Self {
+            out,
+            inode: 0,
+            written: 0,
+        }
     }
 
     /// Adds an empty folder.
@@ -46,13 +50,26 @@ impl<W: Write> Archive<W> {
         Ok(self.out)
     }
 
-    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) -> io::Result<()> {
-        let too_big = |_| io::Error::new(io::ErrorKind::InvalidInput, "File too big for a cpio archive");
+    fn entry(
+        &mut self,
+        name: &str,
+        mode: u32,
+        device: (u32, u32),
+        content: &[u8],
+    ) -> io::Result<()> {
+        let too_big = |_| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "File too big for a cpio archive",
+            )
+        };
         let size = u32::try_from(content.len()).map_err(too_big)?;
         let name_size = u32::try_from(name.len() + 1).map_err(too_big)?;
         let links = if mode & 0o170_000 == 0o040_000 { 2 } else { 1 };
         // magic, then: ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
-        let fields = [self.inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0];
+        let fields = [
+            self.inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0,
+        ];
         self.inode += 1;
         let mut header = String::from("070701");
         for field in fields {

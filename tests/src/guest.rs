@@ -21,7 +21,7 @@ pub const PATIENCE: Duration = Duration::from_secs(240);
 /// How to start a guest.
 pub struct Setup {
     /// Memory, as `--memory` takes it.
-    pub memory: &'static str,
+    pub memory: String,
     /// Processors.
     pub cpus: u8,
     /// Limit of its domain, as `--tmem` takes it; without it the guest has no tmem device.
@@ -39,7 +39,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self {
-            memory: "64M",
+            memory: "64M".into(),
             cpus: 1,
             tmem: Some("256M"),
             kernel_words: "tmem=1",
@@ -71,9 +71,17 @@ impl Drop for Guest {
 /// In the outer machine the files lie in its root.
 fn file(name: &str) -> Result<PathBuf> {
     if env::var_os("TMEM_OUTER").is_none() {
-        return place::built(&if name == "tmem" { "release/tmem".to_owned() } else { format!("images/{name}") });
+        return place::built(&if name == "tmem" {
+            "release/tmem".to_owned()
+        } else {
+            format!("images/{name}")
+        });
     }
-    Ok(if name == "tmem" { PathBuf::from("/bin/tmem") } else { Path::new("/").join(name) })
+    Ok(if name == "tmem" {
+        PathBuf::from("/bin/tmem")
+    } else {
+        Path::new("/").join(name)
+    })
 }
 
 impl Guest {
@@ -84,11 +92,24 @@ impl Guest {
         command
             .arg("run")
             .arg("--kernel")
-            .arg(file(if setup.compressed { "bzImage" } else { "vmlinux" })?)
+            .arg(file(if setup.compressed {
+                "bzImage"
+            } else {
+                "vmlinux"
+            })?)
             .arg("--initrd")
             .arg(file("guest.cpio")?)
-            .args(["--memory", setup.memory, "--cpus", &setup.cpus.to_string(), "--cmdline"])
-            .arg(format!("quiet {} test.run=\"{commands}\"", setup.kernel_words))
+            .args([
+                "--memory",
+                &setup.memory,
+                "--cpus",
+                &setup.cpus.to_string(),
+                "--cmdline",
+            ])
+            .arg(format!(
+                "quiet {} test.run=\"{commands}\"",
+                setup.kernel_words
+            ))
             .arg("--control")
             .arg(folder.path().join("control"));
         if let Some(limit) = setup.tmem {
@@ -96,10 +117,17 @@ impl Guest {
         }
         if let Some(size) = setup.disk {
             let path = folder.path().join("disk");
-            File::create(&path).and_then(|file| file.set_len(size)).context("cannot make the swap disk")?;
-            command.arg("--disk").arg(format!("path={}", path.display()));
+            File::create(&path)
+                .and_then(|file| file.set_len(size))
+                .context("cannot make the swap disk")?;
+            command
+                .arg("--disk")
+                .arg(format!("path={}", path.display()));
         }
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot run tmem")?;
         let (sender, lines) = mpsc::channel();
         let stdin = child.stdin.take();
@@ -108,7 +136,14 @@ impl Guest {
         let to_stdout = sender.clone();
         thread::spawn(move || forward(stdout, &to_stdout));
         thread::spawn(move || forward(stderr, &sender));
-        Ok(Self { child, stdin, lines, log: Vec::new(), folder, show: setup.show })
+        Ok(Self {
+            child,
+            stdin,
+            lines,
+            log: Vec::new(),
+            folder,
+            show: setup.show,
+        })
     }
 
     /// The process id of `tmem run`.
@@ -123,7 +158,10 @@ impl Guest {
 
     /// Next line of the console; `None` when `tmem` has ended.
     fn next(&mut self, end: Instant) -> Result<Option<String>> {
-        match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        match self
+            .lines
+            .recv_timeout(end.saturating_duration_since(Instant::now()))
+        {
             Ok(line) => {
                 if self.show {
                     println!("{line}");
@@ -132,7 +170,10 @@ impl Guest {
                 Ok(Some(line))
             }
             Err(RecvTimeoutError::Disconnected) => Ok(None),
-            Err(RecvTimeoutError::Timeout) => bail!("nothing new from the guest; its console ends:\n{}", tail(&self.log)),
+            Err(RecvTimeoutError::Timeout) => bail!(
+                "nothing new from the guest; its console ends:\n{}",
+                tail(&self.log)
+            ),
         }
     }
 
@@ -152,10 +193,16 @@ impl Guest {
     pub fn wait_for(&mut self, prefix: &str) -> Result<String> {
         let end = Instant::now() + PATIENCE;
         loop {
-            match self.next(end).with_context(|| format!("waiting for a line {prefix:?}"))? {
+            match self
+                .next(end)
+                .with_context(|| format!("waiting for a line {prefix:?}"))?
+            {
                 Some(line) if line.starts_with(prefix) => return Ok(line),
                 Some(_) => (),
-                None => bail!("the guest ended before a line {prefix:?}; its console:\n{}", tail(&self.log)),
+                None => bail!(
+                    "the guest ended before a line {prefix:?}; its console:\n{}",
+                    tail(&self.log)
+                ),
             }
         }
     }
@@ -163,42 +210,71 @@ impl Guest {
     /// Sends a line to the console: a guest in `pause` goes on.
     pub fn go_on(&mut self) -> Result<()> {
         let stdin = self.stdin.as_mut().context("the console is open")?;
-        stdin.write_all(b"\n").and_then(|()| stdin.flush()).context("cannot write to the console")
+        stdin
+            .write_all(b"\n")
+            .and_then(|()| stdin.flush())
+            .context("cannot write to the console")
     }
 
     /// Reads the console to its end. The guest must reset by itself, and `tmem` end with code 0.
     pub fn finish(mut self) -> Result<Console> {
         let status = self.ended()?;
-        ensure!(status.success(), "tmem ended with {status}; the console ends:\n{}", tail(&self.log));
-        Ok(Console { lines: std::mem::take(&mut self.log) })
+        ensure!(
+            status.success(),
+            "tmem ended with {status}; the console ends:\n{}",
+            tail(&self.log)
+        );
+        Ok(Console {
+            lines: std::mem::take(&mut self.log),
+        })
     }
 
     /// Reads the console to its end and returns the exit status of `tmem`.
     pub fn ended(&mut self) -> Result<ExitStatus> {
         let end = Instant::now() + PATIENCE;
-        while self.next(end).context("waiting for the guest's end")?.is_some() {}
+        while self
+            .next(end)
+            .context("waiting for the guest's end")?
+            .is_some()
+        {}
         Ok(self.child.wait()?)
     }
 
     /// What has been on the console so far.
     pub fn console(&self) -> Console {
-        Console { lines: self.log.clone() }
+        Console {
+            lines: self.log.clone(),
+        }
     }
 
     /// `tmem stats --json`, as an operator would run it.
     pub fn stats_command(&self) -> Result<Command> {
         let mut command = Command::new(file("tmem")?);
-        command.arg("stats").arg("--control").arg(self.folder.path().join("control")).arg("--json");
+        command
+            .arg("stats")
+            .arg("--control")
+            .arg(self.folder.path().join("control"))
+            .arg("--json");
         command.stdin(Stdio::null());
         Ok(command)
     }
 
     /// The host's figures.
     pub fn stats(&self) -> Result<Figures> {
-        let output = self.stats_command()?.output().context("cannot run tmem stats")?;
+        let output = self
+            .stats_command()?
+            .output()
+            .context("cannot run tmem stats")?;
         let why = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "tmem stats: {}: {}", output.status, why.trim());
-        Ok(Figures(serde_json::from_slice(&output.stdout).context("tmem stats --json wrote no JSON")?))
+        ensure!(
+            output.status.success(),
+            "tmem stats: {}: {}",
+            output.status,
+            why.trim()
+        );
+        Ok(Figures(
+            serde_json::from_slice(&output.stdout).context("tmem stats --json wrote no JSON")?,
+        ))
     }
 
     /// The size of the blocks the swap disk's file really has.
@@ -210,7 +286,10 @@ impl Guest {
     /// Memory of `tmem run` and its files, in bytes.
     pub fn host_memory(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .context("no VmRSS")?;
         let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kilobytes * 1024)
     }
@@ -226,13 +305,17 @@ pub enum Poll {
     Ended,
 }
 
-/// The reply of `/v1/stats`.
+/// The reply of `/v1/stats`; nothing yet by default.
+#[derive(Default)]
 pub struct Figures(pub Value);
 
 impl Figures {
     /// A figure of the one domain, by its JSON pointer; refusals and pools that never were count as 0.
     pub fn get(&self, pointer: &str) -> u64 {
-        self.0.pointer(&format!("/domains/0{pointer}")).and_then(Value::as_u64).unwrap_or(0)
+        self.0
+            .pointer(&format!("/domains/0{pointer}"))
+            .and_then(Value::as_u64)
+            .unwrap_or(0)
     }
 
     /// As `get`, of the virtio device.
@@ -242,8 +325,13 @@ impl Figures {
 
     /// Pages refused, whatever the reason.
     pub fn refused(&self) -> u64 {
-        let refusals = self.0.pointer("/domains/0/refusals").and_then(Value::as_object);
-        refusals.map_or(0, |reasons| reasons.values().filter_map(Value::as_u64).sum())
+        let refusals = self
+            .0
+            .pointer("/domains/0/refusals")
+            .and_then(Value::as_object);
+        refusals.map_or(0, |reasons| {
+            reasons.values().filter_map(Value::as_u64).sum()
+        })
     }
 }
 
@@ -261,17 +349,34 @@ impl Console {
     /// Value of `counter MOMENT NAME`, which must be there.
     pub fn counter(&self, moment: &str, name: &str) -> Result<u64> {
         let prefix = format!("counter {moment} {name} ");
-        let line = self.lines.iter().find_map(|line| line.strip_prefix(&prefix));
+        let line = self
+            .lines
+            .iter()
+            .find_map(|line| line.strip_prefix(&prefix));
         let value = line.with_context(|| format!("no line \"{prefix}\" on the console"))?;
-        value.trim().parse().with_context(|| format!("{prefix}is not a number"))
+        value
+            .trim()
+            .parse()
+            .with_context(|| format!("{prefix}is not a number"))
     }
 
     /// The guest did all its work, verified every byte, and the kernel complained about nothing.
     pub fn verified(&self, workers: usize) -> Result<()> {
-        let ok = self.lines.iter().filter(|line| line.starts_with("verify ok ")).count();
-        let statuses: Vec<&String> = self.lines.iter().filter(|line| line.starts_with("guest work ")).collect();
+        let ok = self
+            .lines
+            .iter()
+            .filter(|line| line.starts_with("verify ok "))
+            .count();
+        let statuses: Vec<&String> = self
+            .lines
+            .iter()
+            .filter(|line| line.starts_with("guest work "))
+            .collect();
         let good = statuses.iter().all(|line| line.as_str() == "guest work 0");
-        let splats = self.lines.iter().any(|line| line.starts_with("guest splats") && line != "guest splats 0");
+        let splats = self
+            .lines
+            .iter()
+            .any(|line| line.starts_with("guest splats") && line != "guest splats 0");
         ensure!(
             ok == workers && statuses.len() == workers && good && !splats,
             "the guest did not verify its memory ({ok} of {workers} workers); its console ends:\n{}",

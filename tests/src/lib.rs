@@ -7,9 +7,11 @@
 //! | [`guest`] | a guest under `tmem run`: console, disks, figures |
 //! | [`scenario`] | what guests do and what must hold, by name |
 //! | [`outer`] | the emulated machine a guest runs in where it is not |
+//! | [`demo`] | what `cargo xtask demo` shows |
 //! | [`cpio`] | initramfs archives |
 
 pub mod cpio;
+pub mod demo;
 pub mod guest;
 pub mod outer;
 pub mod place;

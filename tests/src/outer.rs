@@ -52,22 +52,40 @@ impl Outer<'_> {
         let threads = if self.cpus > 1 { "multi" } else { "single" };
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-accel", &format!("tcg,thread={threads}"), "-smp", &self.cpus.to_string(), "-cpu", "max"])
-            .args(["-m", "1280", "-display", "none", "-monitor", "none", "-serial", "stdio"])
+            .args([
+                "-accel",
+                &format!("tcg,thread={threads}"),
+                "-smp",
+                &self.cpus.to_string(),
+                "-cpu",
+                "max",
+            ])
+            .args([
+                "-m", "1280", "-display", "none", "-monitor", "none", "-serial", "stdio",
+            ])
             .args(["-nodefaults", "-no-reboot", "-kernel"])
             .arg(&kernel)
             .arg("-initrd")
             .arg(&initramfs)
             .arg("-append")
-            .arg(format!("console=ttyS0 panic=-1 quiet test.run=\"{}\"", self.arguments))
+            .arg(format!(
+                "console=ttyS0 panic=-1 quiet test.run=\"{}\"",
+                self.arguments
+            ))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut machine = Machine(
-            command.spawn().context("cannot run qemu-system-x86_64; `cargo xtask image` installs it")?,
+            command
+                .spawn()
+                .context("cannot run qemu-system-x86_64; `cargo xtask image` installs it")?,
         );
         let (sender, lines) = mpsc::channel();
-        let stdout = machine.0.stdout.take().context("standard output is piped")?;
+        let stdout = machine
+            .0
+            .stdout
+            .take()
+            .context("standard output is piped")?;
         let stderr = machine.0.stderr.take().context("standard error is piped")?;
         let to_stdout = sender.clone();
         thread::spawn(move || forward(stdout, &to_stdout));
@@ -87,25 +105,42 @@ impl Outer<'_> {
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("not done after {} s; the serial log ends:\n{}", self.deadline.as_secs(), tail(&log));
+                    bail!(
+                        "not done after {} s; the serial log ends:\n{}",
+                        self.deadline.as_secs(),
+                        tail(&log)
+                    );
                 }
             }
         }
-        status.with_context(|| format!("the machine ended early; the serial log ends:\n{}", tail(&log)))
+        status.with_context(|| {
+            format!(
+                "the machine ended early; the serial log ends:\n{}",
+                tail(&log)
+            )
+        })
     }
 }
 
 /// The end of a log, indented.
 pub fn tail(log: &[String]) -> String {
-    let shown = log.get(log.len().saturating_sub(SHOWN_LINES)..).unwrap_or_default();
-    shown.iter().map(|line| format!("    | {line}")).collect::<Vec<_>>().join("\n")
+    let shown = log
+        .get(log.len().saturating_sub(SHOWN_LINES)..)
+        .unwrap_or_default();
+    shown
+        .iter()
+        .map(|line| format!("    | {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Sends each line of a stream, without the terminal's line ends.
 pub fn forward(stream: impl io::Read, to: &mpsc::Sender<String>) {
     for line in BufReader::new(stream).split(b'\n') {
         let Ok(line) = line else { break };
-        let text = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+        let text = String::from_utf8_lossy(&line)
+            .trim_end_matches('\r')
+            .to_owned();
         if to.send(text).is_err() {
             break;
         }

@@ -7,7 +7,9 @@ use anyhow::{Result, bail};
 
 /// Cargo's target folder.
 pub fn target() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."));
     match env::var_os("CARGO_TARGET_DIR") {
         Some(path) => root.join(path),
         None => root.join("target"),
@@ -18,8 +20,15 @@ pub fn target() -> PathBuf {
 pub fn built(name: &str) -> Result<PathBuf> {
     let path = target().join(name);
     if !path.is_file() {
-        let task = if name.starts_with("images/") { "image" } else { "build" };
-        bail!("{} is missing: run `cargo xtask {task}` first", path.display());
+        let task = if name.starts_with("images/") {
+            "image"
+        } else {
+            "build"
+        };
+        bail!(
+            "{} is missing: run `cargo xtask {task}` first",
+            path.display()
+        );
     }
     Ok(path)
 }

@@ -18,7 +18,12 @@ fn holds_on(name: &str, cpus: u8) -> Result<()> {
         return scenario::run(name);
     }
     println!("no usable KVM here: {name} runs nested in an emulated machine");
-    let status = Outer { arguments: name, cpus, deadline: DEADLINE }.run(|line| println!("{line}"))?;
+    let status = Outer {
+        arguments: name,
+        cpus,
+        deadline: DEADLINE,
+    }
+    .run(|line| println!("{line}"))?;
     if status != 0 {
         bail!("scenario {name} failed; its line SCENARIO above says why");
     }

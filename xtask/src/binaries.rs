@@ -24,7 +24,9 @@ pub(crate) fn build() -> Result<()> {
     // A target of its own keeps the flag away from procedural macros, which cannot be static. As --config,
     // because RUSTFLAGS of the environment would apply to everything.
     build.args(["build", "--release", "--target", TARGET, "--config"]);
-    build.arg(format!("target.{TARGET}.rustflags=['-C', 'target-feature=+crt-static']"));
+    build.arg(format!(
+        "target.{TARGET}.rustflags=['-C', 'target-feature=+crt-static']"
+    ));
     for (package, binary) in BINARIES {
         build.args(["--package", package, "--bin", binary]);
     }

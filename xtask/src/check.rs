@@ -1,5 +1,226 @@
-//! placeholder
-use anyhow::Result;
+//! `cargo xtask test`: every check, one step after the other. All of them run, then the failed ones are named.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tmem_tests::platform;
+
+use crate::binaries::cargo;
+use crate::kernel::{self, Tree};
+use crate::{binaries, command, image, packages, place};
+
+/// Which checks to run; all of them without an option.
 #[derive(clap::Args)]
-pub(crate) struct Selection {}
-pub(crate) fn test(_: &Selection) -> Result<bool> { Ok(true) }
+pub(crate) struct Selection {
+    /// Only the steps whose names contain one of these words
+    #[arg(value_name = "STEP")]
+    steps: Vec<String>,
+}
+
+/// How a step ended, if not in failure.
+enum Outcome {
+    Passed,
+    /// Why it could not be done here.
+    Skipped(String),
+}
+
+use Outcome::{Passed, Skipped};
+
+type Step = (&'static str, fn() -> Result<Outcome>);
+
+const STEPS: &[Step] = &[
+    ("format", format),
+    ("images", || image::build().map(|()| Passed)),
+    ("binaries", || binaries::build().map(|()| Passed)),
+    ("clippy", clippy),
+    ("tests", tests),
+    ("documentation tests", documentation_tests),
+    ("dependencies", dependencies),
+    ("driver style", driver_style),
+    ("driver warnings", driver_warnings),
+];
+
+/// Runs the steps; `false` when one failed.
+pub(crate) fn test(selection: &Selection) -> Result<bool> {
+    let chosen = |name: &str| {
+        selection.steps.is_empty()
+            || selection
+                .steps
+                .iter()
+                .any(|word| name.contains(word.as_str()))
+    };
+    if platform::kvm_is_usable() {
+        println!("KVM is usable: guests run directly");
+    } else {
+        println!(
+            "no usable KVM (/dev/kvm and hardware virtualization): guests run nested in an emulated machine"
+        );
+    }
+    let mut report: Vec<(&str, Duration, Result<Outcome>)> = Vec::new();
+    for (name, step) in STEPS.iter().filter(|(name, _)| chosen(name)) {
+        println!("\n=== {name}");
+        let start = Instant::now();
+        let result = step();
+        let took = start.elapsed();
+        match &result {
+            Ok(Passed) => println!("=== {name}: ok, {:.0} s", took.as_secs_f64()),
+            Ok(Skipped(why)) => println!("=== {name}: skipped: {why}"),
+            Err(error) => println!("=== {name}: FAILED, {:.0} s\n{error:#}", took.as_secs_f64()),
+        }
+        report.push((name, took, result));
+    }
+    if report.is_empty() {
+        let names: Vec<&str> = STEPS.iter().map(|(name, _)| *name).collect();
+        bail!("no step has such a name; there are: {}", names.join(", "));
+    }
+    println!("\n=== summary");
+    for (name, took, result) in &report {
+        let how = match result {
+            Ok(Passed) => "ok",
+            Ok(Skipped(_)) => "skipped",
+            Err(_) => "FAILED",
+        };
+        println!("{how:>8}  {:>5.0} s  {name}", took.as_secs_f64());
+    }
+    Ok(report.iter().all(|(_, _, result)| result.is_ok()))
+}
+
+fn format() -> Result<Outcome> {
+    command::run(cargo().args(["fmt", "--all", "--", "--check"]))?;
+    Ok(Passed)
+}
+
+fn clippy() -> Result<Outcome> {
+    command::run(cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    Ok(Passed)
+}
+
+fn tests() -> Result<Outcome> {
+    if !command::exists("cargo-nextest") {
+        println!("cargo-nextest is missing: installing it from source, once");
+        command::run(cargo().args(["install", "cargo-nextest", "--locked", "--quiet"]))
+            .context("install cargo-nextest by hand, then try again")?;
+    }
+    command::run(cargo().args(["nextest", "run", "--workspace"]))?;
+    Ok(Passed)
+}
+
+fn documentation_tests() -> Result<Outcome> {
+    command::run(cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;
+    Ok(Passed)
+}
+
+fn dependencies() -> Result<Outcome> {
+    if !command::exists("cargo-deny") {
+        return Ok(Skipped(
+            "cargo-deny is not installed (cargo install cargo-deny --locked)".to_owned(),
+        ));
+    }
+    // What needs no network first: licences, bans, sources.
+    command::run(cargo().args([
+        "deny",
+        "--log-level",
+        "error",
+        "check",
+        "bans",
+        "licenses",
+        "sources",
+    ]))?;
+    match command::output(cargo().args(["deny", "--log-level", "error", "check", "advisories"])) {
+        Ok(_) => Ok(Passed),
+        Err(error) if format!("{error:#}").contains("failed to fetch advisory database") => {
+            Ok(Skipped(
+                "the advisory database cannot be reached; licences, bans and sources are ok"
+                    .to_owned(),
+            ))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn driver_tree() -> Result<Tree> {
+    packages::require(packages::BUILD)?;
+    kernel::KVM.tree(&place::cache()?)
+}
+
+/// `checkpatch.pl --strict` on every file of the driver.
+fn driver_style() -> Result<Outcome> {
+    let tree = {
+        let _lock = place::CacheLock::take(&place::cache()?)?;
+        driver_tree()?
+    };
+    let driver = place::root().join("guest-driver");
+    let checked = |path: &Path| {
+        path.extension()
+            .is_some_and(|extension| extension == "c" || extension == "h")
+    };
+    let files = place::files_below(&driver)?
+        .into_iter()
+        .filter(|path| checked(path));
+    let mut check = Command::new("perl");
+    check
+        .arg("scripts/checkpatch.pl")
+        .args([
+            "--strict",
+            "--no-tree",
+            "--terse",
+            "--quiet",
+            "--no-summary",
+            "--color=never",
+            "-f",
+        ])
+        .args(files)
+        .current_dir(&tree.path);
+    let said = command::output(&mut check);
+    match said {
+        Ok(text) if text.trim().is_empty() => Ok(Passed),
+        Ok(text) => bail!("checkpatch.pl --strict:\n{text}"),
+        Err(_) => {
+            // Without --quiet and --terse it explains itself.
+            command::run(&mut check)?;
+            bail!("checkpatch.pl --strict failed")
+        }
+    }
+}
+
+/// A build of the driver with `W=1` and sparse, which must say nothing.
+fn driver_warnings() -> Result<Outcome> {
+    packages::require(packages::CHECK)?;
+    let _lock = place::CacheLock::take(&place::cache()?)?;
+    let tree = driver_tree()?;
+    // What was built before would not be built, and would say nothing.
+    for file in place::files_below(&tree.path.join("drivers/tmem"))? {
+        if file.extension().is_some_and(|extension| extension == "o") {
+            std::fs::remove_file(&file)
+                .with_context(|| format!("cannot remove {}", file.display()))?;
+        }
+    }
+    let log = tree.path.join("tmem-check.log");
+    let _ = std::fs::remove_file(&log);
+    let mut make = tree.make();
+    command::logged(
+        make.args(["-s", "W=1", "C=2", "CF=-D__CHECK_ENDIAN__", "drivers/tmem/"]),
+        &log,
+        |_| (),
+    )?;
+    let text =
+        std::fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))?;
+    let said: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("$ ") && !line.is_empty())
+        .collect();
+    if !said.is_empty() {
+        bail!("sparse and W=1:\n{}", said.join("\n"));
+    }
+    Ok(Passed)
+}

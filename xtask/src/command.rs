@@ -22,7 +22,10 @@ fn name_of(command: &Command) -> String {
 /// Runs a program that writes to our own output; an error if it fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let name = name_of(command);
-    let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot run {name}"))?;
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot run {name}"))?;
     if !status.success() {
         bail!("{name}: {status}");
     }
@@ -32,7 +35,10 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// Runs a program and returns what it wrote; what it wrote to standard error becomes part of the error.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let name = name_of(command);
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {name}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {name}"))?;
     if !output.status.success() {
         let why = String::from_utf8_lossy(&output.stderr);
         bail!("{name}: {}\n{}", output.status, tail(why.trim()));
@@ -42,8 +48,9 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 
 /// Is there a program of that name?
 pub(crate) fn exists(program: &str) -> bool {
-    std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
+    std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    })
 }
 
 /// Runs a program with all it says going to `log`, and each line of its standard output to `line`. When it
@@ -71,7 +78,11 @@ pub(crate) fn logged(command: &mut Command, log: &Path, mut line: impl FnMut(&st
     let status = child.wait()?;
     if !status.success() {
         let text = std::fs::read_to_string(log).unwrap_or_default();
-        bail!("{name}: {status}; the end of {}:\n{}", log.display(), tail(&text));
+        bail!(
+            "{name}: {status}; the end of {}:\n{}",
+            log.display(),
+            tail(&text)
+        );
     }
     Ok(())
 }

@@ -14,7 +14,9 @@ use crate::{command, packages};
 /// Raised when this module builds something else from the same inputs.
 const RECIPE: &str = "1";
 /// Warnings are errors: the workloads judge everything else.
-const COMPILER_FLAGS: &[&str] = &["-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror", "-pthread"];
+const COMPILER_FLAGS: &[&str] = &[
+    "-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror", "-pthread",
+];
 /// In the order they are loaded.
 const MODULES: &[&str] = &["irqbypass.ko", "kvm.ko", "kvm-amd.ko"];
 /// Archives kept of each kind.
@@ -23,8 +25,15 @@ const KEPT: usize = 4;
 fn busybox(cache: &Path) -> Result<(Vec<u8>, String)> {
     let package = packages::unpacked(cache, "busybox-static")?;
     let path = package.root.join("bin/busybox");
-    let path = if path.exists() { path } else { package.root.join("usr/bin/busybox") };
-    Ok((fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?, package.version))
+    let path = if path.exists() {
+        path
+    } else {
+        package.root.join("usr/bin/busybox")
+    };
+    Ok((
+        fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?,
+        package.version,
+    ))
 }
 
 fn skeleton(archive: &mut Archive<Vec<u8>>, busybox: &[u8], init: &Path) -> Result<()> {
@@ -50,7 +59,9 @@ pub(crate) fn guest(cache: &Path) -> Result<PathBuf> {
         .text("gcc", compiler.lines().next().unwrap_or_default())
         .path(&images.join("init"))?
         .path(&images.join("workload"))?;
-    let published = cache.join("initramfs").join(format!("guest-{}", inputs.key()));
+    let published = cache
+        .join("initramfs")
+        .join(format!("guest-{}", inputs.key()));
     if !published.exists() {
         place::publish(&published, |part| {
             let mut archive = Archive::new(Vec::new());
@@ -59,9 +70,19 @@ pub(crate) fn guest(cache: &Path) -> Result<PathBuf> {
                 if source.extension().is_none_or(|extension| extension != "c") {
                     continue;
                 }
-                let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                let name = source
+                    .file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
                 let program = part.join(&name);
-                command::run(Command::new("gcc").args(COMPILER_FLAGS).arg("-o").arg(&program).arg(&source))?;
+                command::run(
+                    Command::new("gcc")
+                        .args(COMPILER_FLAGS)
+                        .arg("-o")
+                        .arg(&program)
+                        .arg(&source),
+                )?;
                 archive.file(&format!("bin/{name}"), 0o755, &fs::read(&program)?)?;
                 fs::remove_file(&program)?;
             }
@@ -79,16 +100,30 @@ pub(crate) fn outer(cache: &Path) -> Result<PathBuf> {
     let kernel = packages::outer_kernel(cache)?;
     let (busybox, version) = busybox(cache)?;
     let mut inputs = Inputs::default();
-    inputs.text("recipe", RECIPE).text("busybox", &version).text("kernel", &kernel.version).path(&init)?;
-    let published = cache.join("initramfs").join(format!("outer-{}", inputs.key()));
+    inputs
+        .text("recipe", RECIPE)
+        .text("busybox", &version)
+        .text("kernel", &kernel.version)
+        .path(&init)?;
+    let published = cache
+        .join("initramfs")
+        .join(format!("outer-{}", inputs.key()));
     if !published.exists() {
         place::publish(&published, |part| {
             let files = place::files_below(&kernel.root)?;
             let find = |matches: &dyn Fn(&str) -> bool, what: &str| {
-                let named = |path: &&PathBuf| matches(&path.file_name().unwrap_or_default().to_string_lossy());
-                files.iter().find(named).with_context(|| format!("no {what} in the stock kernel's package"))
+                let named = |path: &&PathBuf| {
+                    matches(&path.file_name().unwrap_or_default().to_string_lossy())
+                };
+                files
+                    .iter()
+                    .find(named)
+                    .with_context(|| format!("no {what} in the stock kernel's package"))
             };
-            place::copy(find(&|name| name.starts_with("vmlinuz-"), "kernel")?, &part.join("outer-vmlinuz"))?;
+            place::copy(
+                find(&|name| name.starts_with("vmlinuz-"), "kernel")?,
+                &part.join("outer-vmlinuz"),
+            )?;
             let mut archive = Archive::new(Vec::new());
             skeleton(&mut archive, &busybox, &init)?;
             archive.folder("modules")?;

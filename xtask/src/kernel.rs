@@ -58,13 +58,18 @@ impl Tree {
     pub(crate) fn make(&self) -> Command {
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
         let mut make = Command::new("nice");
-        make.arg("make").arg(format!("-j{jobs}")).arg(format!("ARCH={}", self.arch)).args([
-            "KBUILD_BUILD_TIMESTAMP=2026-01-01",
-            "KBUILD_BUILD_USER=tmem",
-            "KBUILD_BUILD_HOST=tmem",
-            "KBUILD_BUILD_VERSION=1",
-        ]);
-        make.current_dir(&self.path).env_remove("MAKEFLAGS").env("LC_ALL", "C");
+        make.arg("make")
+            .arg(format!("-j{jobs}"))
+            .arg(format!("ARCH={}", self.arch))
+            .args([
+                "KBUILD_BUILD_TIMESTAMP=2026-01-01",
+                "KBUILD_BUILD_USER=tmem",
+                "KBUILD_BUILD_HOST=tmem",
+                "KBUILD_BUILD_VERSION=1",
+            ]);
+        make.current_dir(&self.path)
+            .env_remove("MAKEFLAGS")
+            .env("LC_ALL", "C");
         make
     }
 }
@@ -76,7 +81,9 @@ impl Recipe {
         let tree_key = self.tree_inputs(&version)?;
         let mut all = tree_key.clone();
         all.path(&place::root().join("guest-driver"))?;
-        let published = cache.join("kernels").join(format!("{}-{}", self.name, all.key()));
+        let published = cache
+            .join("kernels")
+            .join(format!("{}-{}", self.name, all.key()));
         if published.exists() {
             return Ok(published);
         }
@@ -84,11 +91,20 @@ impl Recipe {
         let log = tree.path.join("tmem-build.log");
         self.configure(&tree, &log)?;
         let counted = tree.path.with_extension("steps");
-        let expected = fs::read_to_string(&counted).ok().and_then(|text| text.trim().parse().ok());
+        let expected = fs::read_to_string(&counted)
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
         let fresh = !tree.path.join("vmlinux").exists();
-        println!("building the guest kernel {version} ({}); log: {}", self.name, log.display());
+        println!(
+            "building the guest kernel {version} ({}); log: {}",
+            self.name,
+            log.display()
+        );
         let usual = if fresh { USUAL_STEPS } else { 40 };
-        let mut progress = Progress::start(&format!("guest kernel ({})", self.name), expected.unwrap_or(usual));
+        let mut progress = Progress::start(
+            &format!("guest kernel ({})", self.name),
+            expected.unwrap_or(usual),
+        );
         command::logged(tree.make().args(self.targets), &log, |line| {
             let line = line.trim();
             if line.starts_with(|first: char| first.is_ascii_uppercase()) {
@@ -97,7 +113,8 @@ impl Recipe {
         })?;
         let steps = progress.finish();
         if fresh && expected.is_none() {
-            fs::write(&counted, steps.to_string()).context("cannot note the number of build steps")?;
+            fs::write(&counted, steps.to_string())
+                .context("cannot note the number of build steps")?;
         }
         place::publish(&published, |part| {
             for (from, to) in self.products {
@@ -105,7 +122,11 @@ impl Recipe {
             }
             place::copy(&tree.path.join(".config"), &part.join("config"))
         })?;
-        place::keep_newest(&cache.join("kernels"), &format!("{}-", self.name), KEPT_KERNELS)?;
+        place::keep_newest(
+            &cache.join("kernels"),
+            &format!("{}-", self.name),
+            KEPT_KERNELS,
+        )?;
         Ok(published)
     }
 
@@ -139,14 +160,24 @@ impl Recipe {
             println!("unpacking the kernel source to {}", path.display());
             place::publish(&path, |part| {
                 command::run(
-                    Command::new("tar").arg("-xf").arg(tarball).args(["--strip-components=1", "-C"]).arg(part),
+                    Command::new("tar")
+                        .arg("-xf")
+                        .arg(tarball)
+                        .args(["--strip-components=1", "-C"])
+                        .arg(part),
                 )?;
                 for patch in place::files_below(&place::root().join("images/patches"))? {
-                    if patch.extension().is_none_or(|extension| extension != "patch") {
+                    if patch
+                        .extension()
+                        .is_none_or(|extension| extension != "patch")
+                    {
                         continue;
                     }
                     let mut apply = Command::new("patch");
-                    apply.args(["-p1", "--fuzz=0", "-s", "-i"]).arg(&patch).current_dir(part);
+                    apply
+                        .args(["-p1", "--fuzz=0", "-s", "-i"])
+                        .arg(&patch)
+                        .current_dir(part);
                     command::run(&mut apply)?;
                 }
                 Ok(fs::write(part.join(READY), "")?)
@@ -154,7 +185,10 @@ impl Recipe {
             place::keep_newest(&trees, &prefix, KEPT_TREES)?;
         }
         place_driver(&place::root().join("guest-driver"), &path)?;
-        Ok(Tree { path, arch: self.arch })
+        Ok(Tree {
+            path,
+            arch: self.arch,
+        })
     }
 
     fn configure(&self, tree: &Tree, log: &Path) -> Result<()> {
@@ -164,10 +198,15 @@ impl Recipe {
         let _ = fs::remove_file(log);
         command::logged(&mut make, log, |_| ())?;
         let wanted = fs::read_to_string(&fragment)?;
-        let got = fs::read_to_string(tree.path.join(".config")).context("no .config after allnoconfig")?;
+        let got = fs::read_to_string(tree.path.join(".config"))
+            .context("no .config after allnoconfig")?;
         let lost = lost_options(&wanted, &got);
         if !lost.is_empty() {
-            bail!("{}: the kernel did not take {}", fragment.display(), lost.join(", "));
+            bail!(
+                "{}: the kernel did not take {}",
+                fragment.display(),
+                lost.join(", ")
+            );
         }
         Ok(())
     }
@@ -176,10 +215,15 @@ impl Recipe {
 /// Options of the fragment that are not so in the result: a dependency is missing, or a name is wrong.
 fn lost_options<'a>(wanted: &'a str, got: &str) -> Vec<&'a str> {
     let has = |line: &str| got.lines().any(|other| other == line);
-    let wanted = wanted.lines().map(str::trim).filter(|line| line.starts_with("CONFIG_"));
+    let wanted = wanted
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("CONFIG_"));
     wanted
         .filter(|line| match line.strip_suffix("=n") {
-            Some(name) => got.lines().any(|other| other.starts_with(&format!("{name}="))),
+            Some(name) => got
+                .lines()
+                .any(|other| other.starts_with(&format!("{name}="))),
             None => !has(line),
         })
         .collect()
@@ -190,7 +234,10 @@ fn place_driver(driver: &Path, tree: &Path) -> Result<()> {
     let to = tree.join("drivers/tmem");
     let header = Path::new("include/uapi/linux/virtio_tmem.h");
     let source = |name: &str| {
-        name.ends_with(".c") || name.ends_with(".h") || name.starts_with("Kconfig") || name == "Makefile"
+        name.ends_with(".c")
+            || name.ends_with(".h")
+            || name.starts_with("Kconfig")
+            || name == "Makefile"
     };
     let mut kept = Vec::new();
     for file in place::files_below(driver)? {
@@ -239,13 +286,22 @@ mod tests {
         let (driver, tree) = (folder.path().join("driver"), folder.path().join("tree"));
         let header = "include/uapi/linux/virtio_tmem.h";
         fs::create_dir_all(driver.join("include/uapi/linux")).expect("folder");
-        for (name, content) in [("core.c", "1"), ("old.c", "2"), ("README.md", "3"), (header, "4")] {
+        for (name, content) in [
+            ("core.c", "1"),
+            ("old.c", "2"),
+            ("README.md", "3"),
+            (header, "4"),
+        ] {
             fs::write(driver.join(name), content).expect("write");
         }
         place_driver(&driver, &tree).expect("placed");
         assert!(!tree.join("drivers/tmem/README.md").exists());
         assert!(tree.join(header).exists());
-        let time = |name: &str| fs::metadata(tree.join(name)).and_then(|data| data.modified()).expect("time");
+        let time = |name: &str| {
+            fs::metadata(tree.join(name))
+                .and_then(|data| data.modified())
+                .expect("time")
+        };
         let before = time("drivers/tmem/core.c");
         fs::remove_file(driver.join("old.c")).expect("remove");
         place_driver(&driver, &tree).expect("placed");

@@ -11,8 +11,18 @@ use anyhow::{Context, Result, bail};
 use crate::{command, place};
 
 /// What a kernel build and the workloads need.
-pub(crate) const BUILD: &[&str] =
-    &["bc", "bison", "flex", "gcc", "libc6-dev", "libelf-dev", "make", "patch", "perl", "xz-utils"];
+pub(crate) const BUILD: &[&str] = &[
+    "bc",
+    "bison",
+    "flex",
+    "gcc",
+    "libc6-dev",
+    "libelf-dev",
+    "make",
+    "patch",
+    "perl",
+    "xz-utils",
+];
 /// What the checks of the C code need besides.
 pub(crate) const CHECK: &[&str] = &["sparse"];
 /// What runs the outer machine where KVM is not usable.
@@ -38,9 +48,15 @@ fn installed(package: &str) -> Option<String> {
 /// sudo. Where it may not, the error holds the command to run.
 pub(crate) fn require(packages: &[&str]) -> Result<()> {
     if !command::exists("dpkg-query") {
-        bail!("this is not a Debian system (no dpkg-query); the images are built from Debian 12 packages");
+        bail!(
+            "this is not a Debian system (no dpkg-query); the images are built from Debian 12 packages"
+        );
     }
-    let missing: Vec<&str> = packages.iter().copied().filter(|package| installed(package).is_none()).collect();
+    let missing: Vec<&str> = packages
+        .iter()
+        .copied()
+        .filter(|package| installed(package).is_none())
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -60,7 +76,9 @@ pub(crate) fn require(packages: &[&str]) -> Result<()> {
 
 fn lists_are_there() -> bool {
     fs::read_dir("/var/lib/apt/lists").is_ok_and(|entries| {
-        entries.flatten().any(|entry| entry.file_name().to_string_lossy().ends_with("_Packages"))
+        entries
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().ends_with("_Packages"))
             || command::output(Command::new("apt-cache").args(["show", "linux-source-6.1"])).is_ok()
     })
 }
@@ -70,7 +88,12 @@ fn update() -> Result<()> {
 }
 
 fn apt_as_root(arguments: &[&str]) -> Result<()> {
-    let by_hand = || format!("run this as root, then try again: apt-get {}", arguments.join(" "));
+    let by_hand = || {
+        format!(
+            "run this as root, then try again: apt-get {}",
+            arguments.join(" ")
+        )
+    };
     let mut apt = if is_root() {
         Command::new("apt-get")
     } else if command::exists("sudo") {
@@ -84,7 +107,12 @@ fn apt_as_root(arguments: &[&str]) -> Result<()> {
         bail!("not root, and there is no sudo; {}", by_hand());
     };
     println!("apt-get {}", arguments.join(" "));
-    command::run(apt.env("DEBIAN_FRONTEND", "noninteractive").arg("-q").args(arguments)).with_context(by_hand)
+    command::run(
+        apt.env("DEBIAN_FRONTEND", "noninteractive")
+            .arg("-q")
+            .args(arguments),
+    )
+    .with_context(by_hand)
 }
 
 /// A package whose files are at hand without being installed.
@@ -116,31 +144,51 @@ pub(crate) fn unpacked(cache: &Path, package: &str) -> Result<Unpacked> {
         .into_iter()
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .with_context(|| format!("apt-get download left no package in {}", download.display()))?;
-    let version = command::output(Command::new("dpkg-deb").arg("-f").arg(&deb).arg("Version"))?.trim().to_owned();
+    let version = command::output(Command::new("dpkg-deb").arg("-f").arg(&deb).arg("Version"))?
+        .trim()
+        .to_owned();
     let root = home.join(format!("version-{}", version.replace([':', '/'], "_")));
-    place::publish(&root, |part| command::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(part)))?;
+    place::publish(&root, |part| {
+        command::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(part))
+    })?;
     place::remove(&download)?;
     Ok(Unpacked { version, root })
 }
 
 fn newest_version(home: &Path) -> Result<Option<Unpacked>> {
-    let Ok(entries) = fs::read_dir(home) else { return Ok(None) };
+    let Ok(entries) = fs::read_dir(home) else {
+        return Ok(None);
+    };
     let mut found = Vec::new();
     for entry in entries {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if let Some(version) = name.strip_prefix("version-").filter(|name| !name.ends_with(".part")) {
-            found.push((entry.metadata()?.modified()?, version.to_owned(), entry.path()));
+        if let Some(version) = name
+            .strip_prefix("version-")
+            .filter(|name| !name.ends_with(".part"))
+        {
+            found.push((
+                entry.metadata()?.modified()?,
+                version.to_owned(),
+                entry.path(),
+            ));
         }
     }
     found.sort();
-    Ok(found.pop().map(|(_, version, root)| Unpacked { version, root }))
+    Ok(found
+        .pop()
+        .map(|(_, version, root)| Unpacked { version, root }))
 }
 
 fn fetch(package: &str, to: &Path) -> Result<()> {
     place::remove(to)?;
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
-    command::output(Command::new("apt-get").args(["-q", "download", package]).current_dir(to)).map(drop)
+    command::output(
+        Command::new("apt-get")
+            .args(["-q", "download", package])
+            .current_dir(to),
+    )
+    .map(drop)
 }
 
 /// The tarball of the guest kernel's source, and its version.
@@ -160,10 +208,16 @@ pub(crate) fn outer_kernel(cache: &Path) -> Result<Unpacked> {
     const META: &str = "linux-image-cloud-amd64";
     let home = cache.join("packages");
     if let Ok(entries) = fs::read_dir(&home) {
-        let mut names: Vec<String> =
-            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
-        for name in names.iter().rev().filter(|name| name.ends_with("-cloud-amd64")) {
+        for name in names
+            .iter()
+            .rev()
+            .filter(|name| name.ends_with("-cloud-amd64"))
+        {
             if newest_version(&home.join(name))?.is_some() {
                 return unpacked(cache, name);
             }

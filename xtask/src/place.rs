@@ -24,15 +24,21 @@ pub(crate) fn target() -> PathBuf {
 
 /// `$TMEM_CACHE`, else `$XDG_CACHE_HOME/tmem`, else `~/.cache/tmem`; made if it is not there.
 pub(crate) fn cache() -> Result<PathBuf> {
-    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let path = match (set("TMEM_CACHE"), set("XDG_CACHE_HOME"), set("HOME")) {
         (Some(path), _, _) => path,
         (None, Some(base), _) => base.join("tmem"),
         (None, None, Some(home)) => home.join(".cache/tmem"),
         (None, None, None) => bail!("no place for a cache: set TMEM_CACHE to a folder"),
     };
-    fs::create_dir_all(&path).with_context(|| format!("cannot make the cache folder {}", path.display()))?;
-    path.canonicalize().with_context(|| format!("cannot use the cache folder {}", path.display()))
+    fs::create_dir_all(&path)
+        .with_context(|| format!("cannot make the cache folder {}", path.display()))?;
+    path.canonicalize()
+        .with_context(|| format!("cannot use the cache folder {}", path.display()))
 }
 
 /// Held while the cache is changed: two runs do not collide. Given back when dropped, or when we die.
@@ -44,10 +50,12 @@ impl CacheLock {
     /// Takes the lock of `cache`, and says so when another run holds it.
     pub(crate) fn take(cache: &Path) -> Result<Self> {
         let path = cache.join("lock");
-        let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        let file =
+            File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
         if file.try_lock().is_err() {
             println!("waiting for another run that uses {}", cache.display());
-            file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+            file.lock()
+                .with_context(|| format!("cannot lock {}", path.display()))?;
         }
         Ok(Self { _file: file })
     }
@@ -74,7 +82,11 @@ impl Inputs {
     /// Adds a file's content, or every file below a folder, by its name relative to `path`.
     pub(crate) fn path(&mut self, path: &Path) -> Result<&mut Self> {
         for file in files_below(path)? {
-            let name = file.strip_prefix(path).unwrap_or(&file).to_string_lossy().into_owned();
+            let name = file
+                .strip_prefix(path)
+                .unwrap_or(&file)
+                .to_string_lossy()
+                .into_owned();
             let mut content = Vec::new();
             File::open(&file)
                 .and_then(|mut open| open.read_to_end(&mut content))
@@ -86,7 +98,13 @@ impl Inputs {
 
     /// Sixteen hexadecimal digits.
     pub(crate) fn key(&self) -> String {
-        self.0.clone().finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        self.0
+            .clone()
+            .finalize()
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 }
 
@@ -98,7 +116,8 @@ pub(crate) fn files_below(path: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![path.to_path_buf()];
     while let Some(folder) = folders.pop() {
-        let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        let entries =
+            fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
         for entry in entries {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
@@ -123,7 +142,8 @@ pub(crate) fn publish(to: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
     fs::create_dir(&part).with_context(|| format!("cannot make {}", part.display()))?;
     fill(&part)?;
     remove(to)?;
-    fs::rename(&part, to).with_context(|| format!("cannot rename {} to {}", part.display(), to.display()))
+    fs::rename(&part, to)
+        .with_context(|| format!("cannot rename {} to {}", part.display(), to.display()))
 }
 
 /// Removes a folder if it is there.
@@ -147,7 +167,9 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Keeps the `keep` newest folders of `parent` whose names start with `prefix`.
 pub(crate) fn keep_newest(parent: &Path, prefix: &str, keep: usize) -> Result<()> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(parent).with_context(|| format!("cannot read {}", parent.display()))? {
+    for entry in
+        fs::read_dir(parent).with_context(|| format!("cannot read {}", parent.display()))?
+    {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(prefix) {
             found.push((entry.metadata()?.modified()?, entry.path()));

@@ -20,7 +20,9 @@ impl Progress {
     pub(crate) fn start(name: &str, expected: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(expected);
-            if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:40}] {percent}% {elapsed} {msg}") {
+            if let Ok(style) =
+                ProgressStyle::with_template("{prefix} [{bar:40}] {percent}% {elapsed} {msg}")
+            {
                 bar.set_style(style.progress_chars("=> "));
             }
             bar.set_prefix(name.to_owned());
@@ -30,7 +32,14 @@ impl Progress {
         if bar.is_none() {
             println!("{name}: started");
         }
-        Self { name: name.to_owned(), bar, expected: expected.max(1), done: 0, tenths: 0, start: Instant::now() }
+        Self {
+            name: name.to_owned(),
+            bar,
+            expected: expected.max(1),
+            done: 0,
+            tenths: 0,
+            start: Instant::now(),
+        }
     }
 
     /// One unit is done; `what` names it.
@@ -56,7 +65,11 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        println!("{}: done in {:.0} s", self.name, self.start.elapsed().as_secs_f64());
+        println!(
+            "{}: done in {:.0} s",
+            self.name,
+            self.start.elapsed().as_secs_f64()
+        );
         self.done
     }
 }

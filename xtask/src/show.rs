@@ -1,4 +1,56 @@
-//! placeholder
-use anyhow::Result;
-pub(crate) fn demo() -> Result<bool> { Ok(true) }
-pub(crate) fn bench(_: &str, _: &[String]) -> Result<()> { Ok(()) }
+//! `cargo xtask demo` and `cargo xtask bench`.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tmem_tests::outer::Outer;
+use tmem_tests::platform;
+
+use crate::binaries::cargo;
+use crate::{binaries, command, image, place};
+
+/// Under emulation the three guests take minutes.
+const DEADLINE: Duration = Duration::from_secs(1200);
+
+/// Builds what is needed and runs the demo; `false` when a guest did not verify every byte.
+pub(crate) fn demo() -> Result<bool> {
+    image::build()?;
+    binaries::build()?;
+    if platform::kvm_is_usable() {
+        let program = place::target().join("release/tmem-scenario");
+        let status = Command::new(&program)
+            .arg("demo")
+            .status()
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        return Ok(status.success());
+    }
+    println!(
+        "\nno usable KVM (/dev/kvm and hardware virtualization): the demo runs nested in an emulated machine\n"
+    );
+    let mut started = false;
+    let status = Outer {
+        arguments: "demo",
+        cpus: 1,
+        deadline: DEADLINE,
+    }
+    .run(|line| {
+        if line.starts_with("outer ") {
+            started = true;
+        } else if started {
+            println!("{line}");
+        }
+    })?;
+    println!("Nested, times say nothing by themselves: compare them with each other.");
+    Ok(status == 0)
+}
+
+/// Runs a benchmark of the workspace. Benchmarks print a table and write `target/bench/NAME.json`.
+pub(crate) fn bench(name: &str, arguments: &[String]) -> Result<()> {
+    let mut bench = cargo();
+    bench.args(["bench", "--quiet", "--workspace", "--bench", name]);
+    if !arguments.is_empty() {
+        bench.arg("--").args(arguments);
+    }
+    command::run(&mut bench)
+}

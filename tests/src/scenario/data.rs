@@ -7,16 +7,27 @@ use crate::guest::{Guest, Setup};
 const MIB: u64 = 1 << 20;
 
 pub(super) fn first_page() -> Result<()> {
-    let mut guest =
-        Guest::start(&Setup::default(), "swap_on tmemswap0; work size=80M; splats; pause end; counters end")?;
+    let mut guest = Guest::start(
+        &Setup::default(),
+        "swap_on tmemswap0; work size=80M; splats; pause end; counters end",
+    )?;
     guest.wait_for("guest pause end")?;
     let host = guest.stats()?;
     guest.go_on()?;
     let console = guest.finish()?;
     console.verified(1)?;
-    ensure!(host.device("pages_stored") > 0, "the guest swapped, and the host saw no page");
-    ensure!(host.device("pages_loaded") > 0, "the guest read its pages, and the host gave none");
-    ensure!(console.counter("end", "vmstat.pswpout")? > 0, "the guest had no need to swap");
+    ensure!(
+        host.device("pages_stored") > 0,
+        "the guest swapped, and the host saw no page"
+    );
+    ensure!(
+        host.device("pages_loaded") > 0,
+        "the guest read its pages, and the host gave none"
+    );
+    ensure!(
+        console.counter("end", "vmstat.pswpout")? > 0,
+        "the guest had no need to swap"
+    );
     Ok(())
 }
 
@@ -27,7 +38,10 @@ pub(super) fn every_kind_of_page() -> Result<()> {
     )?;
     let console = guest.finish()?;
     console.verified(1)?;
-    ensure!(console.counter("end", "vmstat.pswpout")? > 192 * MIB / 4096 / 2, "the guest hardly swapped");
+    ensure!(
+        console.counter("end", "vmstat.pswpout")? > 192 * MIB / 4096 / 2,
+        "the guest hardly swapped"
+    );
     Ok(())
 }
 
@@ -38,7 +52,10 @@ pub(super) fn fork() -> Result<()> {
     )?;
     let console = guest.finish()?;
     console.verified(1)?;
-    ensure!(console.counter("end", "vmstat.pswpin")? > 0, "the guest had no need to swap");
+    ensure!(
+        console.counter("end", "vmstat.pswpin")? > 0,
+        "the guest had no need to swap"
+    );
     Ok(())
 }
 
@@ -57,15 +74,31 @@ pub(super) fn swapoff() -> Result<()> {
     let empty = guest.stats()?;
     guest.go_on()?;
     guest.finish()?.verified(2)?;
-    ensure!(full.get("/pages") > 1000, "only {} pages were out", full.get("/pages"));
-    ensure!(empty.get("/pages") == 0, "{} pages are left in the store", empty.get("/pages"));
-    ensure!(empty.get("/bytes_stored") == 0, "{} bytes are left in the store", empty.get("/bytes_stored"));
+    ensure!(
+        full.get("/pages") > 1000,
+        "only {} pages were out",
+        full.get("/pages")
+    );
+    ensure!(
+        empty.get("/pages") == 0,
+        "{} pages are left in the store",
+        empty.get("/pages")
+    );
+    ensure!(
+        empty.get("/bytes_stored") == 0,
+        "{} bytes are left in the store",
+        empty.get("/bytes_stored")
+    );
     Ok(())
 }
 
 pub(super) fn limit() -> Result<()> {
-    let setup =
-        Setup { tmem: Some("8M"), kernel_words: "tmem=1 tmem.swap=0", disk: Some(256 * MIB), ..Setup::default() };
+    let setup = Setup {
+        tmem: Some("8M"),
+        kernel_words: "tmem=1 tmem.swap=0",
+        disk: Some(256 * MIB),
+        ..Setup::default()
+    };
     let mut guest = Guest::start(
         &setup,
         "swap_on vda; work size=144M phases=fill,overwrite; splats; pause end; counters end",
@@ -76,16 +109,29 @@ pub(super) fn limit() -> Result<()> {
     guest.go_on()?;
     let console = guest.finish()?;
     console.verified(1)?;
-    ensure!(host.device("pages_stored") > 0, "no page was offered to the host");
+    ensure!(
+        host.device("pages_stored") > 0,
+        "no page was offered to the host"
+    );
     ensure!(host.refused() > 0, "the host never refused a page");
-    ensure!(host.get("/bytes_used") <= 8 * MIB, "{} bytes used, 8 MiB allowed", host.get("/bytes_used"));
+    ensure!(
+        host.get("/bytes_used") <= 8 * MIB,
+        "{} bytes used, 8 MiB allowed",
+        host.get("/bytes_used")
+    );
     ensure!(disk > 16 * MIB, "only {disk} bytes went to the disk");
-    ensure!(console.counter("end", "tmem.frontswap_stores_no_space")? > 0, "the guest counted no refusal");
+    ensure!(
+        console.counter("end", "tmem.frontswap_stores_no_space")? > 0,
+        "the guest counted no refusal"
+    );
     Ok(())
 }
 
 pub(super) fn two_cpus() -> Result<()> {
-    let setup = Setup { cpus: 2, ..Setup::default() };
+    let setup = Setup {
+        cpus: 2,
+        ..Setup::default()
+    };
     let guest = Guest::start(
         &setup,
         "swap_on tmemswap0; work size=96M threads=2 phases=fill,overwrite,drop,random; \
@@ -93,24 +139,52 @@ pub(super) fn two_cpus() -> Result<()> {
     )?;
     let console = guest.finish()?;
     console.verified(2)?;
-    ensure!(console.lines().iter().any(|line| line.ends_with(" cpus 2")), "the guest has not two processors");
-    ensure!(console.counter("end", "vmstat.pswpin")? > 0, "the guest had no need to swap");
+    ensure!(
+        console.lines().iter().any(|line| line.ends_with(" cpus 2")),
+        "the guest has not two processors"
+    );
+    ensure!(
+        console.counter("end", "vmstat.pswpin")? > 0,
+        "the guest had no need to swap"
+    );
     Ok(())
 }
 
 /// The judge itself: a flipped bit must not pass.
 pub(super) fn wrong_byte() -> Result<()> {
-    let console =
-        Guest::start(&Setup::default(), "swap_on tmemswap0; work size=80M phases=fill,corrupt")?.finish()?;
-    ensure!(console.verified(1).is_err(), "a flipped bit passed as verified");
-    ensure!(console.lines().iter().any(|line| line.starts_with("verify FAILED page=")), "nothing named the page");
+    let console = Guest::start(
+        &Setup::default(),
+        "swap_on tmemswap0; work size=80M phases=fill,corrupt",
+    )?
+    .finish()?;
+    ensure!(
+        console.verified(1).is_err(),
+        "a flipped bit passed as verified"
+    );
+    ensure!(
+        console
+            .lines()
+            .iter()
+            .any(|line| line.starts_with("verify FAILED page=")),
+        "nothing named the page"
+    );
     Ok(())
 }
 
 pub(super) fn compressed_kernel() -> Result<()> {
-    let setup = Setup { compressed: true, ..Setup::default() };
-    let console = Guest::start(&setup, "swap_on tmemswap0; work size=80M; splats; counters end")?.finish()?;
+    let setup = Setup {
+        compressed: true,
+        ..Setup::default()
+    };
+    let console = Guest::start(
+        &setup,
+        "swap_on tmemswap0; work size=80M; splats; counters end",
+    )?
+    .finish()?;
     console.verified(1)?;
-    ensure!(console.counter("end", "vmstat.pswpout")? > 0, "the guest had no need to swap");
+    ensure!(
+        console.counter("end", "vmstat.pswpout")? > 0,
+        "the guest had no need to swap"
+    );
     Ok(())
 }

@@ -13,8 +13,14 @@ use anyhow::{Context, Result, ensure};
 use crate::guest::{Guest, Setup};
 
 pub(super) fn figures() -> Result<()> {
-    for (words, user) in [("tmem=1", "frontswap"), ("tmem=1 tmem.frontswap=0", "block")] {
-        let setup = Setup { kernel_words: words, ..Setup::default() };
+    for (words, user) in [
+        ("tmem=1", "frontswap"),
+        ("tmem=1 tmem.frontswap=0", "block"),
+    ] {
+        let setup = Setup {
+            kernel_words: words,
+            ..Setup::default()
+        };
         let mut guest = Guest::start(
             &setup,
             "swap_on tmemswap0; hog size=96M phases=fill,random,drop,wait & at_wait; sleep 2; \
@@ -29,9 +35,15 @@ pub(super) fn figures() -> Result<()> {
         let own = |name: &str| end(&format!("{user}_{name}"));
         for name in ["stores_ok", "loads_ok"] {
             let later = console.counter("later", &format!("tmem.{user}_{name}"))?;
-            ensure!(own(name)? == later, "{words}: the guest was not quiet: {name} went on to {later}");
+            ensure!(
+                own(name)? == later,
+                "{words}: the guest was not quiet: {name} went on to {later}"
+            );
         }
-        let kicks = end("kicks_page")? + end("kicks_invalidate")? + end("kicks_control")? + end("kicks_again")?;
+        let kicks = end("kicks_page")?
+            + end("kicks_invalidate")?
+            + end("kicks_control")?
+            + end("kicks_again")?;
         for (what, guests, hosts) in [
             ("pages stored", own("stores_ok")?, host.get("/stores")),
             ("pages loaded", own("loads_ok")?, host.get("/loads")),
@@ -40,9 +52,15 @@ pub(super) fn figures() -> Result<()> {
             ("pages refused", own("stores_no_space")?, host.refused()),
         ] {
             println!("{words}: {what}: guest {guests}, host {hosts}");
-            ensure!(guests == hosts, "{words}: {what}: the guest says {guests}, the host {hosts}");
+            ensure!(
+                guests == hosts,
+                "{words}: {what}: the guest says {guests}, the host {hosts}"
+            );
         }
-        ensure!(own("stores_ok")? > 1000, "{words}: too little was swapped to compare");
+        ensure!(
+            own("stores_ok")? > 1000,
+            "{words}: too little was swapped to compare"
+        );
     }
     Ok(())
 }
@@ -56,14 +74,23 @@ pub(super) fn clients() -> Result<()> {
     let socket = guest.folder().join("control");
     // Clients that connect and say nothing, or half a request, and stay.
     let mut stalled = Vec::new();
-    for start in ["", "GET /v1/st", "GET /v1/stats HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"] {
-        let mut stream = UnixStream::connect(&socket).context("cannot connect to the control socket")?;
+    for start in [
+        "",
+        "GET /v1/st",
+        "GET /v1/stats HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n",
+    ] {
+        let mut stream =
+            UnixStream::connect(&socket).context("cannot connect to the control socket")?;
         stream.write_all(start.as_bytes())?;
         stalled.push(stream);
     }
     // Clients killed at any point of their life.
     for delay in 0..10 {
-        let mut client = guest.stats_command()?.stdout(Stdio::null()).spawn().context("cannot run tmem stats")?;
+        let mut client = guest
+            .stats_command()?
+            .stdout(Stdio::null())
+            .spawn()
+            .context("cannot run tmem stats")?;
         thread::sleep(Duration::from_millis(delay * 5));
         client.kill()?;
         client.wait()?;
@@ -87,16 +114,25 @@ fn ticks(process: u32) -> Result<BTreeMap<String, u64>> {
         }
         let stat = fs::read_to_string(path.join("stat"))?;
         // After the name in parentheses; user and system time are fields 14 and 15 of the whole line.
-        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
-        let times: Vec<u64> = fields.skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+        let fields = stat
+            .rsplit_once(')')
+            .map_or("", |(_, rest)| rest)
+            .split_whitespace();
+        let times: Vec<u64> = fields
+            .skip(11)
+            .take(2)
+            .map(str::parse)
+            .collect::<Result<_, _>>()?;
         ticks.insert(format!("{name} {}", path.display()), times.iter().sum());
     }
     Ok(ticks)
 }
 
 pub(super) fn idle() -> Result<()> {
-    let mut guest =
-        Guest::start(&Setup::default(), "swap_on tmemswap0; work size=80M; pause idle; echo guest awake")?;
+    let mut guest = Guest::start(
+        &Setup::default(),
+        "swap_on tmemswap0; work size=80M; pause idle; echo guest awake",
+    )?;
     guest.wait_for("guest pause idle")?;
     thread::sleep(Duration::from_secs(1));
     let before = ticks(guest.process())?;
@@ -104,9 +140,15 @@ pub(super) fn idle() -> Result<()> {
     thread::sleep(Duration::from_secs(10));
     let after = ticks(guest.process())?;
     for (name, start) in &before {
-        let used = after.get(name).context("a thread ended while the guest was idle")? - start;
+        let used = after
+            .get(name)
+            .context("a thread ended while the guest was idle")?
+            - start;
         println!("{name}: {used} ticks in 10 s");
-        ensure!(used == 0, "thread {name} used {used} clock ticks in 10 idle seconds");
+        ensure!(
+            used == 0,
+            "thread {name} used {used} clock ticks in 10 idle seconds"
+        );
     }
     guest.go_on()?;
     guest.finish()?.verified(1)
@@ -119,11 +161,25 @@ pub(super) fn terminate() -> Result<()> {
         let socket = guest.folder().join("control");
         ensure!(socket.exists(), "there is no control socket");
         let start = Instant::now();
-        Command::new("kill").arg(signal).arg(guest.process().to_string()).status().context("cannot run kill")?;
+        Command::new("kill")
+            .arg(signal)
+            .arg(guest.process().to_string())
+            .status()
+            .context("cannot run kill")?;
         let status = guest.ended()?;
-        println!("ended with {status} after {} ms", start.elapsed().as_millis());
-        ensure!(start.elapsed() < Duration::from_secs(10), "it took {:?} to end", start.elapsed());
-        let left: Vec<_> = fs::read_dir(guest.folder())?.flatten().map(|entry| entry.path()).collect();
+        println!(
+            "ended with {status} after {} ms",
+            start.elapsed().as_millis()
+        );
+        ensure!(
+            start.elapsed() < Duration::from_secs(10),
+            "it took {:?} to end",
+            start.elapsed()
+        );
+        let left: Vec<_> = fs::read_dir(guest.folder())?
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
         ensure!(left.is_empty(), "left behind: {left:?}");
     }
     Ok(())

@@ -9,7 +9,11 @@ const MIB: u64 = 1 << 20;
 const EXITS_PER_PAGE: f64 = 1.05;
 
 pub(super) fn frontswap_alone() -> Result<()> {
-    let setup = Setup { kernel_words: "tmem=1 tmem.swap=0", disk: Some(256 * MIB), ..Setup::default() };
+    let setup = Setup {
+        kernel_words: "tmem=1 tmem.swap=0",
+        disk: Some(256 * MIB),
+        ..Setup::default()
+    };
     let mut guest = Guest::start(
         &setup,
         "ls /dev/tmemswap0; swap_on vda; work size=112M phases=fill,overwrite; splats; pause end; counters end",
@@ -19,40 +23,73 @@ pub(super) fn frontswap_alone() -> Result<()> {
     guest.go_on()?;
     let console = guest.finish()?;
     console.verified(1)?;
-    ensure!(!console.lines().iter().any(|line| line == "/dev/tmemswap0"), "tmem.swap=0, and there is a swap disk");
-    ensure!(console.counter("end", "tmem.frontswap_stores_ok")? > 0, "frontswap stored nothing");
-    ensure!(console.counter("end", "tmem.block_stores_ok")? == 0, "the swap disk stored something");
+    ensure!(
+        !console.lines().iter().any(|line| line == "/dev/tmemswap0"),
+        "tmem.swap=0, and there is a swap disk"
+    );
+    ensure!(
+        console.counter("end", "tmem.frontswap_stores_ok")? > 0,
+        "frontswap stored nothing"
+    );
+    ensure!(
+        console.counter("end", "tmem.block_stores_ok")? == 0,
+        "the swap disk stored something"
+    );
     // The swap area's header is all a disk gets.
     ensure!(disk <= 64 << 10, "{disk} bytes went to the disk");
     Ok(())
 }
 
 pub(super) fn block_alone() -> Result<()> {
-    let setup = Setup { kernel_words: "tmem=1 tmem.frontswap=0", ..Setup::default() };
+    let setup = Setup {
+        kernel_words: "tmem=1 tmem.frontswap=0",
+        ..Setup::default()
+    };
     let console = Guest::start(
         &setup,
         "swap_on tmemswap0; work size=112M phases=fill,overwrite,drop; splats; counters end",
     )?
     .finish()?;
     console.verified(1)?;
-    ensure!(console.counter("end", "tmem.block_stores_ok")? > 0, "the swap disk stored nothing");
-    ensure!(console.counter("end", "tmem.block_loads_ok")? > 0, "the swap disk gave nothing back");
-    ensure!(console.counter("end", "tmem.frontswap_stores_ok")? == 0, "frontswap stored something");
+    ensure!(
+        console.counter("end", "tmem.block_stores_ok")? > 0,
+        "the swap disk stored nothing"
+    );
+    ensure!(
+        console.counter("end", "tmem.block_loads_ok")? > 0,
+        "the swap disk gave nothing back"
+    );
+    ensure!(
+        console.counter("end", "tmem.frontswap_stores_ok")? == 0,
+        "frontswap stored something"
+    );
     Ok(())
 }
 
 pub(super) fn off() -> Result<()> {
     for words in ["tmem=0 zswap.enabled=1", "zswap.enabled=1"] {
-        let setup = Setup { kernel_words: words, disk: Some(192 * MIB), ..Setup::default() };
-        let mut guest =
-            Guest::start(&setup, "swap_on vda; work size=96M; splats; counters end; pause end")?;
+        let setup = Setup {
+            kernel_words: words,
+            disk: Some(192 * MIB),
+            ..Setup::default()
+        };
+        let mut guest = Guest::start(
+            &setup,
+            "swap_on vda; work size=96M; splats; counters end; pause end",
+        )?;
         guest.wait_for("guest pause end")?;
         let host = guest.stats()?;
         guest.go_on()?;
         let console = guest.finish()?;
         console.verified(1)?;
-        ensure!(host.device("doorbell_exits") == 0, "{words}: the doorbell rang");
-        ensure!(host.device("pages_stored") == 0 && host.get("/stores") == 0, "{words}: the host got a page");
+        ensure!(
+            host.device("doorbell_exits") == 0,
+            "{words}: the doorbell rang"
+        );
+        ensure!(
+            host.device("pages_stored") == 0 && host.get("/stores") == 0,
+            "{words}: the host got a page"
+        );
         ensure!(zswap_used(&console)?, "{words}: zswap got nothing");
     }
     Ok(())
@@ -66,25 +103,42 @@ fn zswap_used(console: &Console) -> Result<bool> {
 }
 
 pub(super) fn zswap() -> Result<()> {
-    let setup = Setup { kernel_words: "tmem=1 zswap.enabled=1", ..Setup::default() };
-    let mut guest =
-        Guest::start(&setup, "swap_on tmemswap0; work size=96M; splats; dmesg; pause end; counters end")?;
+    let setup = Setup {
+        kernel_words: "tmem=1 zswap.enabled=1",
+        ..Setup::default()
+    };
+    let mut guest = Guest::start(
+        &setup,
+        "swap_on tmemswap0; work size=96M; splats; dmesg; pause end; counters end",
+    )?;
     guest.wait_for("guest pause end")?;
     let host = guest.stats()?;
     guest.go_on()?;
     let console = guest.finish()?;
     console.verified(1)?;
-    ensure!(console.lines().iter().any(|line| line == "guest splats 0"), "the kernel wrote a warning");
+    ensure!(
+        console.lines().iter().any(|line| line == "guest splats 0"),
+        "the kernel wrote a warning"
+    );
     ensure!(host.get("/stores") > 0, "the host got no page");
-    ensure!(console.counter("end", "tmem.frontswap_stores_ok")? > 0, "frontswap did not get the slot");
+    ensure!(
+        console.counter("end", "tmem.frontswap_stores_ok")? > 0,
+        "frontswap did not get the slot"
+    );
     // zswap without the slot has no files, or has held nothing.
-    ensure!(!zswap_used(&console).unwrap_or(false), "zswap held pages too");
+    ensure!(
+        !zswap_used(&console).unwrap_or(false),
+        "zswap held pages too"
+    );
     Ok(())
 }
 
 pub(super) fn exits() -> Result<()> {
     for words in ["tmem=1", "tmem=1 tmem.frontswap=0"] {
-        let setup = Setup { kernel_words: words, ..Setup::default() };
+        let setup = Setup {
+            kernel_words: words,
+            ..Setup::default()
+        };
         let mut guest = Guest::start(
             &setup,
             "swap_on tmemswap0; irqs before; pause a; hog size=96M phases=fill,wait,random,wait & \
@@ -102,21 +156,41 @@ pub(super) fn exits() -> Result<()> {
         for (pair, phase) in moments.windows(2).zip(["filling", "reading back"]) {
             let [before, after] = pair else { continue };
             let grown = |name: &str| after.device(name) - before.device(name);
-            let (stored, loaded, exits) =
-                (grown("pages_stored"), grown("pages_loaded"), grown("doorbell_exits"));
+            let (stored, loaded, exits) = (
+                grown("pages_stored"),
+                grown("pages_loaded"),
+                grown("doorbell_exits"),
+            );
             let per_page = ratio(exits, stored + loaded).context("no page was swapped")?;
-            println!("{words}, {phase}: {stored} stored, {loaded} loaded, {exits} exits, {per_page:.3} a page");
-            ensure!(per_page <= EXITS_PER_PAGE, "{words}, {phase}: {per_page:.3} exits a page");
+            println!(
+                "{words}, {phase}: {stored} stored, {loaded} loaded, {exits} exits, {per_page:.3} a page"
+            );
+            ensure!(
+                per_page <= EXITS_PER_PAGE,
+                "{words}, {phase}: {per_page:.3} exits a page"
+            );
         }
-        ensure!(console.counter("end", "tmem.interrupts")? == 0, "{words}: the driver took an interrupt");
+        ensure!(
+            console.counter("end", "tmem.interrupts")? == 0,
+            "{words}: the driver took an interrupt"
+        );
         let interrupts = |moment: &str| {
             let prefix = format!("irq {moment} ");
-            let lines = console.lines().iter().filter_map(|line| line.strip_prefix(&prefix));
+            let lines = console
+                .lines()
+                .iter()
+                .filter_map(|line| line.strip_prefix(&prefix));
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
         let (before, after) = (interrupts("before"), interrupts("after"));
-        ensure!(!before.is_empty(), "/proc/interrupts names no virtio device");
-        ensure!(before == after, "{words}: a virtio device interrupted: {before:?}, then {after:?}");
+        ensure!(
+            !before.is_empty(),
+            "/proc/interrupts names no virtio device"
+        );
+        ensure!(
+            before == after,
+            "{words}: a virtio device interrupted: {before:?}, then {after:?}"
+        );
     }
     Ok(())
 }

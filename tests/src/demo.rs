@@ -1,0 +1,255 @@
+//! The demo: a guest of 96 MiB works on 256 MiB, watched from the host; then the same work over a swap disk and
+//! over zram in the guest, in a table.
+
+use std::fs;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::guest::{Figures, Guest, Poll, Setup};
+
+const GUEST_MIB: u64 = 96;
+const WORK_MIB: u64 = 256;
+const MIB: u64 = 1 << 20;
+/// Time between two lines of the live view.
+const GLANCE: Duration = Duration::from_secs(1);
+/// Time without anything from a guest until it is given up.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// What one guest needed.
+struct Row {
+    name: &'static str,
+    milliseconds: u64,
+    major_faults: u64,
+    memory: u64,
+    file: u64,
+    exits: Option<u64>,
+}
+
+/// Runs the demo; an error if any guest did not verify every byte.
+pub fn run() -> Result<()> {
+    say(&format!(
+        "A guest of {GUEST_MIB} MiB works on {WORK_MIB} MiB: pages of zeros, repeated words, text, pointers and random \
+         bytes.\nWhat does not fit goes to host memory through tmem.\n"
+    ));
+    let (tmem, store) = with_tmem()?;
+    say("\nThe same work in the same guest, with a swap disk on a host file:");
+    let disk = compared(
+        "(b) virtio-blk swap disk",
+        &Setup {
+            tmem: None,
+            kernel_words: "",
+            disk: Some((WORK_MIB + GUEST_MIB) * MIB),
+            memory: format!("{GUEST_MIB}M"),
+            show: false,
+            ..Setup::default()
+        },
+        "swap_on vda",
+    )?;
+    let zram_memory = GUEST_MIB + store.div_ceil(MIB);
+    say(&format!(
+        "\nAnd with zram in the guest, which gets the memory the store used: {zram_memory} MiB in all:"
+    ));
+    let zram = compared(
+        "(c) zram in the guest",
+        &Setup {
+            tmem: None,
+            kernel_words: "",
+            memory: format!("{zram_memory}M"),
+            show: false,
+            ..Setup::default()
+        },
+        &format!("zram_on {}M", WORK_MIB + GUEST_MIB),
+    )?;
+    table(&[tmem, disk, zram]);
+    Ok(())
+}
+
+fn work() -> String {
+    format!("work size={WORK_MIB}M phases=fill,overwrite; splats; pause end")
+}
+
+fn with_tmem() -> Result<(Row, u64)> {
+    let setup = Setup {
+        memory: format!("{GUEST_MIB}M"),
+        tmem: Some("512M"),
+        show: false,
+        ..Setup::default()
+    };
+    let mut guest = Guest::start(&setup, &format!("swap_on tmemswap0; {}", work()))?;
+    let start = Instant::now();
+    let mut progress = String::from("booting");
+    let mut last = start;
+    let mut heard = start;
+    let mut peak = 0;
+    let end = loop {
+        match guest.poll(Duration::from_millis(200))? {
+            Poll::Line(line) => {
+                heard = Instant::now();
+                if let Some(words) = line.strip_prefix("progress ") {
+                    progress = progress_of(words).unwrap_or(progress);
+                } else if line.starts_with("guest up") {
+                    progress = "up".into();
+                } else if line == "guest pause end" {
+                    break guest.stats()?;
+                }
+            }
+            Poll::Nothing => ensure!(heard.elapsed() < PATIENCE, "the guest is silent"),
+            Poll::Ended => break Figures::default(),
+        }
+        if last.elapsed() >= GLANCE {
+            last = Instant::now();
+            // Until the control socket is there, nothing is known of the store.
+            let figures = guest.stats().unwrap_or_default();
+            peak = peak.max(figures.get("/bytes_used"));
+            say(&glance(start.elapsed(), &progress, &figures));
+        }
+    };
+    peak = peak.max(end.get("/bytes_used"));
+    say(&glance(start.elapsed(), "done", &end));
+    Ok((row("(a) tmem", guest)?, peak))
+}
+
+/// `phase=fill pages=65536 done=1234` in words.
+fn progress_of(words: &str) -> Option<String> {
+    let value = |key: &str| {
+        words
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    };
+    let mib = |key| Some(value(key)?.parse::<u64>().ok()? * 4096 / MIB);
+    Some(format!(
+        "{} {} of {} MiB",
+        value("phase")?,
+        mib("done")?,
+        mib("pages")?
+    ))
+}
+
+/// One line of the live view.
+fn glance(since: Duration, progress: &str, figures: &Figures) -> String {
+    let stored = figures.device("pages_stored");
+    let loaded = figures.device("pages_loaded");
+    let exits = figures.device("doorbell_exits");
+    let held = figures.get("/pages") * 4096;
+    let used = figures.get("/bytes_used");
+    format!(
+        "{:>4} s  {progress:<26} stored {stored:>7}  loaded {loaded:>7}  held {:>4} MiB in {:>3} MiB ({})  {} exits/page",
+        since.as_secs(),
+        held / MIB,
+        used.div_ceil(MIB),
+        hundredths(held, used).map_or("-".into(), |ratio| format!("{ratio}:1")),
+        hundredths(exits, stored + loaded).unwrap_or_else(|| "-".into()),
+    )
+}
+
+/// `a / b` with two digits after the point.
+fn hundredths(a: u64, b: u64) -> Option<String> {
+    let ratio = (a * 100).checked_div(b)?;
+    Some(format!("{}.{:02}", ratio / 100, ratio % 100))
+}
+
+fn compared(name: &'static str, setup: &Setup, swap_on: &str) -> Result<Row> {
+    let mut guest = Guest::start(setup, &format!("{swap_on}; {}", work()))?;
+    let start = Instant::now();
+    let mut last = start;
+    let mut heard = start;
+    loop {
+        match guest.poll(Duration::from_millis(200))? {
+            Poll::Line(line) => {
+                heard = Instant::now();
+                if line == "guest pause end" {
+                    break;
+                }
+                if let Some(words) = line.strip_prefix("progress ")
+                    && last.elapsed() >= GLANCE
+                {
+                    last = Instant::now();
+                    let progress = progress_of(words).unwrap_or_default();
+                    say(&format!("{:>4} s  {progress}", start.elapsed().as_secs()));
+                }
+            }
+            Poll::Nothing => ensure!(heard.elapsed() < PATIENCE, "the guest is silent"),
+            Poll::Ended => break,
+        }
+    }
+    row(name, guest)
+}
+
+/// Figures of a guest in its last pause; then its end, which must be good.
+fn row(name: &'static str, mut guest: Guest) -> Result<Row> {
+    let memory = guest.host_memory();
+    let file = guest.disk_used().unwrap_or(0);
+    let exits = exits_of(guest.process());
+    // A guest that ended early has no open console; its end below says why.
+    let _ = guest.go_on();
+    let console = guest.finish()?;
+    console.verified(1)?;
+    let line = console
+        .lines()
+        .iter()
+        .find(|line| line.starts_with("verify ok "))
+        .context("verified")?;
+    say(line);
+    let value = |key: &str| -> Result<u64> {
+        let found = line
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+        Ok(found
+            .with_context(|| format!("no {key} in {line:?}"))?
+            .parse()?)
+    };
+    Ok(Row {
+        name,
+        milliseconds: value("ms")?,
+        major_faults: value("majflt")?,
+        memory: memory?,
+        file,
+        exits,
+    })
+}
+
+/// All exits of a guest, where the kernel's debugfs can be read.
+fn exits_of(process: u32) -> Option<u64> {
+    let entries = fs::read_dir("/sys/kernel/debug/kvm").ok()?;
+    let own = |name: &str| name.split('-').next() == Some(process.to_string().as_str());
+    let folder = entries
+        .flatten()
+        .find(|entry| own(&entry.file_name().to_string_lossy()))?;
+    fs::read_to_string(folder.path().join("exits"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+fn table(rows: &[Row]) {
+    say(&format!(
+        "\n{:<26}{:>9}{:>14}{:>30}{:>12}",
+        "", "time", "major faults", "host memory", "exits"
+    ));
+    for row in rows {
+        let file = match row.file {
+            0 => String::new(),
+            size => format!(" + {} MiB of file", size.div_ceil(MIB)),
+        };
+        say(&format!(
+            "{:<26}{:>7}.{} s{:>14}{:>30}{:>12}",
+            row.name,
+            row.milliseconds / 1000,
+            row.milliseconds % 1000 / 100,
+            row.major_faults,
+            format!("{} MiB{file}", row.memory.div_ceil(MIB)),
+            row.exits
+                .map_or("unknown".into(), |exits| exits.to_string()),
+        ));
+    }
+    say("\nEvery guest verified every byte.");
+}
+
+fn say(text: &str) {
+    println!("{text}");
+    // Lost only when nobody listens any more.
+    let _ = std::io::stdout().flush();
+}
