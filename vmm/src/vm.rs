@@ -111,8 +111,8 @@ pub struct Vm {
     run_size: usize,
     vcpus: Vec<kvm_ioctls::VcpuFd>,
     serial: Arc<Mutex<SerialPort>>,
-    /// Ends a console write that blocks.
-    output_stop: StopFlag,
+    /// Ends what may block or never end: a console write, a round of requests.
+    stop: StopFlag,
     transports: Vec<Arc<MmioTransport>>,
     /// Last, so that it goes last: KVM and the devices point into it.
     _mem: GuestMemoryMmap,
@@ -132,7 +132,6 @@ impl Vm {
         if devices.len() > layout::MAX_DEVICES {
             return Err(VmError::TooManyDevices(devices.len()));
         }
-        let kvm = host::open_kvm()?;
         let mem = layout::guest_ram(config.memory)?;
         let cmdline = full_cmdline(&config.cmdline, devices.len());
         let payload = Payload {
@@ -142,15 +141,16 @@ impl Vm {
             cpus: config.cpus,
             memory: config.memory,
         };
+        // Files before KVM: what is wrong with them is the user's to mend on any machine.
         let entry = boot::load(&mem, &payload)?;
+        let kvm = host::open_kvm()?;
 
         let fd = create_machine(&kvm, &mem)?;
-        let output_stop = StopFlag::new().map_err(system_failed("create an eventfd"))?;
-        let serial =
-            SerialPort::new(output_stop.clone()).map_err(system_failed("create an eventfd"))?;
+        let stop = StopFlag::new().map_err(system_failed("create an eventfd"))?;
+        let serial = SerialPort::new(stop.clone()).map_err(system_failed("create an eventfd"))?;
         fd.register_irqfd(serial.line(), layout::SERIAL_IRQ)
             .map_err(kvm_failed("connect the serial interrupt"))?;
-        let transports = connect(&fd, &mem, devices)?;
+        let transports = connect(&fd, &mem, devices, &stop)?;
         let template = CpuTemplate::new(&kvm).map_err(kvm_failed("say what its CPUs support"))?;
         let mut vcpus = Vec::new();
         for id in 0..config.cpus {
@@ -169,7 +169,7 @@ impl Vm {
             run_size,
             vcpus,
             serial,
-            output_stop,
+            stop,
             transports,
             _mem: mem,
         })
@@ -188,7 +188,7 @@ impl Vm {
             run_size,
             vcpus,
             serial,
-            output_stop,
+            stop,
             transports,
             _mem,
         } = self;
@@ -205,7 +205,7 @@ impl Vm {
 
         let ended = watch(&signals, &outcome, &mut threads);
         // A vCPU that waits for a reader of the console lets go first, then all threads end, the console last.
-        output_stop.stop();
+        stop.stop();
         drop(threads);
         drop(console);
         drop(fd);
@@ -272,11 +272,13 @@ fn connect(
     fd: &VmFd,
     mem: &GuestMemoryMmap,
     devices: Vec<Arc<dyn VirtioDevice>>,
+    stop: &StopFlag,
 ) -> Result<Vec<Arc<MmioTransport>>, VmError> {
     let mut transports = Vec::new();
     for ((device, irq), slot) in devices.into_iter().zip(layout::DEVICE_IRQS).zip(0u64..) {
         let interrupt = Arc::new(Interrupt::new().map_err(system_failed("create an eventfd"))?);
-        let transport = MmioTransport::new(device, mem.clone(), Arc::clone(&interrupt))?;
+        let transport =
+            MmioTransport::new(device, mem.clone(), Arc::clone(&interrupt), stop.clone())?;
         fd.register_irqfd(interrupt.line(), irq)
             .map_err(kvm_failed("connect a device's interrupt"))?;
         let notify = layout::MMIO_BASE + slot * layout::MMIO_WINDOW + mmio::QUEUE_NOTIFY;

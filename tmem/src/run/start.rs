@@ -3,22 +3,40 @@
 use std::error::Error;
 use std::sync::Arc;
 
+use tmem_control::{Live, Server, Source, Stats};
+use tmem_device::{TmemConfig, TmemDevice};
+use tmem_store::{DomainConfig, Store, StoreConfig};
 use tmem_vmm::virtio::VirtioDevice;
 use tmem_vmm::virtio::block::{Block, Disk};
+use tmem_vmm::virtio::tmem::Tmem;
 use tmem_vmm::{ExitReason, Vm, VmConfig};
 
 use super::Config;
 
-/// What shells report for a process that a signal ended.
+/// The only domain of this process.
+const DOMAIN: &str = "guest";
+/// What shells add to the number of the signal that ended a process.
 const SIGNAL_BASE: i32 = 128;
 
 /// Runs the guest and returns the exit code of the process.
 pub(super) fn start(config: &Config) -> Result<u8, Box<dyn Error>> {
     let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
+    let mut source: Arc<dyn Source> = Arc::new(NoStore);
+    if config.tmem > 0 {
+        let (device, live) = tmem(config)?;
+        devices.push(device);
+        source = live;
+    }
     for (index, disk) in config.disks.iter().enumerate() {
         let disk = Disk::open(&disk.path, disk.read_only)?;
         devices.push(Arc::new(Block::new(disk, &format!("tmem-disk{index}"))?));
     }
+    // Dropped last: it removes the socket.
+    let _server = config
+        .control
+        .as_ref()
+        .map(|path| Server::start(path, source))
+        .transpose()?;
     let vm = Vm::new(
         &VmConfig {
             kernel: config.kernel.clone(),
@@ -30,6 +48,37 @@ pub(super) fn start(config: &Config) -> Result<u8, Box<dyn Error>> {
         devices,
     )?;
     Ok(exit_code(vm.run()?))
+}
+
+/// The store with its one domain, and the device in front of it: a request queue for each vCPU.
+fn tmem(config: &Config) -> Result<(Arc<Tmem>, Arc<Live>), Box<dyn Error>> {
+    let store = Store::new(StoreConfig {
+        budget: config.tmem,
+        ..StoreConfig::default()
+    })?;
+    let domain = store.add_domain(DOMAIN, DomainConfig::default())?;
+    let request_queues = u16::from(config.cpus);
+    let device = TmemConfig {
+        request_queues,
+        limit_bytes: config.tmem,
+        ..TmemConfig::default()
+    };
+    let device = Arc::new(TmemDevice::new(domain, device));
+    let live = Arc::new(Live::new(store));
+    live.connect(DOMAIN, Arc::clone(&device));
+    Ok((Arc::new(Tmem::new(device, request_queues)), live))
+}
+
+/// The statistics of a guest without tmem.
+struct NoStore;
+
+impl Source for NoStore {
+    fn stats(&self) -> Stats {
+        Stats {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Stats::default()
+        }
+    }
 }
 
 fn exit_code(reason: ExitReason) -> u8 {

@@ -19,6 +19,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Interrupt, Queues, VirtioDevice};
+use crate::stop::StopFlag;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -113,13 +114,19 @@ impl fmt::Debug for MmioTransport {
 
 impl MmioTransport {
     /// Puts `device` behind a window; its queues will lie in `mem`.
-    pub fn new(
+    pub(crate) fn new(
         device: Arc<dyn VirtioDevice>,
         mem: GuestMemoryMmap,
         interrupt: Arc<Interrupt>,
+        stop: StopFlag,
     ) -> Result<Self, virtio_queue::Error> {
         let queue_sizes = device.queue_sizes();
-        let queues = Arc::new(Queues::new(mem, &queue_sizes, Arc::clone(&interrupt))?);
+        let queues = Arc::new(Queues::new(
+            mem,
+            &queue_sizes,
+            Arc::clone(&interrupt),
+            stop,
+        )?);
         let doorbells = queue_sizes.iter().map(|_| AtomicU64::new(0)).collect();
         let setup = vec![QueueSetup::default(); queue_sizes.len()];
         let registers = Mutex::new(Registers {

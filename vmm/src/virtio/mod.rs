@@ -12,6 +12,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::stop::StopFlag;
+
 /// Interrupt status bit: a queue has used buffers.
 pub(crate) const INTERRUPT_USED_RING: u32 = 1;
 /// Interrupt status bit: the configuration changed, or the device needs a reset.
@@ -132,14 +134,16 @@ pub struct Queues {
     mem: GuestMemoryMmap,
     queues: Vec<Mutex<Queue>>,
     interrupt: Arc<Interrupt>,
+    stop: StopFlag,
 }
 
 impl Queues {
-    /// Queues with the given largest sizes.
-    pub fn new(
+    /// Queues with the given largest sizes, for a machine that ends with `stop`.
+    pub(crate) fn new(
         mem: GuestMemoryMmap,
         sizes: &[u16],
         interrupt: Arc<Interrupt>,
+        stop: StopFlag,
     ) -> Result<Self, virtio_queue::Error> {
         let queues = sizes
             .iter()
@@ -149,7 +153,13 @@ impl Queues {
             mem,
             queues,
             interrupt,
+            stop,
         })
+    }
+
+    /// Whether the machine is ending: whatever has no bound of its own must stop.
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_stopped()
     }
 
     /// Guest memory.
