@@ -266,3 +266,36 @@ fn queues_of_one_device_are_independent() {
     let _ = guest;
     assert_eq!(rig.load(pool, &[1]).statuses, [Status::Ok]);
 }
+
+#[test]
+fn two_queues_are_served_by_two_threads_at_once() {
+    let mut rig = Rig::new();
+    let pool = rig.create_pool();
+    let device = &rig.device;
+    std::thread::scope(|scope| {
+        for thread in 0..2u32 {
+            scope.spawn(move || {
+                let mut guest = Guest::new(16);
+                let mut send = |request: &[u8], room: usize| {
+                    // Each request in the same memory: the guest is small.
+                    let (from, to) = (0x20000, 0x40000);
+                    guest.write(from, request);
+                    guest.chain(&[readable(from, request.len()), writable(to, room)]);
+                    let progress = device
+                        .process_requests(1, &guest.mem, &mut guest.queue)
+                        .unwrap();
+                    assert_eq!((progress.chains, progress.pages), (1, 1));
+                    guest.read(to, room)
+                };
+                for round in 0..500 {
+                    let index = thread * 1000 + round % 7;
+                    let bytes = page(thread << 16 | round);
+                    send(&store_request(pool, &[(index, bytes.clone())]), 9);
+                    let answer = send(&batch_request(Op::Load, pool, &[index]), 9 + 4096);
+                    assert!(answer[9..] == bytes);
+                }
+            });
+        }
+    });
+    assert_eq!(rig.device.metrics().snapshot().pages_loaded, 1000);
+}
