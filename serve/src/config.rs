@@ -1,0 +1,443 @@
+//! What `tmem serve` is told: a TOML file, or the same by flags.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Most guests of one service.
+pub const MAX_GUESTS: usize = 100;
+/// Most request queues of one guest.
+pub const MAX_REQUEST_QUEUES: u16 = 64;
+/// Longest name of a guest, in bytes.
+pub const MAX_NAME: usize = 64;
+/// What fits `sun_path` with its terminator.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// A service, ready to be started. Everything in it has been checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Bytes that all guests together may use.
+    pub memory: u64,
+    /// Path of the control socket; without one there is no control plane.
+    pub control: Option<PathBuf>,
+    /// The guests to begin with.
+    pub guests: Vec<GuestConfig>,
+}
+
+/// One guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestConfig {
+    /// Name, for the operator. Unique.
+    pub name: String,
+    /// Path of its vhost-user socket, which is its identity. Unique.
+    pub socket: PathBuf,
+    /// Bytes that only this guest may use.
+    pub reserve: u64,
+    /// Bytes that it may use at most; `None` is no limit.
+    pub limit: Option<u64>,
+    /// Its share in the memory that nobody reserved.
+    pub weight: u32,
+    /// Size suggested for its swap disk in bytes; with 0 the guest decides.
+    pub swap: u64,
+    /// Number of request queues, at best one for each vCPU.
+    pub queues: u16,
+    /// How long its pools outlive a lost connection.
+    pub keep: Duration,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("Cannot read {}", path.display())]
+    Read {
+        /// The path given.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not TOML of the expected form.
+    #[error("{}: {message}", path.display())]
+    Parse {
+        /// The path given.
+        path: PathBuf,
+        /// Line, column and what is wrong there, on one line.
+        message: String,
+    },
+    /// A size is not a number with one of the known units.
+    #[error("{0:?} is not a size: write bytes, or a number with K, M, G or T")]
+    Size(String),
+    /// A `--guest` is not a list of `key=value`.
+    #[error("Guest {0:?}: {1}")]
+    GuestFlag(String, String),
+    /// There is no budget.
+    #[error("Memory is missing or 0: nothing could be stored")]
+    NoMemory,
+    /// A name that does not do.
+    #[error("Guest name {0:?} is not 1 to {MAX_NAME} letters, digits, '.', '_' and '-'")]
+    Name(String),
+    /// Two guests with one name.
+    #[error("There are two guests named {0:?}")]
+    SameName(String),
+    /// Two sockets at one path.
+    #[error("Socket {} is used twice", .0.display())]
+    SameSocket(PathBuf),
+    /// A path that no socket can have.
+    #[error("Socket path {} is empty or longer than {MAX_SOCKET_PATH} bytes", .0.display())]
+    SocketPath(PathBuf),
+    /// More guests than the service takes.
+    #[error("{0} guests, at most {MAX_GUESTS}")]
+    TooManyGuests(usize),
+    /// A number that makes no sense for a guest.
+    #[error("Guest {name:?}: {what}")]
+    Guest {
+        /// Its name.
+        name: String,
+        /// What does not do.
+        what: &'static str,
+    },
+    /// The guests reserve more than there is.
+    #[error("The guests reserve {reserved} bytes of {memory}")]
+    Reserved {
+        /// Sum of the reserves.
+        reserved: u128,
+        /// The budget.
+        memory: u64,
+    },
+}
+
+/// A number of bytes: in TOML an integer, or a string as on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SizeText")]
+pub struct Size(
+    /// Bytes.
+    pub u64,
+);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SizeText {
+    Bytes(u64),
+    Text(String),
+}
+
+impl TryFrom<SizeText> for Size {
+    type Error = ConfigError;
+
+    fn try_from(text: SizeText) -> Result<Self, ConfigError> {
+        match text {
+            SizeText::Bytes(bytes) => Ok(Self(bytes)),
+            SizeText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl FromStr for Size {
+    type Err = ConfigError;
+
+    /// Reads `4096`, `64K`, `256M`, `4G`, `1T`; the units are powers of 1024, in either case, and may
+    /// end with `iB` or `B`.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let bad = || ConfigError::Size(text.to_owned());
+        let digits = text.trim().trim_end_matches(|c: char| !c.is_ascii_digit());
+        let unit = text.trim().get(digits.len()..).unwrap_or_default();
+        let shift = match unit.to_ascii_lowercase().as_str() {
+            "" | "b" => 0,
+            "k" | "kb" | "kib" => 10,
+            "m" | "mb" | "mib" => 20,
+            "g" | "gb" | "gib" => 30,
+            "t" | "tb" | "tib" => 40,
+            _ => return Err(bad()),
+        };
+        let number: u64 = digits.parse().map_err(|_| bad())?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(bad)
+    }
+}
+
+/// The TOML file, before it is checked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ConfigFile {
+    /// [`Config::memory`].
+    pub memory: Option<Size>,
+    /// [`Config::control`].
+    pub control: Option<PathBuf>,
+    /// [`Config::guests`].
+    #[serde(default, rename = "guest")]
+    pub guests: Vec<GuestFile>,
+}
+
+/// One `[[guest]]` of the file, or one `--guest`, before it is checked.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct GuestFile {
+    /// [`GuestConfig::name`].
+    pub name: String,
+    /// [`GuestConfig::socket`].
+    pub socket: PathBuf,
+    /// [`GuestConfig::reserve`]; 0 when absent.
+    pub reserve: Option<Size>,
+    /// [`GuestConfig::limit`].
+    pub limit: Option<Size>,
+    /// [`GuestConfig::weight`]; 100 when absent.
+    pub weight: Option<u32>,
+    /// [`GuestConfig::swap`]; 0 when absent.
+    pub swap: Option<Size>,
+    /// [`GuestConfig::queues`]; 4 when absent.
+    pub queues: Option<u16>,
+    /// [`GuestConfig::keep`] in seconds; 0 when absent.
+    pub keep_seconds: Option<u32>,
+}
+
+impl ConfigFile {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`] and [`ConfigError::Parse`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        toml::from_str(&text).map_err(|error: toml::de::Error| {
+            let line = error
+                .span()
+                .and_then(|span| text.get(..span.start))
+                .map(|before| format!("line {}: ", before.matches('\n').count() + 1));
+            ConfigError::Parse {
+                path: path.to_owned(),
+                message: format!(
+                    "{}{}",
+                    line.unwrap_or_default(),
+                    error.message().replace('\n', " ")
+                ),
+            }
+        })
+    }
+}
+
+impl FromStr for GuestFile {
+    type Err = ConfigError;
+
+    /// Reads `name=vm1,socket=/run/tmem/vm1.sock,reserve=256M,limit=1G,weight=200,swap=1G`.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let bad = |what: String| ConfigError::GuestFlag(text.to_owned(), what);
+        let mut table = toml::Table::new();
+        for pair in text.split(',') {
+            let (key, value) = pair
+                .split_once('=')
+                .ok_or_else(|| bad(format!("{pair:?} is not key=value")))?;
+            let value = match key {
+                "weight" | "queues" | "keep-seconds" => toml::Value::Integer(
+                    value
+                        .parse()
+                        .map_err(|_| bad(format!("{key} {value:?} is not a number")))?,
+                ),
+                _ => toml::Value::String(value.to_owned()),
+            };
+            if table.insert(key.to_owned(), value).is_some() {
+                return Err(bad(format!("{key} is given twice")));
+            }
+        }
+        table
+            .try_into()
+            .map_err(|error: toml::de::Error| bad(error.message().replace('\n', " ")))
+    }
+}
+
+impl TryFrom<ConfigFile> for Config {
+    type Error = ConfigError;
+
+    fn try_from(file: ConfigFile) -> Result<Self, ConfigError> {
+        let memory = file.memory.map_or(0, |size| size.0);
+        if memory == 0 {
+            return Err(ConfigError::NoMemory);
+        }
+        if file.guests.len() > MAX_GUESTS {
+            return Err(ConfigError::TooManyGuests(file.guests.len()));
+        }
+        if let Some(path) = &file.control {
+            check_socket(path)?;
+        }
+        let mut names = BTreeSet::new();
+        let mut sockets: BTreeSet<PathBuf> = file.control.iter().cloned().collect();
+        let mut guests = Vec::with_capacity(file.guests.len());
+        for guest in file.guests {
+            let guest = GuestConfig::try_from(guest)?;
+            if !names.insert(guest.name.clone()) {
+                return Err(ConfigError::SameName(guest.name));
+            }
+            if !sockets.insert(guest.socket.clone()) {
+                return Err(ConfigError::SameSocket(guest.socket));
+            }
+            guests.push(guest);
+        }
+        let reserved = guests.iter().map(|guest| u128::from(guest.reserve)).sum();
+        if reserved > u128::from(memory) {
+            return Err(ConfigError::Reserved { reserved, memory });
+        }
+        Ok(Self {
+            memory,
+            control: file.control,
+            guests,
+        })
+    }
+}
+
+impl TryFrom<GuestFile> for GuestConfig {
+    type Error = ConfigError;
+
+    fn try_from(file: GuestFile) -> Result<Self, ConfigError> {
+        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if file.name.is_empty() || file.name.len() > MAX_NAME || !file.name.chars().all(known) {
+            return Err(ConfigError::Name(file.name));
+        }
+        check_socket(&file.socket)?;
+        let config = Self {
+            reserve: file.reserve.map_or(0, |size| size.0),
+            limit: file.limit.map(|size| size.0),
+            weight: file.weight.unwrap_or(100),
+            swap: file.swap.map_or(0, |size| size.0),
+            queues: file.queues.unwrap_or(4),
+            keep: Duration::from_secs(file.keep_seconds.unwrap_or(0).into()),
+            name: file.name,
+            socket: file.socket,
+        };
+        let what = if config.weight == 0 {
+            "weight is 0; the least is 1"
+        } else if config.queues == 0 || config.queues > MAX_REQUEST_QUEUES {
+            "queues is not 1 to 64"
+        } else if config.limit == Some(0) {
+            "limit is 0; leave it out for no limit"
+        } else if config.limit.is_some_and(|limit| limit < config.reserve) {
+            "limit is less than reserve"
+        } else {
+            return Ok(config);
+        };
+        Err(ConfigError::Guest {
+            name: config.name,
+            what,
+        })
+    }
+}
+
+fn check_socket(path: &Path) -> Result<(), ConfigError> {
+    let len = path.as_os_str().len();
+    if len == 0 || len > MAX_SOCKET_PATH {
+        return Err(ConfigError::SocketPath(path.to_owned()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("tmem.toml");
+        std::fs::write(&path, text).expect("writes");
+        Config::try_from(ConfigFile::read(&path)?)
+    }
+
+    fn refusal(text: &str) -> String {
+        let error = parse(text).expect_err(text).to_string();
+        assert!(!error.contains('\n'), "one line: {error:?}");
+        error
+    }
+
+    #[test]
+    fn file_and_flags_give_the_same() {
+        let file = parse(
+            r#"
+            memory = "4G"
+            control = "/run/tmem.sock"
+            [[guest]]
+            name = "vm1"
+            socket = "/run/tmem/vm1.sock"
+            reserve = "256M"
+            limit = 1073741824
+            weight = 200
+            swap = "1G"
+            queues = 2
+            keep-seconds = 30
+            "#,
+        )
+        .expect("valid");
+        let flags = Config::try_from(ConfigFile {
+            memory: Some("4096MiB".parse().expect("a size")),
+            control: Some("/run/tmem.sock".into()),
+            guests: vec![
+                "name=vm1,socket=/run/tmem/vm1.sock,reserve=256M,limit=1G,weight=200,swap=1G,queues=2,keep-seconds=30"
+                    .parse()
+                    .expect("a guest"),
+            ],
+        })
+        .expect("valid");
+        assert_eq!(file, flags);
+        assert_eq!(file.guests[0].limit, Some(1 << 30));
+        assert_eq!(file.guests[0].keep, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let config = parse("memory = 4096\n[[guest]]\nname='a'\nsocket='/a'").expect("valid");
+        assert_eq!(config.control, None);
+        let guest = &config.guests[0];
+        assert_eq!((guest.reserve, guest.limit, guest.weight), (0, None, 100));
+        assert_eq!(
+            (guest.swap, guest.queues, guest.keep),
+            (0, 4, Duration::ZERO)
+        );
+    }
+
+    #[test]
+    fn a_refusal_says_on_one_line_what_is_wrong() {
+        assert!(refusal("memory = 0").contains("Memory"));
+        assert!(refusal("memory = '4X'").contains("4X"));
+        assert!(
+            refusal("memory = 1\ncontroll = '/x'").contains("line 2"),
+            "typo in a key"
+        );
+        let guest = |rest: &str| format!("memory='1G'\n[[guest]]\nname='a'\nsocket='/a'\n{rest}");
+        assert!(refusal(&guest("weight=0")).contains("weight"));
+        assert!(refusal(&guest("queues=65")).contains("queues"));
+        assert!(refusal(&guest("limit=0")).contains("limit"));
+        assert!(refusal(&guest("reserve='2M'\nlimit='1M'")).contains("reserve"));
+        assert!(refusal(&guest("reserve='2G'")).contains("reserve"));
+        assert!(refusal(&guest("[[guest]]\nname='a'\nsocket='/b'")).contains("two guests"));
+        assert!(refusal(&guest("[[guest]]\nname='b'\nsocket='/a'")).contains("twice"));
+        assert!(refusal(&guest("[[guest]]\nname='a/b'\nsocket='/b'")).contains("a/b"));
+        assert!(refusal(&guest("[[guest]]\nname='b'\nsocket=''")).contains("Socket path"));
+    }
+
+    #[test]
+    fn bad_guest_flags_are_named() {
+        for (flag, part) in [
+            ("name=a", "socket"),
+            ("name=a,socket=/a,weight=many", "many"),
+            ("name=a,socket=/a,colour=red", "colour"),
+            ("name=a,name=b,socket=/a", "twice"),
+            ("name", "key=value"),
+        ] {
+            let error = flag.parse::<GuestFile>().expect_err(flag).to_string();
+            assert!(error.contains(part) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_units_and_do_not_wrap() {
+        let size = |text: &str| text.parse::<Size>().map(|size| size.0).ok();
+        assert_eq!(size("1k"), Some(1024));
+        assert_eq!(size("3 G"), None);
+        assert_eq!(size("16T"), Some(16 << 40));
+        assert_eq!(size("99999999T"), None);
+        assert_eq!(size("-1"), None);
+        assert_eq!(size(""), None);
+        assert_eq!(size("G"), None);
+    }
+}

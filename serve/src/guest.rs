@@ -1,0 +1,267 @@
+//! One guest: its domain, its device, its socket and the thread that serves them.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::{Arc, Once};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::time::Timespec;
+use tmem_device::{TmemConfig, TmemDevice};
+use tmem_protocol::feature;
+use tmem_store::Domain;
+
+use crate::config::GuestConfig;
+use crate::journal::Journal;
+use crate::link::Link;
+use crate::listen::SocketFile;
+use crate::session::{self, End};
+
+/// Most pools of one guest.
+pub(crate) const MAX_POOLS: u8 = 32;
+
+/// Rest after a connection that ended badly, so that a client that does it on purpose costs little.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long [`Guest::join`] waits for a thread that does not react.
+const JOIN: Duration = Duration::from_millis(700);
+
+/// A guest of the service. Dropping it stops it.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) config: GuestConfig,
+    pub(crate) domain: Domain,
+    pub(crate) device: Arc<TmemDevice>,
+    pub(crate) link: Arc<Link>,
+    thread: Option<JoinHandle<()>>,
+    /// Absent where somebody else made the socket.
+    _file: Option<SocketFile>,
+}
+
+impl Guest {
+    /// Starts to serve connections to `listener`.
+    pub(crate) fn start(
+        config: GuestConfig,
+        domain: Domain,
+        listener: UnixListener,
+        file: Option<SocketFile>,
+    ) -> io::Result<Self> {
+        install_nudge();
+        listener.set_nonblocking(true)?;
+        let device = Arc::new(TmemDevice::new(
+            domain.clone(),
+            TmemConfig {
+                request_queues: config.queues,
+                features: feature::bit(feature::EVENTS) | feature::bit(feature::EPHEMERAL),
+                max_pools: MAX_POOLS.into(),
+                swap_bytes: config.swap,
+                limit_bytes: config.limit.unwrap_or(0),
+            },
+        ));
+        let link = Arc::new(Link::new()?);
+        let server = Server {
+            listener,
+            device: Arc::clone(&device),
+            link: Arc::clone(&link),
+            journal: Arc::new(Journal::new(&config.name)),
+            request_queues: config.queues,
+            keep: config.keep,
+            positions: Vec::new(),
+        };
+        // The kernel keeps 15 bytes of it.
+        let thread = thread::Builder::new()
+            .name(format!("guest {}", config.name))
+            .spawn(move || server.run())?;
+        Ok(Self {
+            config,
+            domain,
+            device,
+            link,
+            thread: Some(thread),
+            _file: file,
+        })
+    }
+
+    /// Asks the thread to end; [`Self::join`] waits for it.
+    pub(crate) fn stop(&self) {
+        self.link.stop();
+    }
+
+    /// Waits for the thread after [`Self::stop`], until `deadline`. Returns whether it ended.
+    pub(crate) fn join(&mut self, deadline: Instant) -> bool {
+        let Some(thread) = self.thread.take() else {
+            return true;
+        };
+        while !thread.is_finished() {
+            if Instant::now() >= deadline {
+                log::error!("The thread of guest {} does not end", self.config.name);
+                return false;
+            }
+            // It may sit in a read or write of a descriptor of the guest.
+            // SAFETY: not joined yet, so the handle is of a thread that exists or just ended.
+            unsafe { libc::pthread_kill(thread.as_pthread_t(), nudge()) };
+            thread::sleep(Duration::from_millis(1));
+        }
+        if thread.join().is_err() {
+            log::error!("The thread of guest {} panicked", self.config.name);
+        }
+        true
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.stop();
+        self.join(Instant::now() + JOIN);
+    }
+}
+
+/// The signal that interrupts a system call of a guest's thread and does nothing else.
+fn nudge() -> libc::c_int {
+    vmm_sys_util::signal::SIGRTMIN()
+}
+
+fn install_nudge() {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Without SA_RESTART, which is the point of it.
+        if let Err(error) = vmm_sys_util::signal::register_signal_handler(nudge(), nothing) {
+            log::error!("Cannot handle the nudge signal: {error}");
+        }
+    });
+}
+
+/// The thread of a guest.
+struct Server {
+    listener: UnixListener,
+    device: Arc<TmemDevice>,
+    link: Arc<Link>,
+    journal: Arc<Journal>,
+    request_queues: u16,
+    keep: Duration,
+    /// Where the rings go on, while the pools of a lost connection are kept.
+    positions: Vec<u16>,
+}
+
+impl Server {
+    fn run(mut self) {
+        let mut kept_until = None;
+        while !self.link.is_stopped() {
+            let stream = match self.accept(kept_until) {
+                Ok(Some(stream)) => stream,
+                Ok(None) => {
+                    if kept_until.is_some_and(|until| Instant::now() >= until) {
+                        self.journal.info(format_args!("Its pools are freed"));
+                        kept_until = None;
+                        self.forget();
+                    }
+                    continue;
+                }
+                Err(error) => {
+                    self.journal.warn(format_args!("Cannot accept: {error}"));
+                    self.rest(PAUSE);
+                    continue;
+                }
+            };
+            kept_until = None;
+            let end = self.serve(stream);
+            let keep = match end {
+                // The guest is gone or its VMM restarts: the device and its pools wait for it.
+                End::Disconnected => self.keep,
+                // What a guest of this kind stored is worth nothing.
+                End::BrokenMemory | End::Protocol(_) | End::Host(_) | End::Stopped => {
+                    Duration::ZERO
+                }
+            };
+            if keep.is_zero() {
+                self.forget();
+            } else {
+                kept_until = Instant::now().checked_add(keep);
+            }
+            match end {
+                End::Disconnected | End::Stopped => {
+                    self.journal.info(format_args!("{end}"));
+                }
+                end => {
+                    self.journal.warn(format_args!("{end}"));
+                    self.rest(PAUSE);
+                }
+            }
+        }
+    }
+
+    fn serve(&mut self, stream: UnixStream) -> End {
+        match stream.try_clone() {
+            Ok(clone) => self.link.connected(clone),
+            Err(error) => return End::Host(error),
+        }
+        self.journal.info(format_args!("Connected"));
+        let end = session::run(
+            stream,
+            session::Guest {
+                device: &self.device,
+                request_queues: self.request_queues,
+                link: &self.link,
+                journal: &self.journal,
+                positions: &mut self.positions,
+            },
+        );
+        self.link.disconnected();
+        end
+    }
+
+    /// Frees what the guest has.
+    fn forget(&mut self) {
+        self.device.reset();
+        self.positions.clear();
+    }
+
+    /// Waits for a connection, a wake-up or `until`.
+    fn accept(&self, until: Option<Instant>) -> io::Result<Option<UnixStream>> {
+        let mut waits = [
+            PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.link.wakes(), PollFlags::IN),
+        ];
+        let timeout = until.map(|until| timespec(until.saturating_duration_since(Instant::now())));
+        match poll(&mut waits, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.link.clear();
+        match self.listener.accept() {
+            Ok((stream, _)) => Ok(Some(stream)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock
+                | io::ErrorKind::Interrupted
+                | io::ErrorKind::ConnectionAborted => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Waits for a stop, at most for `time`.
+    fn rest(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while !self.link.is_stopped() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let mut waits = [PollFd::from_borrowed_fd(self.link.wakes(), PollFlags::IN)];
+            let _ = poll(&mut waits, Some(&timespec(left)));
+            self.link.clear();
+        }
+    }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec::try_from(time).unwrap_or(Timespec {
+        tv_sec: i64::MAX,
+        tv_nsec: 0,
+    })
+}

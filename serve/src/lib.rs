@@ -1,0 +1,33 @@
+//! The service behind `tmem serve`: one page store, and many guests that reach it over vhost-user.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`config`] | what the operator asks for, checked |
+//! | [`service`] | the store and its guests: adding, removing, reporting |
+//! | `guest` | one guest: domain, device, thread; what happens between two connections |
+//! | `session` | one connection: messages and rings on one thread, spinning and sleeping |
+//! | `backend` | what a front end may ask for: the vhost-user messages |
+//! | `ring` | one virtqueue with its kick and call descriptors |
+//! | `memory` | the memory of a guest, mapped |
+//! | `sigbus` | surviving a guest that truncates that memory; with `guest`, all `unsafe` code |
+//! | `link` | how other threads reach the thread of a guest |
+//! | [`mod@listen`] | the sockets |
+//! | `journal` | log lines, no more than one can read |
+//!
+//! README.md tells of threads, locks and assumptions.
+
+mod backend;
+pub mod config;
+mod guest;
+mod journal;
+mod link;
+pub mod listen;
+mod memory;
+mod ring;
+pub mod service;
+mod session;
+mod sigbus;
+
+pub use config::{Config, ConfigError, ConfigFile, GuestConfig, GuestFile, Size};
+pub use service::{GuestReport, Service, StartError};
+pub use session::SPIN;

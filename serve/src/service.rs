@@ -1,0 +1,206 @@
+//! The service: one store, its guests, and what an operator does with them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tmem_device::tmem::MetricsSnapshot;
+use tmem_store::{DomainConfig, Store, StoreConfig};
+
+use crate::config::{Config, GuestConfig, MAX_GUESTS};
+use crate::guest::{Guest, MAX_POOLS};
+use crate::listen::{ListenError, SocketFile, listen};
+
+/// How long the guests of a service together may take to stop.
+const STOP: Duration = Duration::from_millis(700);
+
+/// Why a service or a guest of it does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store does not take the numbers.
+    #[error("The store refuses this configuration")]
+    Store(#[source] tmem_store::ConfigError),
+    /// The socket of a guest.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A name that is taken.
+    #[error("There is a guest named {0:?}")]
+    SameName(String),
+    /// A socket that is taken.
+    #[error("Socket {} belongs to guest {guest:?}", path.display())]
+    SameSocket {
+        /// The path of the socket.
+        path: std::path::PathBuf,
+        /// The guest that has it.
+        guest: String,
+    },
+    /// More guests than the service takes.
+    #[error("There are {MAX_GUESTS} guests already")]
+    TooManyGuests,
+    /// No thread, or no descriptor for it.
+    #[error("Cannot start a thread")]
+    Thread(#[source] io::Error),
+}
+
+/// A running service. Dropping it stops it.
+#[derive(Debug)]
+pub struct Service {
+    store: Store,
+    guests: Mutex<BTreeMap<String, Guest>>,
+    started: Instant,
+}
+
+/// One guest as it is now.
+#[derive(Clone, Debug)]
+pub struct GuestReport {
+    /// What the operator asked for.
+    pub config: GuestConfig,
+    /// Whether a front end is connected.
+    pub connected: bool,
+    /// Connections since the guest was added.
+    pub connections: u64,
+    /// What its device counted.
+    pub device: MetricsSnapshot,
+}
+
+impl Service {
+    /// Starts to serve.
+    ///
+    /// # Errors
+    /// See [`StartError`]. Nothing is left running then.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, BTreeMap::new())
+    }
+
+    /// As [`Self::start`], with the sockets of some guests (by name) made by somebody else.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start_with(
+        config: Config,
+        mut sockets: BTreeMap<String, UnixListener>,
+    ) -> Result<Self, StartError> {
+        let store = Store::new(StoreConfig {
+            budget: config.memory,
+            ..StoreConfig::default()
+        })
+        .map_err(StartError::Store)?;
+        let service = Self {
+            store,
+            guests: Mutex::new(BTreeMap::new()),
+            started: Instant::now(),
+        };
+        for guest in config.guests {
+            let socket = sockets.remove(&guest.name);
+            service.add(guest, socket)?;
+        }
+        Ok(service)
+    }
+
+    /// Adds a guest; its socket is there when this returns.
+    ///
+    /// # Errors
+    /// See [`StartError`]. Nothing is left behind then.
+    pub fn add_guest(&self, config: GuestConfig) -> Result<(), StartError> {
+        self.add(config, None)
+    }
+
+    fn add(&self, config: GuestConfig, socket: Option<UnixListener>) -> Result<(), StartError> {
+        let mut guests = self.guests();
+        if guests.contains_key(&config.name) {
+            return Err(StartError::SameName(config.name));
+        }
+        if let Some(other) = guests
+            .values()
+            .find(|guest| guest.config.socket == config.socket)
+        {
+            return Err(StartError::SameSocket {
+                path: config.socket,
+                guest: other.config.name.clone(),
+            });
+        }
+        if guests.len() >= MAX_GUESTS {
+            return Err(StartError::TooManyGuests);
+        }
+        let (listener, file): (UnixListener, Option<SocketFile>) = match socket {
+            Some(listener) => (listener, None),
+            None => {
+                let (listener, file) = listen(&config.socket)?;
+                (listener, Some(file))
+            }
+        };
+        let domain = self
+            .store
+            .add_domain(
+                &config.name,
+                DomainConfig {
+                    reserve: config.reserve,
+                    limit: config.limit.unwrap_or(u64::MAX),
+                    weight: config.weight,
+                    max_pools: MAX_POOLS,
+                    ..DomainConfig::default()
+                },
+            )
+            .map_err(StartError::Store)?;
+        let name = config.name.clone();
+        let guest = Guest::start(config, domain.clone(), listener, file).map_err(|error| {
+            domain.remove();
+            StartError::Thread(error)
+        })?;
+        guests.insert(name, guest);
+        Ok(())
+    }
+
+    /// Removes a guest: cuts its connection off and frees its pages. Returns whether there was one.
+    pub fn remove_guest(&self, name: &str) -> bool {
+        let Some(guest) = self.guests().remove(name) else {
+            return false;
+        };
+        let domain = guest.domain.clone();
+        // Waits for its thread, so not under the lock.
+        drop(guest);
+        domain.remove();
+        true
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Since when it serves.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The guests, in the order of their names.
+    pub fn report(&self) -> Vec<GuestReport> {
+        let guests = self.guests();
+        let report = guests.values().map(|guest| GuestReport {
+            config: guest.config.clone(),
+            connected: guest.link.is_connected(),
+            connections: guest.link.connections(),
+            device: guest.device.metrics().snapshot(),
+        });
+        report.collect()
+    }
+
+    fn guests(&self) -> MutexGuard<'_, BTreeMap<String, Guest>> {
+        // Every critical section leaves the map whole.
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let mut guests = std::mem::take(&mut *self.guests());
+        // All at once, so that they do not wait for one another.
+        guests.values().for_each(Guest::stop);
+        let deadline = Instant::now() + STOP;
+        for guest in guests.values_mut() {
+            guest.join(deadline);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! One connection of a front end: its messages and its rings, on one thread.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::time::Timespec;
+use tmem_device::TmemDevice;
+use tmem_protocol::EVENT_QUEUE;
+use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+
+use crate::backend::{Backend, FIRST_RING_TOKEN};
+use crate::journal::Journal;
+use crate::link::Link;
+
+/// How long a ring is polled after its last request: about what it costs to sleep and to be woken.
+///
+/// Between two threads of one machine `cargo bench -p tmem-serve` measures that cost as `wake_ns`.
+pub const SPIN: Duration = Duration::from_micros(20);
+
+/// How long a guest that always has requests can keep its own messages waiting.
+const TURN: Duration = Duration::from_millis(1);
+
+const CONTROL: u64 = 0;
+const WAKE: u64 = 1;
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum End {
+    #[error("Disconnected")]
+    Disconnected,
+    #[error("Stopped")]
+    Stopped,
+    #[error("Its memory is shorter than it said")]
+    BrokenMemory,
+    #[error("Bad message: {0}")]
+    Protocol(VhostError),
+    #[error("The host cannot serve it: {0}")]
+    Host(#[from] io::Error),
+}
+
+impl From<Errno> for End {
+    fn from(error: Errno) -> Self {
+        Self::Host(error.into())
+    }
+}
+
+/// What outlives a connection.
+pub(crate) struct Guest<'a> {
+    pub(crate) device: &'a Arc<TmemDevice>,
+    pub(crate) request_queues: u16,
+    pub(crate) link: &'a Link,
+    pub(crate) journal: &'a Arc<Journal>,
+    /// Where the rings went on when the last connection ended.
+    pub(crate) positions: &'a mut Vec<u16>,
+}
+
+/// Serves one connection until it ends.
+pub(crate) fn run(stream: UnixStream, guest: Guest<'_>) -> End {
+    let Guest { link, .. } = guest;
+    let backend = match start(&stream, &guest) {
+        Ok(backend) => backend,
+        Err(error) => return End::Host(error),
+    };
+    let events = Arc::clone(lock(&backend).events());
+    let handler = BackendReqHandler::from_stream(stream, Arc::clone(&backend));
+    let mut session = Session {
+        backend,
+        handler,
+        link,
+    };
+    let end = session.run(&events);
+    *guest.positions = lock(&session.backend).positions();
+    end
+}
+
+#[expect(
+    clippy::arc_with_non_send_sync,
+    reason = "`BackendReqHandler` takes nothing else; it stays on this thread"
+)]
+fn start(stream: &UnixStream, guest: &Guest<'_>) -> io::Result<Arc<Mutex<Backend>>> {
+    let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let watch = |token| epoll::EventData::new_u64(token);
+    epoll::add(&events, stream, watch(CONTROL), epoll::EventFlags::IN)?;
+    let wakes = guest.link.wakes();
+    epoll::add(&events, wakes, watch(WAKE), epoll::EventFlags::IN)?;
+    let backend = Backend::new(
+        Arc::clone(guest.device),
+        guest.request_queues,
+        guest.positions,
+        Arc::new(events),
+        Arc::clone(guest.journal),
+    )
+    .map_err(io::Error::other)?;
+    Ok(Arc::new(Mutex::new(backend)))
+}
+
+struct Session<'a> {
+    /// Used by this thread only; `BackendReqHandler` wants it shareable.
+    backend: Arc<Mutex<Backend>>,
+    handler: BackendReqHandler<Mutex<Backend>>,
+    link: &'a Link,
+}
+
+/// How serving the rings ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// There was nothing to do for [`SPIN`].
+    Idle,
+    /// There was something to do all the time.
+    Busy,
+}
+
+impl Session<'_> {
+    fn run(&mut self, events: &impl std::os::fd::AsFd) -> End {
+        let mut ready = Vec::with_capacity(32);
+        let mut pause = Pause::Idle;
+        loop {
+            // Chains that came before notifications were on again are not kicked for.
+            let poll = pause == Pause::Busy || lock(&self.backend).arm();
+            let now = Timespec::default();
+            let timeout = poll.then_some(&now);
+            match epoll::wait(events, rustix::buffer::spare_capacity(&mut ready), timeout) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return error.into(),
+            }
+            for event in ready.drain(..) {
+                if let Err(end) = self.event(event.data.u64()) {
+                    return end;
+                }
+            }
+            pause = match self.serve() {
+                Ok(pause) => pause,
+                Err(end) => return end,
+            };
+        }
+    }
+
+    fn event(&mut self, token: u64) -> Result<(), End> {
+        match token {
+            CONTROL => self.handler.handle_request().map_err(|error| match error {
+                VhostError::Disconnected | VhostError::SocketBroken(_) => End::Disconnected,
+                _ if self.link.is_stopped() => End::Stopped,
+                error => End::Protocol(error),
+            })?,
+            WAKE => {
+                self.link.clear();
+                lock(&self.backend).deliver_events();
+            }
+            ring => {
+                let ring = ring.saturating_sub(FIRST_RING_TOKEN);
+                let ring = u16::try_from(ring).unwrap_or(u16::MAX);
+                let mut backend = lock(&self.backend);
+                backend.kicked(ring);
+                if ring == EVENT_QUEUE {
+                    backend.deliver_events();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves the rings until they have been idle for [`SPIN`], at most for [`TURN`].
+    fn serve(&mut self) -> Result<Pause, End> {
+        let mut backend = lock(&self.backend);
+        let mut served = backend.serve();
+        if served > 0 {
+            backend.disarm();
+        }
+        let began = Instant::now();
+        let mut last = (served > 0).then_some(began);
+        loop {
+            // Before anything else is promised on the strength of what was read.
+            if backend.is_broken() {
+                return Err(End::BrokenMemory);
+            }
+            if self.link.is_stopped() {
+                return Err(End::Stopped);
+            }
+            let now = Instant::now();
+            if served > 0 {
+                last = Some(now);
+            }
+            match last {
+                Some(last) if now.saturating_duration_since(last) < SPIN => {}
+                _ => return Ok(Pause::Idle),
+            }
+            if now.saturating_duration_since(began) >= TURN {
+                return Ok(Pause::Busy);
+            }
+            if served == 0 {
+                std::hint::spin_loop();
+            }
+            served = backend.serve();
+        }
+    }
+}
+
+fn lock(backend: &Mutex<Backend>) -> MutexGuard<'_, Backend> {
+    // No other thread uses it: a panic poisons it and ends the only user.
+    backend.lock().unwrap_or_else(PoisonError::into_inner)
+}
