@@ -157,7 +157,7 @@ fn set(mem: &GuestMemoryMmap, addr: u64, value: u16) {
 
 #[test]
 fn no_kick_is_lost_while_the_guest_adds_chains_from_another_cpu() {
-    const CHAINS: u16 = 50_000;
+    const CHAINS: u16 = 20_000;
     let mut rig = prepared();
     rig.guest.queue.set_event_idx(true);
     let doorbell = AtomicBool::new(false);

@@ -1,0 +1,174 @@
+//! A guest that asks the swap disk for anything, compared with a model of the disk.
+#![no_main]
+
+use std::collections::HashMap;
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use tmem_device::{BlockConfig, BlockDevice};
+use tmem_protocol::PAGE_SIZE;
+use tmem_store::{DomainConfig, Store, StoreConfig};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+const MEMORY: usize = 1 << 20;
+const PAGES: u64 = 32;
+
+#[derive(Arbitrary, Debug)]
+enum Action {
+    Write { page: u8, count: u8, fill: u8 },
+    Read { page: u8, count: u8 },
+    Discard { page: u8, count: u8 },
+    Freeze(bool),
+    /// Any request: its bytes, and any lengths, flags and places of the descriptors.
+    Any { bytes: Vec<u8>, descriptors: [(u32, u32, u8); 4], head: u8 },
+}
+
+struct Guest {
+    mem: GuestMemoryMmap,
+    queue: Queue,
+    avail: u16,
+}
+
+impl Guest {
+    fn write(&self, addr: u64, bytes: &[u8]) {
+        let _ = self.mem.write(bytes, GuestAddress(addr));
+    }
+
+    fn set_desc(&self, index: u64, addr: u64, len: u32, flags: u16, next: u16) {
+        let mut bytes = addr.to_le_bytes().to_vec();
+        bytes.extend(len.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend(next.to_le_bytes());
+        self.write(0x1000 + index * 16, &bytes);
+    }
+
+    fn activate(&mut self) {
+        self.write(0x1000, &[0; 0x3000]);
+        self.queue.reset();
+        self.queue.set_desc_table_address(Some(0x1000), None);
+        self.queue.set_avail_ring_address(Some(0x2000), None);
+        self.queue.set_used_ring_address(Some(0x3000), None);
+        self.queue.set_ready(true);
+        self.avail = 0;
+    }
+
+    fn kick(&mut self, device: &BlockDevice, head: u16) -> bool {
+        self.write(0x2004 + u64::from(self.avail % 16) * 2, &head.to_le_bytes());
+        self.avail = self.avail.wrapping_add(1);
+        self.write(0x2002, &self.avail.to_le_bytes());
+        match device.process_requests(&self.mem, &mut self.queue) {
+            Ok(progress) => {
+                assert_eq!(progress.chains, 1);
+                true
+            }
+            Err(_) => {
+                self.activate();
+                false
+            }
+        }
+    }
+
+    /// A well-formed request; status and data.
+    fn send(&mut self, device: &BlockDevice, kind: u32, page: u8, data: &[u8], room: usize) -> (u8, Vec<u8>) {
+        let sector = if kind == 11 { 0 } else { u64::from(page) * 8 };
+        let mut request = kind.to_le_bytes().to_vec();
+        request.extend([0; 4]);
+        request.extend(sector.to_le_bytes());
+        request.extend(data);
+        let (from, to) = (0x10000, 0x80000);
+        self.write(from, &request);
+        self.write(to, &vec![0xaa; room + 1]);
+        self.set_desc(0, from, request.len() as u32, 1, 1);
+        self.set_desc(1, to, room as u32 + 1, 2, 0);
+        assert!(self.kick(device, 0));
+        let mut answer = vec![0; room + 1];
+        self.mem.read_slice(&mut answer, GuestAddress(to)).unwrap();
+        let status = answer.pop().unwrap();
+        assert!(status <= 2);
+        (status, answer)
+    }
+}
+
+fuzz_target!(|actions: Vec<Action>| {
+    let store = Store::new(StoreConfig {
+        budget: 8 << 20,
+        background: false,
+        ..StoreConfig::default()
+    })
+    .unwrap();
+    let domain = store.add_domain("guest", DomainConfig::default()).unwrap();
+    let config = BlockConfig {
+        request_queues: 1,
+        bytes: PAGES * PAGE_SIZE as u64,
+        id: "fuzz".to_owned(),
+    };
+    let device = BlockDevice::new(domain.clone(), &config).unwrap();
+    let mut guest = Guest {
+        mem: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap(),
+        queue: Queue::new(16).unwrap(),
+        avail: 0,
+    };
+    guest.activate();
+    // What a page holds; absent: unknown, since a request of any kind may have changed it.
+    let mut model: HashMap<u64, u8> = (0..PAGES).map(|page| (page, 0)).collect();
+    for action in actions.into_iter().take(64) {
+        match action {
+            Action::Write { page, count, fill } => {
+                let count = count % 32;
+                let data = vec![fill; usize::from(count) * PAGE_SIZE];
+                let (status, _) = guest.send(&device, 1, page, &data, 0);
+                for page in u64::from(page)..u64::from(page) + u64::from(count) {
+                    model.remove(&page);
+                    if status == 0 {
+                        assert!(page < PAGES);
+                        model.insert(page, fill);
+                    }
+                }
+            }
+            Action::Read { page, count } => {
+                let count = count % 32;
+                let (status, data) = guest.send(&device, 0, page, &[], usize::from(count) * PAGE_SIZE);
+                let pages = u64::from(page)..u64::from(page) + u64::from(count);
+                let known = pages.clone().all(|page| model.contains_key(&page));
+                assert!(!known || status == 0);
+                if status == 0 {
+                    for (page, bytes) in pages.zip(data.chunks(PAGE_SIZE)) {
+                        if let Some(fill) = model.get(&page) {
+                            assert!(bytes.iter().all(|byte| byte == fill));
+                        }
+                    }
+                }
+            }
+            Action::Discard { page, count } => {
+                let mut range = (u64::from(page) * 8).to_le_bytes().to_vec();
+                range.extend((u32::from(count) * 8).to_le_bytes());
+                range.extend([0; 4]);
+                let (status, _) = guest.send(&device, 11, 0, &range, 0);
+                assert_eq!(status == 0, u64::from(page) + u64::from(count) <= PAGES);
+                if status == 0 {
+                    for page in u64::from(page)..u64::from(page) + u64::from(count) {
+                        model.insert(page, 0);
+                    }
+                }
+            }
+            Action::Freeze(frozen) => {
+                if frozen {
+                    domain.freeze();
+                } else {
+                    domain.thaw();
+                }
+            }
+            Action::Any { bytes, descriptors, head } => {
+                guest.write(0x10000, &bytes);
+                for (index, (addr, len, flags)) in (0..).zip(descriptors) {
+                    // Not into the rings, so that the model's requests are not disturbed.
+                    let addr = 0x10000 + u64::from(addr);
+                    guest.set_desc(index, addr, len, (flags & 7).into(), (flags >> 3).into());
+                }
+                guest.kick(&device, (head % 17).into());
+                model.clear();
+            }
+        }
+    }
+});
