@@ -18,6 +18,9 @@ use crate::place;
 /// Under emulation a guest needs seconds to boot, and minutes for what takes seconds elsewhere.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
+/// Size of `/dev/tmemswap0`, unless a scenario says another: a later word of the command line wins.
+const SWAP_DISK: &str = "tmem.swap=512M";
+
 /// How to start a guest.
 pub struct Setup {
     /// Memory, as `--memory` takes it.
@@ -107,7 +110,7 @@ impl Guest {
                 "--cmdline",
             ])
             .arg(format!(
-                "quiet {} test.run=\"{commands}\"",
+                "quiet {SWAP_DISK} {} test.run=\"{commands}\"",
                 setup.kernel_words
             ))
             .arg("--control")
