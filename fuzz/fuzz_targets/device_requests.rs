@@ -31,15 +31,36 @@ struct Descriptor {
 #[derive(Arbitrary, Debug)]
 enum Action {
     /// Write to the first half of guest memory, the rings included.
-    Poke { addr: u16, high: u8, bytes: Vec<u8> },
+    Poke {
+        addr: u16,
+        high: u8,
+        bytes: Vec<u8>,
+    },
     /// Any descriptors, made available with any head.
-    Chain { head: u8, descriptors: Vec<(u8, Descriptor)> },
+    Chain {
+        head: u8,
+        descriptors: Vec<(u8, Descriptor)>,
+    },
     /// A request whose header may say anything, in well-formed descriptors.
-    Request { op: u8, count: u8, pool: u8, flip: Option<(u8, u8)>, room: u16, split: u8 },
+    Request {
+        op: u8,
+        count: u8,
+        pool: u8,
+        flip: Option<(u8, u8)>,
+        room: u16,
+        split: u8,
+    },
     /// Well-formed, and compared with a model.
-    Store { index: u8, fill: u8 },
-    Load { index: u8 },
-    Invalidate { index: u8 },
+    Store {
+        index: u8,
+        fill: u8,
+    },
+    Load {
+        index: u8,
+    },
+    Invalidate {
+        index: u8,
+    },
     Reset,
 }
 
@@ -119,10 +140,7 @@ impl Guest {
     fn kick(&mut self) -> bool {
         let before = self.queue.next_used();
         for _ in 0..4 {
-            match self
-                .device
-                .process_requests(1, &self.mem, &mut self.queue)
-            {
+            match self.device.process_requests(1, &self.mem, &mut self.queue) {
                 Ok(progress) => {
                     assert!(progress.chains < 2 * u32::from(SIZE));
                     let taken = self.queue.next_used().wrapping_sub(before);
@@ -232,8 +250,17 @@ fuzz_target!(|input: (u8, Vec<Action>)| {
                 guest.kick();
                 guest.model.clear();
             }
-            Action::Request { op, count, pool, flip, room, split } => {
-                let mut bytes = header(op.into(), count.into(), pool.into()).as_bytes().to_vec();
+            Action::Request {
+                op,
+                count,
+                pool,
+                flip,
+                room,
+                split,
+            } => {
+                let mut bytes = header(op.into(), count.into(), pool.into())
+                    .as_bytes()
+                    .to_vec();
                 bytes[8] = 0xff;
                 bytes.extend((0..count).flat_map(|index| [index, 0, 0, 0, 0, 0, 0, 0]));
                 if op == Op::Store as u8 {

@@ -14,7 +14,10 @@ fuzz_target!(|input: (&[u8], u32, u32, u8)| {
     assert_eq!(header.as_bytes(), &bytes[..32]);
     let features = u64::from(features);
     // Either the lengths of the input, or any.
-    for (readable, writable) in [(bytes.len(), 1 << 20), (readable as usize, writable as usize)] {
+    for (readable, writable) in [
+        (bytes.len(), 1 << 20),
+        (readable as usize, writable as usize),
+    ] {
         match decode(&header, readable, writable, features) {
             Ok(Request::Store(batch) | Request::Load(batch) | Request::InvalidatePage(batch)) => {
                 assert!((1..=MAX_BATCH).contains(&batch.count));
