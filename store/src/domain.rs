@@ -5,19 +5,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
 
-use crate::config::{DomainChange, DomainConfig, PoolSpec};
+use crate::config::{Dedup, DomainChange, DomainConfig, PoolSpec};
 use crate::error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
 use crate::ledger::Account;
 use crate::page::{Key, ObjectId, Page, PoolId};
-use crate::pool::{Pool, PoolParts, Unplaced, with_encoded};
+use crate::pool::{Pool, PoolParts, Unplaced};
 use crate::share::Group;
 use crate::space::{Refusal, Space};
 use crate::stats::{DomainStats, PoolKind};
 use crate::store::StoreInner;
 use crate::sync::Mutex;
 
-/// Times that a store makes room and tries again.
-const ATTEMPTS: usize = 16;
+/// Times that a store makes room and tries again. Each time frees something, and a store is refused
+/// only when nothing is left to free; the bound is for a host where others take what was freed.
+const ATTEMPTS: usize = 10_000;
 
 /// One guest's part of a store. Clones are handles to the same domain.
 #[derive(Clone, Debug)]
@@ -171,7 +172,7 @@ impl Domain {
     /// # Errors
     /// When the domain may not have it, or has no space for it.
     pub fn create_pool(&self, spec: PoolSpec<'_>) -> Result<PoolId, CreatePoolError> {
-        self.create_pool_with(spec, crate::config::Dedup::Default)
+        self.create_pool_with(spec, Dedup::Default)
     }
 
     /// Creates a pool with a choice of deduplication. A share group has one for all: that of the
@@ -182,9 +183,8 @@ impl Domain {
     pub fn create_pool_with(
         &self,
         spec: PoolSpec<'_>,
-        dedup: crate::config::Dedup,
+        dedup: Dedup,
     ) -> Result<PoolId, CreatePoolError> {
-        let _ = dedup;
         let mut changing = self.inner.changing.lock();
         if changing.removed {
             return Err(CreatePoolError::Removed);
@@ -201,7 +201,7 @@ impl Domain {
             PoolSpec::Persistent => PoolKind::Persistent,
             PoolSpec::Ephemeral => PoolKind::Ephemeral,
             PoolSpec::Shared { group } => {
-                let joined = self.join(id, group)?;
+                let joined = self.join(id, group, dedup)?;
                 self.inner.pools[place].store(Some(Arc::new(joined)));
                 changing.used[place] += 1;
                 return Ok(PoolId(id));
@@ -213,6 +213,7 @@ impl Domain {
             space: Arc::clone(&self.inner.space),
             codecs: self.store.codecs.clone(),
             hasher: self.store.hasher.clone(),
+            dedup,
         })
         .map_err(refused)?;
         self.inner.pools[place].store(Some(Arc::new(Joined {
@@ -225,11 +226,11 @@ impl Domain {
         Ok(PoolId(id))
     }
 
-    fn join(&self, id: u32, name: &str) -> Result<Joined, CreatePoolError> {
+    fn join(&self, id: u32, name: &str, dedup: Dedup) -> Result<Joined, CreatePoolError> {
         if !self.inner.groups.iter().any(|group| group == name) {
             return Err(CreatePoolError::Denied);
         }
-        let (group, member) = self.store.join_group(name, &self.inner)?;
+        let (group, member) = self.store.join_group(name, &self.inner, dedup)?;
         Ok(Joined {
             id,
             pool: Arc::clone(&group.pool),
@@ -267,6 +268,9 @@ impl Domain {
         let Some(joined) = joined.as_deref() else {
             return Err(StoreError::NoPool);
         };
+        if self.inner.is_cold() {
+            self.store.wake_for_cold();
+        }
         let key = Key { object, index };
         let refuse = |error| {
             joined.pool.refuse(key, error);
@@ -275,8 +279,8 @@ impl Domain {
         if self.inner.frozen.load(Ordering::Relaxed) {
             return refuse(StoreError::Frozen);
         }
-        with_encoded(page, &*self.store.codecs.hot, |encoded| {
-            for attempt in 0..ATTEMPTS {
+        joined.pool.with_encoded(page, |encoded| {
+            for _ in 0..ATTEMPTS {
                 match joined.pool.place(joined.member, key, encoded) {
                     Ok(()) => return Ok(()),
                     Err(Unplaced::PoolGone) => return Err(StoreError::NoPool),
@@ -284,7 +288,7 @@ impl Domain {
                         return refuse(StoreError::NoMemory);
                     }
                     Err(Unplaced::Refused(Refusal::Short(short))) => {
-                        if !self.store.make_room(&self.inner, short, attempt) {
+                        if !self.store.make_room(&self.inner, short) {
                             break;
                         }
                     }
@@ -350,6 +354,7 @@ impl Domain {
         self.store.configure(&self.inner, change)?;
         if let Some(cold) = change.cold {
             self.inner.cold.store(cold, Ordering::Relaxed);
+            self.store.wake_for_cold();
         }
         Ok(())
     }

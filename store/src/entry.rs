@@ -9,8 +9,6 @@ pub(crate) enum Encoding {
     Hot,
     /// The codec of the cold tier.
     Cold,
-    /// The codec of the store path, and the cold tier has tried and gained nothing.
-    HotFinal,
 }
 
 /// A place in the segments of an owner, and what it holds.
@@ -53,7 +51,7 @@ const TAG_RECORD: u64 = 5;
 
 const ENCODING_SHIFT: u32 = 3;
 const AGE_SHIFT: u32 = 5;
-const BUSY: u64 = 1 << 7;
+const TRIED: u64 = 1 << 7;
 const LEN_SHIFT: u32 = 8;
 const NUMBER_SHIFT: u32 = 20;
 const SEGMENT_SHIFT: u32 = 32;
@@ -83,7 +81,6 @@ impl Entry {
             Encoding::Raw => 0,
             Encoding::Hot => 1,
             Encoding::Cold => 2,
-            Encoding::HotFinal => 3,
         };
         Entry(
             TAG_SLOT
@@ -125,8 +122,7 @@ impl Entry {
                 encoding: match self.0 >> ENCODING_SHIFT & 3 {
                     0 => Encoding::Raw,
                     1 => Encoding::Hot,
-                    2 => Encoding::Cold,
-                    _ => Encoding::HotFinal,
+                    _ => Encoding::Cold,
                 },
                 check: (self.0 >> CHECK_SHIFT) as u16,
             }),
@@ -145,13 +141,13 @@ impl Entry {
         Entry(self.0 & !(3 << AGE_SHIFT) | u64::from(age & 3) << AGE_SHIFT)
     }
 
-    /// The cold tier is at work on the page and will come back.
-    pub(crate) fn is_busy(self) -> bool {
-        self.0 & BUSY != 0
+    /// The cold tier tried the page's bytes, and need not again.
+    pub(crate) fn is_tried(self) -> bool {
+        self.0 & TRIED != 0
     }
 
-    pub(crate) fn with_busy(self, busy: bool) -> Entry {
-        Entry(if busy { self.0 | BUSY } else { self.0 & !BUSY })
+    pub(crate) fn with_tried(self) -> Entry {
+        Entry(self.0 | TRIED)
     }
 }
 
@@ -161,12 +157,7 @@ mod tests {
 
     #[test]
     fn entries_say_what_was_packed() {
-        for encoding in [
-            Encoding::Raw,
-            Encoding::Hot,
-            Encoding::Cold,
-            Encoding::HotFinal,
-        ] {
+        for encoding in [Encoding::Raw, Encoding::Hot, Encoding::Cold] {
             for (segment, number, len, check) in
                 [(0, 0, 1, 0), (MAX_SEGMENTS - 1, 4095, 4096, 1023)]
             {
@@ -179,10 +170,10 @@ mod tests {
                 };
                 let entry = Entry::slot(slot);
                 assert_eq!(entry.kind(), Kind::Slot(slot));
-                let aged = entry.with_age(OLDEST).with_busy(true);
-                assert_eq!((aged.age(), aged.is_busy()), (OLDEST, true));
+                let aged = entry.with_age(OLDEST).with_tried();
+                assert_eq!((aged.age(), aged.is_tried()), (OLDEST, true));
                 assert_eq!(aged.kind(), Kind::Slot(slot));
-                assert_eq!(aged.with_age(0).with_busy(false), entry);
+                assert_eq!((entry.age(), entry.is_tried()), (0, false));
             }
         }
         assert_eq!(Entry::node(u32::MAX).kind(), Kind::Node(u32::MAX));

@@ -8,6 +8,7 @@
 //! | `space`, `segment`, `memory` | slots of 64-byte size classes in segments of a memfd; `memory` alone is `unsafe` |
 //! | `ledger` | bytes used, reserved and granted |
 //! | `evict`, `room` | which pages go when memory is short |
+//! | `upkeep` | the background thread |
 //! | `codec` | LZ4, Zstandard |
 //! | `config`, `error`, `stats` | what goes in and comes out |
 //!
@@ -38,6 +39,7 @@ mod space;
 mod stats;
 mod store;
 mod sync;
+mod upkeep;
 
 pub use codec::{Codec, Codecs, Lz4, Zstd};
 pub use config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig};

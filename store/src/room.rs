@@ -1,5 +1,6 @@
 //! Making room: trimming, compacting and evicting when a limit or the budget is reached.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use crate::domain::{DomainInner, Joined};
@@ -7,76 +8,152 @@ use crate::index::{Holder, SHARDS};
 use crate::ledger::Short;
 use crate::pool::Pool;
 use crate::segment::CLASSES;
+use crate::share::Group;
 use crate::space::Space;
 use crate::stats::PoolKind;
-use crate::store::{Registry, StoreInner};
+use crate::store::StoreInner;
 
-/// Frames that one attempt gives back at most.
+/// Frames that one step gives back at most.
 const TRIM_FRAMES: usize = 64;
-/// Slots that one attempt moves at most.
+/// Slots that one step moves at most.
 const MOVES: usize = 64;
-/// Pages that one attempt evicts at most.
+/// Pages that one step evicts at most.
 const EVICTIONS: usize = 64;
-/// Waste, in thousandths of a class's frames, that is worth moving slots for when memory is short.
-const SHORT_WASTE: u64 = 10;
 
 impl StoreInner {
     /// Frees memory after a refusal. `false` when nothing is left that could be freed.
-    pub(crate) fn make_room(
-        &self,
-        domain: &Arc<DomainInner>,
-        short: Short,
-        attempt: usize,
-    ) -> bool {
-        if tighten(domain) {
+    pub(crate) fn make_room(&self, domain: &Arc<DomainInner>, short: Short) -> bool {
+        if tighten_domain(domain) {
             return true;
         }
         match short {
-            Short::Limit => self.evict_from(domain, EVICTIONS) > 0,
+            Short::Limit => evict_from(domain, EVICTIONS).pages > 0,
             Short::Budget => {
-                let _ = attempt;
-                self.reclaim_domains(self.domains(), self.all_spaces())
+                let (domains, groups) = self.everybody();
+                reclaim(Some(domain), &domains, &groups)
             }
         }
     }
 
-    fn all_spaces(&self) -> Vec<Arc<Space>> {
-        self.all_groups()
-            .iter()
-            .map(|group| Arc::clone(&group.pool.space))
-            .collect()
-    }
-
-    /// Frees memory of anybody, the registry's lock being held.
-    pub(crate) fn reclaim(&self, _registry: &Registry) -> bool {
-        false
-    }
-
-    fn reclaim_domains(&self, domains: Vec<Arc<DomainInner>>, spaces: Vec<Arc<Space>>) -> bool {
-        let mut freed = false;
-        for domain in &domains {
-            freed |= tighten(domain);
+    /// Evicts ephemeral pages of a domain until `bytes` bytes of slots are free.
+    pub(crate) fn flush(&self, domain: &Arc<DomainInner>, bytes: u64) -> u64 {
+        let mut flushed = 0;
+        while flushed < bytes {
+            let evicted = evict_from(domain, EVICTIONS);
+            if evicted.pages == 0 {
+                break;
+            }
+            flushed += evicted.bytes;
         }
-        for space in spaces {
-            freed |= space.trim(TRIM_FRAMES) > 0;
+        while tighten_domain(domain) {}
+        flushed
+    }
+
+    /// Evicts ephemeral pages of a domain until it is below its limit, or has none.
+    pub(crate) fn shrink_to_limit(&self, domain: &Arc<DomainInner>) {
+        while domain.account.charged() > domain.account.limit() {
+            if !tighten_domain(domain) && evict_from(domain, EVICTIONS).pages == 0 {
+                break;
+            }
         }
-        freed
     }
-
-    fn evict_from(&self, _domain: &Arc<DomainInner>, _most: usize) -> u64 {
-        0
-    }
-
-    pub(crate) fn flush(&self, _domain: &Arc<DomainInner>, _bytes: u64) -> u64 {
-        0
-    }
-
-    pub(crate) fn shrink_to_limit(&self, _domain: &Arc<DomainInner>) {}
 }
 
-/// Gives back frames of a domain's own space that its slots do not need, moving some slots.
-fn tighten(domain: &DomainInner) -> bool {
-    if domain.space.trim(TRIM_FRAMES) > 0 {
+/// Frees memory that the ledger counts against the budget: first what nobody needs, then ephemeral
+/// pages of the domain furthest over its weight. `asking` may use what it frees even within its own
+/// reserve.
+pub(crate) fn reclaim(
+    asking: Option<&Arc<DomainInner>>,
+    domains: &[Arc<DomainInner>],
+    groups: &[Arc<Group>],
+) -> bool {
+    let mut freed = false;
+    for domain in domains {
+        freed |= domain.space.is_wasteful() && tighten_domain(domain);
+    }
+    for group in groups {
+        freed |= group.pool.space.is_wasteful() && tighten_group(group);
+    }
+    if freed {
+        return true;
+    }
+    let mut order: Vec<_> = domains.iter().collect();
+    order.sort_by_cached_key(|domain| Reverse(overuse(domain)));
+    for domain in order {
+        // What a domain holds within its reserve is nobody else's to win.
+        let own = asking.is_some_and(|asking| Arc::ptr_eq(asking, domain))
+            || domain.account.used() > domain.account.reserve();
+        let evicted = evict_where(domain, EVICTIONS, |joined| {
+            own || joined.pool.kind == PoolKind::Shared
+        });
+        if evicted.pages > 0 {
+            tighten_domain(domain);
+            for group in groups {
+                tighten_group(group);
+            }
+            return true;
+        }
+    }
+    false
+}
+
+/// Bytes beyond the reserve for each unit of weight, scaled to keep small differences apart.
+fn overuse(domain: &DomainInner) -> u128 {
+    let account = &domain.account;
+    let over = account.charged().saturating_sub(account.reserve());
+    (u128::from(over) << 32) / u128::from(account.weight().max(1))
+}
+
+/// What an eviction took.
+#[derive(Clone, Copy, Debug, Default)]
+struct Evicted {
+    pages: u64,
+    /// Bytes of slots.
+    bytes: u64,
+}
+
+fn evict_from(domain: &DomainInner, most: usize) -> Evicted {
+    evict_where(domain, most, |_| true)
+}
+
+/// Evicts pages of a domain, one from each shard in turn: their shards hash alike, so this comes near
+/// the order that one queue would have.
+fn evict_where(domain: &DomainInner, most: usize, choose: impl Fn(&Joined) -> bool) -> Evicted {
+    let pools: Vec<_> = domain
+        .pools()
+        .filter(|joined| joined.pool.kind != PoolKind::Persistent && choose(joined))
+        .collect();
+    let mut evicted = Evicted::default();
+    let mut empty = 0;
+    while empty < pools.len() * SHARDS && evicted.pages < most as u64 {
+        for joined in &pools {
+            let (pages, bytes) = joined
+                .pool
+                .evict(joined.member, joined.pool.next_shard(), 1);
+            evicted.pages += pages;
+            evicted.bytes += bytes;
+            empty = if pages == 0 { empty + 1 } else { 0 };
+        }
+    }
+    evicted
+}
+
+fn tighten_domain(domain: &DomainInner) -> bool {
+    tighten(&domain.space, 0, |number| {
+        domain
+            .own_pool(number)
+            .map(|joined| Arc::clone(&joined.pool))
+    })
+}
+
+fn tighten_group(group: &Group) -> bool {
+    tighten(&group.pool.space, 0, |_| Some(Arc::clone(&group.pool)))
+}
+
+/// Gives back frames of a space that its slots do not need, moving some slots. Bounded work; `true`
+/// when something was given back.
+fn tighten(space: &Space, per_mille: u64, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
+    if space.trim(TRIM_FRAMES) > 0 {
         return true;
     }
     let mut moved = 0;
@@ -84,19 +161,15 @@ fn tighten(domain: &DomainInner) -> bool {
         if moved >= MOVES {
             break;
         }
-        if domain.space.is_sparse(class, SHORT_WASTE) {
-            moved += compact(&domain.space, class, MOVES - moved, |number| {
-                domain
-                    .own_pool(number)
-                    .map(|joined: Arc<Joined>| Arc::clone(&joined.pool))
-            });
+        if space.is_sparse(class, per_mille) {
+            moved += compact(space, class, MOVES - moved, &pool);
         }
     }
-    moved > 0 && domain.space.trim(TRIM_FRAMES) > 0
+    moved > 0 && space.trim(TRIM_FRAMES) > 0
 }
 
 /// Moves up to `most` slots of a class from the top of its addresses to the lowest that are free.
-pub(crate) fn compact(
+fn compact(
     space: &Space,
     class: usize,
     most: usize,
@@ -121,5 +194,35 @@ pub(crate) fn compact(
     moved
 }
 
-const _: usize = SHARDS;
-const _: PoolKind = PoolKind::Persistent;
+/// One bounded step of compaction in the background. `true` when there is more to do.
+pub(crate) fn compact_step(domains: &[Arc<DomainInner>], groups: &[Arc<Group>]) -> bool {
+    let mut more = false;
+    for domain in domains {
+        more |= compact_space(&domain.space, |number| {
+            domain
+                .own_pool(number)
+                .map(|joined| Arc::clone(&joined.pool))
+        });
+    }
+    for group in groups {
+        more |= compact_space(&group.pool.space, |_| Some(Arc::clone(&group.pool)));
+    }
+    more
+}
+
+/// Waste, in thousandths of a class's frames, that the background moves slots for.
+const BACKGROUND_WASTE: u64 = 10;
+
+fn compact_space(space: &Space, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
+    let mut moved = 0;
+    for class in 0..CLASSES {
+        if moved >= MOVES {
+            break;
+        }
+        if space.is_sparse(class, BACKGROUND_WASTE) {
+            moved += compact(space, class, MOVES - moved, &pool);
+        }
+    }
+    let trimmed = space.trim(TRIM_FRAMES);
+    moved > 0 || trimmed > 0
+}

@@ -172,13 +172,6 @@ impl Segment {
         true
     }
 
-    /// The slot's backref was given when it was taken; this changes it.
-    pub(crate) fn set_backref(&mut self, slot: u16, backref: Backref) {
-        if let Some(place) = self.backrefs.get_mut(usize::from(slot)) {
-            *place = backref;
-        }
-    }
-
     /// The highest slot in use, and who holds it.
     pub(crate) fn highest(&self) -> Option<(u16, Backref)> {
         let slots = slots_per_segment(self.class());

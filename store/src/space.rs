@@ -14,6 +14,12 @@ use crate::ledger::{Account, Ledger, Short};
 use crate::memory::{FRAME_BYTES, Memory};
 use crate::segment::{Backref, CLASSES, Segment, class_of, slot_bytes, slots_per_segment};
 use crate::sync::{Counter, Mutex};
+use crate::upkeep::Wake;
+
+/// Slots given back to a class between two looks at its waste.
+const FREES_PER_LOOK: u64 = 64;
+/// Waste, in thousandths of a class's frames, for which the background thread is woken.
+const WAKE_WASTE: u64 = 20;
 
 /// Why there is no slot or no metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +42,8 @@ pub(crate) struct Purse {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) account: Arc<Account>,
     gate: Option<Arc<dyn Gate>>,
+    /// The background thread, for when there is something to compact.
+    wake: Arc<Wake>,
 }
 
 impl Purse {
@@ -43,11 +51,13 @@ impl Purse {
         ledger: Arc<Ledger>,
         account: Arc<Account>,
         gate: Option<Arc<dyn Gate>>,
+        wake: Arc<Wake>,
     ) -> Self {
         Self {
             ledger,
             account,
             gate,
+            wake,
         }
     }
 
@@ -84,6 +94,7 @@ struct Gauges {
     frames: Counter,
     metadata: Counter,
     live: Counter,
+    frees: Counter,
 }
 
 /// The segments of one size class.
@@ -175,7 +186,11 @@ impl Space {
             Some(number) => *number,
             None => self.open_segment(class, inner)?,
         };
-        match self.take_from(class, inner, number, backref, false) {
+        let taken = self.take_from(class, inner, number, backref, false);
+        if taken.is_err() && inner.segments.get(&number).is_some_and(|s| s.live() == 0) {
+            self.close_segment(class, inner, number);
+        }
+        match taken {
             Err(Refusal::Short(short)) => {
                 // No new frame is granted; a few segments may have room in the frames they have.
                 let open: [u32; 4] = {
@@ -298,6 +313,8 @@ impl Space {
         } else {
             self.retired_frames.add(u64::from(resident.count_ones()));
             spare.retired.push((number, resident));
+            drop(spare);
+            self.purse.wake.ask();
         }
     }
 
@@ -331,6 +348,11 @@ impl Space {
         } else if was_full {
             inner.open.insert(number);
         }
+        let frees = &self.gauges[class].frees;
+        frees.add(1);
+        if frees.get().is_multiple_of(FREES_PER_LOOK) && self.is_sparse(class, WAKE_WASTE) {
+            self.purse.wake.ask();
+        }
     }
 
     fn close_segment(&self, class: usize, inner: &mut SizeClass, number: u32) {
@@ -346,14 +368,6 @@ impl Space {
         drop(segment);
         self.purse.refund(metadata);
         self.retire(number, resident);
-    }
-
-    /// Names another holder for a slot in use.
-    pub(crate) fn set_backref(&self, slot: Slot, backref: Backref) {
-        let mut class = self.classes[class_of(slot.len)].lock();
-        if let Some(segment) = class.segments.get_mut(&slot.segment) {
-            segment.set_backref(slot.number, backref);
-        }
     }
 
     /// Bytes of the class's frames that hold no slot in use: what compacting and trimming it may win.
@@ -481,9 +495,11 @@ impl Space {
         left
     }
 
-    /// Bytes that trimming could give back without moving or evicting anything, at most.
-    pub(crate) fn idle_bytes(&self) -> u64 {
-        self.retired_frames.get() * FRAME_BYTES as u64
+    /// Whether more than a frame in 128, and than a frame of each class, holds no slot in use.
+    pub(crate) fn is_wasteful(&self) -> bool {
+        let usage = self.usage();
+        usage.frames - usage.slots.min(usage.frames)
+            > usage.frames / 128 + (CLASSES * FRAME_BYTES) as u64
     }
 
     /// Sums for statistics.

@@ -1,18 +1,21 @@
 //! The store: its domains and share groups.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use crate::codec::Codecs;
-use crate::config::{DomainChange, DomainConfig, Gate, StoreConfig};
+use crate::config::{Dedup, DomainChange, DomainConfig, Gate, StoreConfig};
 use crate::domain::{Domain, DomainInner, refused};
 use crate::error::{ConfigError, CreatePoolError};
 use crate::ledger::{Account, Ledger};
-use crate::pool::{Pool, PoolParts};
+use crate::pool::{ColdBuffers, Pool, PoolParts};
+use crate::room;
 use crate::share::Group;
 use crate::space::{Purse, Space};
 use crate::stats::{PoolKind, StoreStats};
 use crate::sync::Mutex;
+use crate::upkeep::{Upkeep, Wake};
 
 /// Pages of many guests under one budget. Clones are handles to the same store.
 #[derive(Clone, Debug)]
@@ -26,12 +29,18 @@ pub(crate) struct StoreInner {
     pub(crate) codecs: Codecs,
     pub(crate) hasher: hashbrown::DefaultHashBuilder,
     gate: Option<Arc<dyn Gate>>,
-    pub(crate) registry: Mutex<Registry>,
+    registry: Mutex<Registry>,
+    pub(crate) wake: Arc<Wake>,
+    upkeep: OnceLock<Upkeep>,
+    /// No sweep is planned.
+    cold_sleeps: AtomicBool,
+    /// Held by the one who sweeps.
+    sweeping: Mutex<Box<ColdBuffers>>,
 }
 
 /// Domains and groups by name. Its lock is the outermost of the crate.
 #[derive(Debug, Default)]
-pub(crate) struct Registry {
+struct Registry {
     domains: BTreeMap<String, Arc<DomainInner>>,
     groups: HashMap<String, Weak<Group>>,
 }
@@ -60,15 +69,37 @@ impl Store {
         if config.budget == 0 {
             return Err(ConfigError::NoBudget);
         }
-        Ok(Self {
-            inner: Arc::new(StoreInner {
-                ledger: Arc::new(Ledger::new(config.budget)),
-                codecs: config.codecs,
-                hasher: hashbrown::DefaultHashBuilder::default(),
-                gate: config.gate,
-                registry: Mutex::default(),
-            }),
-        })
+        let wake = Arc::new(Wake::default());
+        let inner = Arc::new(StoreInner {
+            ledger: Arc::new(Ledger::new(config.budget)),
+            codecs: config.codecs,
+            hasher: hashbrown::DefaultHashBuilder::default(),
+            gate: config.gate,
+            registry: Mutex::default(),
+            wake: Arc::clone(&wake),
+            upkeep: OnceLock::new(),
+            cold_sleeps: AtomicBool::new(true),
+            sweeping: Mutex::default(),
+        });
+        if config.background {
+            let upkeep = Upkeep::start(Arc::downgrade(&inner), wake, config.cold_after)
+                .map_err(ConfigError::Host)?;
+            let _ = inner.upkeep.set(upkeep);
+        }
+        Ok(Self { inner })
+    }
+
+    /// One bounded step of what the background thread does, for a store that has none. `true` when
+    /// there is more to do.
+    pub fn maintain(&self) -> bool {
+        self.inner.compact_step()
+    }
+
+    /// One sweep of the cold tier, which the background thread does twice in
+    /// [`StoreConfig::cold_after`]: pages age, and those that are old are compressed harder. `true` when
+    /// another sweep will find something to do.
+    pub fn sweep_cold(&self) -> bool {
+        self.inner.sweep_cold(|| true)
     }
 
     /// Adds a domain.
@@ -153,7 +184,12 @@ impl Store {
 
 impl StoreInner {
     fn purse(&self, account: Arc<Account>) -> Purse {
-        Purse::new(Arc::clone(&self.ledger), account, self.gate.clone())
+        Purse::new(
+            Arc::clone(&self.ledger),
+            account,
+            self.gate.clone(),
+            Arc::clone(&self.wake),
+        )
     }
 
     /// Whether a configuration makes sense.
@@ -194,7 +230,12 @@ impl StoreInner {
                 .configure(account, reserve, limit, u64::from(weight))
             {
                 Ok(()) => return Ok(()),
-                Err(_) if self.reclaim(registry) => {}
+                Err(_)
+                    if room::reclaim(
+                        None,
+                        &registry.domains.values().cloned().collect::<Vec<_>>(),
+                        &registry.groups().collect::<Vec<_>>(),
+                    ) => {}
                 Err(_) => return Err(ConfigError::ReserveInUse),
             }
         }
@@ -229,6 +270,7 @@ impl StoreInner {
         &self,
         name: &str,
         domain: &DomainInner,
+        dedup: Dedup,
     ) -> Result<(Arc<Group>, u8), CreatePoolError> {
         let mut registry = self.registry.lock();
         registry.groups.retain(|_, group| group.strong_count() > 0);
@@ -244,6 +286,7 @@ impl StoreInner {
                     space: Arc::new(space),
                     codecs: self.codecs.clone(),
                     hasher: self.hasher.clone(),
+                    dedup,
                 })
                 .map_err(refused)?;
                 let group = Arc::new(Group::new(pool, account));
@@ -271,13 +314,43 @@ impl StoreInner {
         let _ = self.ledger.configure(&domain.account, 0, 0, 1);
     }
 
-    /// All domains.
-    pub(crate) fn domains(&self) -> Vec<Arc<DomainInner>> {
-        self.registry.lock().domains.values().cloned().collect()
+    /// All domains and share groups.
+    pub(crate) fn everybody(&self) -> (Vec<Arc<DomainInner>>, Vec<Arc<Group>>) {
+        let registry = self.registry.lock();
+        (
+            registry.domains.values().cloned().collect(),
+            registry.groups().collect(),
+        )
     }
 
-    /// All share groups.
-    pub(crate) fn all_groups(&self) -> Vec<Arc<Group>> {
-        self.registry.lock().groups().collect()
+    /// One bounded step of compaction. `true` when there is more to do.
+    pub(crate) fn compact_step(&self) -> bool {
+        let (domains, groups) = self.everybody();
+        room::compact_step(&domains, &groups)
+    }
+
+    /// One sweep of the cold tier. `true` when another will find something to do.
+    pub(crate) fn sweep_cold(&self, mut pause: impl FnMut() -> bool) -> bool {
+        self.cold_sleeps.store(false, Ordering::Relaxed);
+        let mut buffers = self.sweeping.lock();
+        let mut coming = false;
+        for domain in self.everybody().0 {
+            if domain.is_cold() {
+                for joined in domain.pools() {
+                    coming |= joined.pool.sweep(&mut buffers, &mut pause);
+                }
+            }
+        }
+        self.cold_sleeps.store(!coming, Ordering::Relaxed);
+        coming
+    }
+
+    /// A page comes to a domain with a cold tier: the next sweep will find something to do.
+    pub(crate) fn wake_for_cold(&self) {
+        if self.cold_sleeps.load(Ordering::Relaxed)
+            && self.cold_sleeps.swap(false, Ordering::Relaxed)
+        {
+            self.wake.ask();
+        }
     }
 }

@@ -4,8 +4,8 @@ use crate::entry::Entry;
 use crate::page::ObjectId;
 use crate::segment::heap_bytes;
 
-/// Entries of a chunk.
-pub(crate) const CHUNK: u32 = 64;
+/// Entries by which a list grows once it is long, and by which it shrinks.
+const STEP: usize = 8;
 /// No neighbour in the object's list.
 pub(crate) const NONE: u32 = u32::MAX;
 
@@ -67,7 +67,11 @@ impl Chunk {
     }
 
     fn larger(&self) -> usize {
-        (self.entries.len() * 2).max(4)
+        match self.entries.len() {
+            0 => 4,
+            len @ 1..16 => len * 2,
+            len => len + STEP,
+        }
     }
 
     /// Makes room for one more entry. `false` when there is no memory.
@@ -75,14 +79,29 @@ impl Chunk {
         if self.growth(place) == 0 {
             return true;
         }
+        self.resize(self.larger())
+    }
+
+    fn resize(&mut self, len: usize) -> bool {
         let mut entries = Vec::new();
-        if entries.try_reserve_exact(self.larger()).is_err() {
+        if entries.try_reserve_exact(len).is_err() {
             return false;
         }
-        entries.extend_from_slice(&self.entries);
-        entries.resize(self.larger(), Entry::EMPTY);
+        entries.extend_from_slice(&self.entries[..len.min(self.entries.len())]);
+        entries.resize(len, Entry::EMPTY);
         self.entries = entries.into_boxed_slice();
         true
+    }
+
+    /// Gives back room that many removals left. Returns the bytes.
+    pub(crate) fn shrink(&mut self) -> u64 {
+        let count = self.present.count_ones() as usize;
+        if self.entries.len() < count + 2 * STEP {
+            return 0;
+        }
+        let before = self.bytes();
+        self.resize((count + STEP / 2).next_multiple_of(STEP));
+        before - self.bytes()
     }
 
     /// Sets an entry; a new one needs room made by [`Chunk::grow`].

@@ -4,7 +4,7 @@ mod chunk;
 mod shard;
 mod slab;
 
-pub(crate) use shard::{Node, Shard, Tags};
+pub(crate) use shard::{Item, Node, Shard, Tags, reserve, spread, table_bytes};
 pub(crate) use slab::Slab;
 
 use crate::segment::Backref;

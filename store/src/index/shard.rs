@@ -27,13 +27,13 @@ pub(crate) struct Node {
 
 /// Item of a table: 32 bits of the key's hash and a chunk.
 #[derive(Clone, Copy, Debug)]
-struct Item {
-    tag: u32,
-    chunk: u32,
+pub(crate) struct Item {
+    pub(crate) tag: u32,
+    pub(crate) chunk: u32,
 }
 
 /// The 64-bit hash that a tag stands for in a table.
-fn spread(tag: u32) -> u64 {
+pub(crate) fn spread(tag: u32) -> u64 {
     u64::from(tag) << 32 | u64::from(tag)
 }
 
@@ -78,6 +78,10 @@ impl Shard {
         self.chunks.get(chunk)
     }
 
+    pub(crate) fn chunk_mut(&mut self, chunk: u32) -> Option<&mut Chunk> {
+        self.chunks.get_mut(chunk)
+    }
+
     /// Chunks are numbered below this.
     pub(crate) fn end(&self) -> u32 {
         self.chunks.end()
@@ -101,6 +105,11 @@ impl Shard {
     pub(crate) fn remove(&mut self, purse: &Purse, chunk: u32, place: u8, tags: Tags) {
         if let Some(chunk) = self.chunks.get_mut(chunk) {
             chunk.remove(place);
+            if chunk.present() != 0 {
+                let freed = chunk.shrink();
+                self.refund(purse, freed);
+                return;
+            }
         }
         self.tidy(purse, chunk, tags);
     }
@@ -265,12 +274,12 @@ impl Shard {
     }
 }
 
-fn table_bytes(table: &HashTable<Item>) -> u64 {
+pub(crate) fn table_bytes(table: &HashTable<Item>) -> u64 {
     heap_bytes(table.allocation_size())
 }
 
 /// Makes room for one more item and pays for it. Returns the bytes.
-fn reserve(table: &mut HashTable<Item>, purse: &Purse) -> Result<u64, Refusal> {
+pub(crate) fn reserve(table: &mut HashTable<Item>, purse: &Purse) -> Result<u64, Refusal> {
     if table.len() < table.capacity() {
         return Ok(0);
     }

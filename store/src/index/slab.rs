@@ -138,10 +138,6 @@ impl<T> Slab<T> {
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.live
-    }
-
     /// Numbers that may be taken are below this.
     pub(crate) fn end(&self) -> u32 {
         (self.pages.len() * PAGE) as u32
@@ -170,6 +166,6 @@ mod tests {
         for number in 0..100 {
             assert!(slab.remove(number).is_some());
         }
-        assert_eq!((slab.bytes(), slab.len(), slab.end()), (0, 0, 0));
+        assert_eq!((slab.bytes(), slab.end()), (0, 0));
     }
 }

@@ -12,7 +12,8 @@ pub(crate) struct Counters {
     pub(crate) same_filled: Counter,
     pub(crate) raw: Counter,
     pub(crate) cold: Counter,
-    pub(crate) deduplicated: Counter,
+    /// Pages whose entry names a record.
+    pub(crate) records: Counter,
     pub(crate) bytes_stored: Counter,
     /// Bytes of the slots of the shard's own pages.
     pub(crate) slot_bytes: Counter,
@@ -51,10 +52,10 @@ impl Counters {
                 match slot.encoding {
                     Encoding::Raw => change(&self.raw, 1),
                     Encoding::Cold => change(&self.cold, 1),
-                    Encoding::Hot | Encoding::HotFinal => {}
+                    Encoding::Hot => {}
                 }
             }
-            Kind::Record(_) => change(&self.deduplicated, 1),
+            Kind::Record(_) => change(&self.records, 1),
             Kind::Empty | Kind::Node(_) => {}
         }
     }
@@ -65,7 +66,7 @@ impl Counters {
         stats.same_filled += self.same_filled.get();
         stats.raw += self.raw.get();
         stats.cold += self.cold.get();
-        stats.deduplicated += self.deduplicated.get();
+        stats.deduplicated += self.records.get();
         stats.bytes_stored += self.bytes_stored.get();
         stats.bytes_used += self.slot_bytes.get() + self.metadata.get();
         stats.metadata_bytes += self.metadata.get();

@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 
-use crate::codec::{COMPRESS_BUFFER, Codec};
+use super::Pool;
+use crate::codec::{COMPRESS_BUFFER, LONGEST_COMPRESSED};
 use crate::entry::{Encoding, Entry};
 use crate::page::{Page, fill_word};
 
@@ -12,7 +13,14 @@ pub(crate) enum Encoded<'a> {
     /// It needs no slot.
     Fill(Entry),
     /// It needs a slot for these bytes.
-    Bytes { bytes: &'a [u8], encoding: Encoding },
+    Bytes {
+        bytes: &'a [u8],
+        encoding: Encoding,
+        /// Set when other pages may share the slot.
+        hash: Option<[u64; 2]>,
+    },
+    /// A record that is held has its bytes.
+    Record { record: u32, len: u16 },
 }
 
 impl Encoded<'_> {
@@ -21,6 +29,7 @@ impl Encoded<'_> {
         match self {
             Encoded::Fill(_) => 0,
             Encoded::Bytes { bytes, .. } => bytes.len() as u16,
+            Encoded::Record { len, .. } => *len,
         }
     }
 }
@@ -30,22 +39,44 @@ thread_local! {
     static SCRATCH: RefCell<[u8; COMPRESS_BUFFER]> = const { RefCell::new([0; COMPRESS_BUFFER]) };
 }
 
-/// Encodes a page for the store path and hands it to `act`.
-pub(crate) fn with_encoded<R>(
-    page: &Page,
-    codec: &dyn Codec,
-    act: impl FnOnce(&Encoded<'_>) -> R,
-) -> R {
-    if let Some(entry) = fill_word(page).and_then(Entry::fill) {
-        return act(&Encoded::Fill(entry));
+impl Pool {
+    /// Encodes a page for the store path and hands it to `act`.
+    pub(crate) fn with_encoded<R>(&self, page: &Page, act: impl FnOnce(&Encoded<'_>) -> R) -> R {
+        if let Some(entry) = fill_word(page).and_then(Entry::fill) {
+            return act(&Encoded::Fill(entry));
+        }
+        let mut hash = None;
+        if let Some(dedup) = &self.dedup {
+            hash = dedup.hash(page);
+            if let Some(looked_up) = hash {
+                let found = with_scratch(|scratch| {
+                    dedup.find(looked_up, page, (&self.space, &self.codecs), scratch)
+                });
+                match found {
+                    Ok(Some((record, len))) => {
+                        let result = act(&Encoded::Record { record, len });
+                        dedup.release(record, &self.space);
+                        return result;
+                    }
+                    Ok(None) => {}
+                    Err(()) => hash = None,
+                }
+            }
+        }
+        COMPRESSED.with_borrow_mut(|buffer| {
+            let (bytes, encoding) = match self.codecs.hot.compress(page, buffer) {
+                Some(len) if len > 0 && len <= LONGEST_COMPRESSED => {
+                    (&buffer[..len], Encoding::Hot)
+                }
+                _ => (&page[..], Encoding::Raw),
+            };
+            act(&Encoded::Bytes {
+                bytes,
+                encoding,
+                hash,
+            })
+        })
     }
-    COMPRESSED.with_borrow_mut(|buffer| {
-        let (bytes, encoding) = match codec.compress(page, buffer) {
-            Some(len) if len > 0 && len < page.len() => (&buffer[..len], Encoding::Hot),
-            _ => (&page[..], Encoding::Raw),
-        };
-        act(&Encoded::Bytes { bytes, encoding })
-    })
 }
 
 /// Lends the buffer that a load copies a slot's bytes to.

@@ -1,21 +1,29 @@
 //! A pool: what happens to a page under the lock of its key's shard.
 //!
 //! `mod` has the operations a guest asks for, `encode` the work on bytes that no lock sees, `upkeep`
-//! eviction and compaction, `counters` the numbers.
+//! eviction and compaction, `dedup` shared bytes, `cold` the cold tier, `counters` the numbers.
 
+mod cold;
 mod counters;
+mod dedup;
 mod encode;
 mod upkeep;
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use arc_swap::ArcSwap;
 
-pub(crate) use counters::Counters;
-pub(crate) use encode::{Encoded, with_encoded, with_scratch};
+use counters::Counters;
+use dedup::{DedupTable, Inserted};
+
+pub(crate) use cold::ColdBuffers;
+pub(crate) use encode::Encoded;
+use encode::with_scratch;
 
 use crate::codec::Codecs;
+use crate::config::Dedup;
 use crate::entry::{Encoding, Entry, Kind, Slot};
 use crate::error::{LoadError, StoreError};
 use crate::evict::{Links, Policy, Sieve};
@@ -25,7 +33,7 @@ use crate::page::{Key, ObjectId, Page, fill_page};
 use crate::segment::{class_of, slot_bytes};
 use crate::space::{Purse, Refusal, Space};
 use crate::stats::{PoolKind, PoolStats};
-use crate::sync::Mutex;
+use crate::sync::{Counter, Mutex};
 
 /// What a page of a share group costs its domain beside its slot: entry, node and their tables.
 const SHARED_PAGE_METADATA: u64 = 40;
@@ -40,10 +48,13 @@ pub(crate) struct Pool {
     codecs: Codecs,
     hasher: hashbrown::DefaultHashBuilder,
     shards: Box<[ShardCell]>,
+    dedup: Option<DedupTable>,
     /// Bytes charged for the pool itself.
     base_bytes: u64,
     /// The domains that joined, of a shared pool; a private one has none.
     members: ArcSwap<Vec<Option<Arc<Account>>>>,
+    /// Where the last eviction was.
+    hand: AtomicUsize,
 }
 
 /// A shard, its lock and its counters, on cache lines of their own.
@@ -83,6 +94,7 @@ pub(crate) struct PoolParts {
     pub(crate) space: Arc<Space>,
     pub(crate) codecs: Codecs,
     pub(crate) hasher: hashbrown::DefaultHashBuilder,
+    pub(crate) dedup: Dedup,
 }
 
 impl Pool {
@@ -94,10 +106,12 @@ impl Pool {
             number: parts.number,
             space: parts.space,
             codecs: parts.codecs,
+            dedup: dedup_table(parts.kind, parts.dedup, &parts.hasher),
             hasher: parts.hasher,
             shards: (0..SHARDS).map(|_| ShardCell::default()).collect(),
             base_bytes,
             members: ArcSwap::default(),
+            hand: AtomicUsize::new(0),
         })
     }
 
@@ -166,11 +180,24 @@ impl Pool {
     fn entry(&self, encoded: &Encoded<'_>, holder: Holder) -> Result<Entry, Refusal> {
         match encoded {
             Encoded::Fill(entry) => Ok(*entry),
-            Encoded::Bytes { bytes, encoding } => Ok(Entry::slot(self.space.place(
+            Encoded::Bytes {
                 bytes,
-                *encoding,
-                holder.pack(),
-            )?)),
+                encoding,
+                hash,
+            } => {
+                if let (Some(dedup), Some(hash)) = (&self.dedup, hash)
+                    && let Inserted::Record(record) =
+                        dedup.insert(*hash, (bytes, *encoding), self.number, &self.space)?
+                {
+                    return Ok(Entry::record(record));
+                }
+                let slot = self.space.place(bytes, *encoding, holder.pack())?;
+                Ok(Entry::slot(slot))
+            }
+            Encoded::Record { record, .. } => match &self.dedup {
+                Some(dedup) if dedup.retain(*record) => Ok(Entry::record(*record)),
+                _ => Err(Refusal::NoMemory),
+            },
         }
     }
 
@@ -280,12 +307,25 @@ impl Pool {
             if let Ok(Some(account)) = self.member(member) {
                 self.purse()
                     .ledger
-                    .release_shared(&account, shared_cost(payload_len(entry)));
+                    .release_shared(&account, shared_cost(self.payload_len(entry)));
             }
         }
         cell.counters.count(entry, false);
-        if let Kind::Slot(slot) = entry.kind() {
-            self.space.free(slot);
+        match (entry.kind(), &self.dedup) {
+            (Kind::Slot(slot), _) => self.space.free(slot),
+            (Kind::Record(record), Some(dedup)) => {
+                dedup.release(record, &self.space);
+            }
+            _ => {}
+        }
+    }
+
+    /// Bytes of an entry's payload.
+    fn payload_len(&self, entry: Entry) -> u16 {
+        match (entry.kind(), &self.dedup) {
+            (Kind::Slot(slot), _) => slot.len,
+            (Kind::Record(record), Some(dedup)) => dedup.len(record),
+            _ => 0,
         }
     }
 
@@ -301,16 +341,12 @@ impl Pool {
                     fill_page(page, word);
                     Ok(())
                 }
-                Fetched::Bytes(slot) => {
-                    let codec = match slot.encoding {
-                        Encoding::Cold => &self.codecs.cold,
-                        _ => &self.codecs.hot,
-                    };
-                    if codec.decompress(&scratch[..usize::from(slot.len)], page) {
-                        Ok(())
-                    } else {
-                        Err(LoadError::Corrupt)
-                    }
+                Fetched::Bytes(slot) => self.decode(slot, scratch, page),
+                Fetched::Warm(slot, chunk, place) => {
+                    self.decode(slot, scratch, page).inspect(|()| {
+                        let bytes = &scratch[..usize::from(slot.len)];
+                        self.warm(cell, (number, chunk, place), bytes, page);
+                    })
                 }
             });
             if loaded == Err(LoadError::Corrupt) {
@@ -319,6 +355,19 @@ impl Pool {
             }
             loaded
         })
+    }
+
+    fn decode(&self, slot: Slot, bytes: &[u8], page: &mut Page) -> Result<(), LoadError> {
+        let bytes = &bytes[..usize::from(slot.len)];
+        let decoded = match slot.encoding {
+            Encoding::Raw => {
+                page.copy_from_slice(bytes);
+                true
+            }
+            Encoding::Hot => self.codecs.hot.decompress(bytes, page),
+            Encoding::Cold => self.codecs.cold.decompress(bytes, page),
+        };
+        decoded.then_some(()).ok_or(LoadError::Corrupt)
     }
 
     /// The part of a load that needs the lock: a copy of the slot's bytes.
@@ -360,6 +409,19 @@ impl Pool {
                 if !self.space.fetch(slot, scratch) {
                     return Err(LoadError::Corrupt);
                 }
+                // Twice between two sweeps: see `cold`.
+                if slot.encoding == Encoding::Cold && entry.age() == 0 {
+                    Fetched::Warm(slot, chunk, place)
+                } else {
+                    Fetched::Bytes(slot)
+                }
+            }
+            Kind::Record(record) => {
+                let slot = self
+                    .dedup
+                    .as_ref()
+                    .and_then(|dedup| dedup.fetch(record, &self.space, scratch))
+                    .ok_or(LoadError::Corrupt)?;
                 Fetched::Bytes(slot)
             }
             _ => return Err(LoadError::NotFound),
@@ -457,6 +519,10 @@ impl Pool {
             for chunk in 0..locked.shard.end() {
                 self.empty_chunk(cell, locked, chunk);
             }
+            // Tables that grew for a page that was refused.
+            let left = locked.shard.paid();
+            locked.shard = Shard::default();
+            self.purse().refund(left);
             cell.counters.metadata.set(locked.shard.paid());
         }
     }
@@ -473,14 +539,21 @@ impl Pool {
         for cell in &self.shards {
             cell.counters.add_to(&mut stats);
         }
+        for gauges in self.dedup.iter().flat_map(DedupTable::gauges) {
+            stats.deduplicated = stats.deduplicated.saturating_sub(gauges.records.get());
+            stats.bytes_stored += gauges.payload.get();
+            stats.bytes_used += gauges.slots.get() + gauges.metadata.get();
+            stats.metadata_bytes += gauges.metadata.get();
+        }
         stats
     }
 
     /// Bytes of the slots of the pool's pages.
     pub(crate) fn slot_bytes(&self) -> u64 {
-        self.shards
-            .iter()
-            .map(|cell| cell.counters.slot_bytes.get())
+        let own = self.shards.iter().map(|cell| &cell.counters.slot_bytes);
+        let shared = self.dedup.iter().flat_map(DedupTable::gauges);
+        own.chain(shared.map(|gauges| &gauges.slots))
+            .map(Counter::get)
             .sum()
     }
 }
@@ -488,8 +561,28 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.kill();
+        if let Some(dedup) = &self.dedup {
+            dedup.end(self.purse());
+        }
         self.purse().refund(self.base_bytes);
     }
+}
+
+fn dedup_table(
+    kind: PoolKind,
+    dedup: Dedup,
+    hasher: &hashbrown::DefaultHashBuilder,
+) -> Option<DedupTable> {
+    let dedup = match (dedup, kind) {
+        (Dedup::Default, PoolKind::Shared) => Dedup::Adaptive,
+        (Dedup::Default, _) => Dedup::Off,
+        (chosen, _) => chosen,
+    };
+    // A key of its own for each table, from what the operating system seeded.
+    let key = std::array::from_fn(|word| {
+        std::collections::hash_map::RandomState::new().hash_one((word, hasher.hash_one(word)))
+    });
+    (dedup != Dedup::Off).then(|| DedupTable::new(dedup, key))
 }
 
 /// What a load found under the lock.
@@ -499,14 +592,8 @@ enum Fetched {
     Fill(u64),
     /// The slot's bytes are in the scratch buffer.
     Bytes(Slot),
-}
-
-/// Bytes of an entry's payload.
-fn payload_len(entry: Entry) -> u16 {
-    match entry.kind() {
-        Kind::Slot(slot) => slot.len,
-        _ => 0,
-    }
+    /// They are, and the page at this place is to leave the cold tier.
+    Warm(Slot, u32, u8),
 }
 
 /// What a page of a share group is charged with: what it would cost alone.

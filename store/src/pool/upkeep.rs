@@ -1,12 +1,22 @@
 //! Eviction and compaction: what is done to a pool's pages without its guest asking.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use super::{Locked, Pool, ShardCell};
 use crate::entry::{Entry, Kind, Slot};
 use crate::evict::Policy;
 use crate::index::{Holder, SHARDS};
+use crate::ledger::Account;
+use crate::page::Key;
 use crate::segment::{class_of, slot_bytes};
 
 impl Pool {
+    /// The shard to evict from next.
+    pub(crate) fn next_shard(&self) -> usize {
+        self.hand.fetch_add(1, Ordering::Relaxed) % SHARDS
+    }
+
     /// Evicts pages of a member from one shard, `most` at most. Returns pages and bytes of slots.
     pub(crate) fn evict(&self, member: u8, shard: usize, most: usize) -> (u64, u64) {
         let cell = &self.shards[shard % SHARDS];
@@ -30,21 +40,25 @@ impl Pool {
         let node = locked.shard.nodes.get(number)?;
         let (chunk, place, entry) = (node.chunk, node.place, node.entry);
         let found = locked.shard.chunk(chunk)?;
-        let key = crate::page::Key {
+        let key = Key {
             object: found.object,
             index: found.number << 6,
         };
         let (_, tags) = self.tags(key);
+        let bytes = match self.payload_len(entry) {
+            0 => 0,
+            len => slot_bytes(class_of(len)) as u64,
+        };
         self.discard(cell, locked, Entry::node(number));
         locked.shard.remove(self.purse(), chunk, place, tags);
-        Some(match entry.kind() {
-            Kind::Slot(slot) => slot_bytes(class_of(slot.len)) as u64,
-            _ => 0,
-        })
+        Some(bytes)
     }
 
     /// Moves the page in a slot to a lower place. Returns whether it moved.
     pub(crate) fn relocate(&self, holder: Holder, segment: u32, number: u16) -> bool {
+        if let (Holder::Record { record, .. }, Some(dedup)) = (holder, &self.dedup) {
+            return dedup.relocate(record, (segment, number), self.number, &self.space);
+        }
         let (Holder::Chunk { shard, .. } | Holder::Node { shard, .. }) = holder else {
             return false;
         };
@@ -91,12 +105,12 @@ fn keep_marks(entry: Entry, moved: Slot) -> Entry {
 }
 
 impl Pool {
-    pub(crate) fn members(&self) -> Vec<Option<std::sync::Arc<crate::ledger::Account>>> {
+    pub(crate) fn members(&self) -> Vec<Option<Arc<Account>>> {
         self.members.load().to_vec()
     }
 
-    pub(crate) fn set_members(&self, members: Vec<Option<std::sync::Arc<crate::ledger::Account>>>) {
-        self.members.store(std::sync::Arc::new(members));
+    pub(crate) fn set_members(&self, members: Vec<Option<Arc<Account>>>) {
+        self.members.store(Arc::new(members));
     }
 
     /// Evicts all pages of a member.

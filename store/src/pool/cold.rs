@@ -1,0 +1,201 @@
+//! The cold tier: pages that nobody touched for three sweeps are compressed harder, and come back to the
+//! fast codec when they are loaded twice between sweeps.
+//!
+//! Codec work happens without a lock on a copy of the bytes. Before an entry is changed, its bytes are
+//! compared with that copy under the lock, so that a page stored meanwhile can not be mistaken for it.
+
+use super::{Pool, ShardCell};
+use crate::codec::COMPRESS_BUFFER;
+use crate::entry::{Encoding, Entry, Kind, OLDEST, Slot};
+use crate::index::{Holder, SHARDS};
+use crate::page::{PAGE_SIZE, Page};
+use crate::segment::class_of;
+use crate::stats::PoolKind;
+
+/// Buffers of the sweeping thread.
+#[derive(Debug)]
+pub(crate) struct ColdBuffers {
+    kept: [u8; COMPRESS_BUFFER],
+    again: [u8; COMPRESS_BUFFER],
+    out: [u8; COMPRESS_BUFFER],
+    page: Page,
+}
+
+impl Default for ColdBuffers {
+    fn default() -> Self {
+        Self {
+            kept: [0; COMPRESS_BUFFER],
+            again: [0; COMPRESS_BUFFER],
+            out: [0; COMPRESS_BUFFER],
+            page: [0; PAGE_SIZE],
+        }
+    }
+}
+
+/// Where an entry is: shard, chunk, place.
+type Spot = (usize, u32, u8);
+
+impl Pool {
+    /// Ages all pages of a persistent pool by one sweep and recompresses those that are old. Calls
+    /// `pause` between chunks; `false` from it ends the sweep. Returns whether a page is on its way to be
+    /// cold.
+    pub(crate) fn sweep(&self, buffers: &mut ColdBuffers, mut pause: impl FnMut() -> bool) -> bool {
+        let mut coming = false;
+        if self.kind != PoolKind::Persistent {
+            return false;
+        }
+        for shard in 0..SHARDS {
+            let cell = &self.shards[shard];
+            let mut chunk = 0;
+            loop {
+                let Some(old) = self.age(cell, chunk, &mut coming) else {
+                    break;
+                };
+                let mut old = old;
+                while old != 0 {
+                    let place = old.trailing_zeros() as u8;
+                    old &= old - 1;
+                    self.cool(cell, (shard, chunk, place), buffers);
+                }
+                chunk += 1;
+                if !pause() {
+                    return coming;
+                }
+            }
+        }
+        coming
+    }
+
+    /// Ages the entries of a chunk. Returns those that are old, `None` beyond the last chunk.
+    fn age(&self, cell: &ShardCell, chunk: u32, coming: &mut bool) -> Option<u64> {
+        let mut locked = cell.locked.lock();
+        if chunk >= locked.shard.end() {
+            return None;
+        }
+        let Some(found) = locked.shard.chunk_mut(chunk) else {
+            return Some(0);
+        };
+        let mut old = 0;
+        let mut present = found.present();
+        while present != 0 {
+            let place = present.trailing_zeros() as u8;
+            present &= present - 1;
+            let entry = found.get(place);
+            let Kind::Slot(slot) = entry.kind() else {
+                continue;
+            };
+            if entry.age() < OLDEST {
+                found.set(place, entry.with_age(entry.age() + 1));
+                *coming |= slot.encoding != Encoding::Cold && !entry.is_tried();
+            } else if slot.encoding != Encoding::Cold && !entry.is_tried() {
+                old |= 1 << place;
+            }
+        }
+        Some(old)
+    }
+
+    /// Recompresses a page, if it is still old and that saves a size class.
+    fn cool(&self, cell: &ShardCell, spot: Spot, buffers: &mut ColdBuffers) {
+        let ColdBuffers {
+            kept,
+            again,
+            out,
+            page,
+        } = buffers;
+        let (_, chunk, place) = spot;
+        let slot = {
+            let mut locked = cell.locked.lock();
+            let Some(found) = locked.shard.chunk_mut(chunk) else {
+                return;
+            };
+            let entry = found.get(place);
+            let Kind::Slot(slot) = entry.kind() else {
+                return;
+            };
+            if entry.age() < OLDEST || slot.encoding == Encoding::Cold {
+                return;
+            }
+            // Whatever comes of it, the same bytes are not tried again.
+            found.set(place, entry.with_tried());
+            if !self.space.fetch(slot, kept) {
+                return;
+            }
+            slot
+        };
+        let bytes = &kept[..usize::from(slot.len)];
+        if slot.encoding == Encoding::Raw {
+            page.copy_from_slice(bytes);
+        } else if !self.codecs.hot.decompress(bytes, page) {
+            return;
+        }
+        let Some(len) = self.codecs.cold.compress(page, out) else {
+            return;
+        };
+        if len == 0 || class_of(len as u16) >= class_of(slot.len) {
+            return;
+        }
+        if self.swap(cell, spot, bytes, (&out[..len], Encoding::Cold), again) {
+            let _locked = cell.locked.lock();
+            cell.counters.cooled.add(1);
+        }
+    }
+
+    /// A cold page that was loaded again goes back to the fast codec.
+    pub(super) fn warm(&self, cell: &ShardCell, spot: Spot, kept: &[u8], page: &Page) {
+        let mut out = [0; COMPRESS_BUFFER];
+        let mut again = [0; COMPRESS_BUFFER];
+        let Some(len) = self.codecs.hot.compress(page, &mut out) else {
+            return;
+        };
+        if len > 0 && self.swap(cell, spot, kept, (&out[..len], Encoding::Hot), &mut again) {
+            let _locked = cell.locked.lock();
+            cell.counters.warmed.add(1);
+        }
+    }
+
+    /// Replaces the bytes of a page by others that stand for the same page, if `kept` is what is there.
+    fn swap(
+        &self,
+        cell: &ShardCell,
+        (shard, chunk, place): Spot,
+        kept: &[u8],
+        (bytes, encoding): (&[u8], Encoding),
+        again: &mut [u8],
+    ) -> bool {
+        let mut locked = cell.locked.lock();
+        let Some(entry) = locked.shard.chunk(chunk).map(|found| found.get(place)) else {
+            return false;
+        };
+        let Kind::Slot(slot) = entry.kind() else {
+            return false;
+        };
+        let back = encoding == Encoding::Hot;
+        if (slot.encoding == Encoding::Cold) != back || usize::from(slot.len) != kept.len() {
+            return false;
+        }
+        if !self.space.fetch(slot, again) || again[..kept.len()] != *kept {
+            return false;
+        }
+        let holder = Holder::Chunk {
+            pool: self.number,
+            shard: shard as u8,
+            chunk,
+            place,
+        };
+        let Ok(new) = self.space.place(bytes, encoding, holder.pack()) else {
+            return false;
+        };
+        self.exchange(cell, slot, new);
+        let age = if back { 0 } else { OLDEST };
+        let entry = Entry::slot(new).with_age(age);
+        locked.shard.set(chunk, place, entry);
+        true
+    }
+
+    /// The counters and the space learn that a page moved from one slot to another.
+    fn exchange(&self, cell: &ShardCell, old: Slot, new: Slot) {
+        cell.counters.count(Entry::slot(old), false);
+        cell.counters.count(Entry::slot(new), true);
+        self.space.free(old);
+    }
+}

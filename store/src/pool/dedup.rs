@@ -1,0 +1,335 @@
+//! One copy of pages with the same bytes, inside a pool.
+//!
+//! A keyed 128-bit hash finds the page that may be the same; the bytes are compared in full before they
+//! are shared. An entry then names a record, and the record names the slot and counts its entries.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use hashbrown::HashTable;
+use highway::{HighwayHash, HighwayHasher, Key};
+
+use crate::codec::Codecs;
+use crate::config::Dedup;
+use crate::entry::{Encoding, Slot};
+use crate::index::{Holder, Item, Slab, reserve, spread, table_bytes};
+use crate::page::Page;
+use crate::segment::{class_of, slot_bytes};
+use crate::space::{Purse, Refusal, Space};
+use crate::sync::{Counter, Mutex};
+
+/// Locks of a table.
+const SHARDS: usize = 16;
+const SHARD_BITS: u32 = 4;
+/// In the adaptive mode, one page in so many is looked at while sharing does not pay.
+const SAMPLE: u64 = 32;
+/// Looks between two decisions of the adaptive mode.
+const WINDOW: u32 = 512;
+/// A record costs about 50 bytes, a page that is found about 1200: sharing pays above one in 24, and is
+/// given up a little below so that it does not flicker.
+const STOP_BELOW: u32 = WINDOW / 32;
+const START_ABOVE: u32 = WINDOW / 16;
+
+/// The records of a pool.
+#[derive(Debug)]
+pub(crate) struct DedupTable {
+    key: Key,
+    adaptive: bool,
+    /// All pages are looked at; if not, a sample is.
+    full: AtomicBool,
+    looks: AtomicU32,
+    hits: AtomicU32,
+    shards: Box<[Mutex<Records>]>,
+    gauges: Box<[RecordGauges]>,
+}
+
+/// Written under the lock of the shard.
+#[derive(Debug, Default)]
+pub(crate) struct RecordGauges {
+    pub(crate) records: Counter,
+    pub(crate) payload: Counter,
+    pub(crate) slots: Counter,
+    pub(crate) metadata: Counter,
+}
+
+#[derive(Debug, Default)]
+struct Records {
+    table: HashTable<Item>,
+    records: Slab<Record>,
+}
+
+#[derive(Debug)]
+struct Record {
+    hash: [u64; 2],
+    slot: Slot,
+    /// Entries that name the record, and stores that are about to.
+    references: u32,
+}
+
+/// What became of a new page.
+pub(crate) enum Inserted {
+    Record(u32),
+    /// Another record has the hash: the page goes to a slot of its own.
+    Taken,
+}
+
+impl DedupTable {
+    pub(crate) fn new(dedup: Dedup, key: [u64; 4]) -> Self {
+        Self {
+            key: Key(key),
+            adaptive: dedup != Dedup::On,
+            full: AtomicBool::new(true),
+            looks: AtomicU32::new(0),
+            hits: AtomicU32::new(0),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            gauges: (0..SHARDS).map(|_| RecordGauges::default()).collect(),
+        }
+    }
+
+    /// The hash of a page that is to be looked up; `None` for those that are not.
+    pub(crate) fn hash(&self, page: &Page) -> Option<[u64; 2]> {
+        if self.adaptive && !self.full.load(Ordering::Relaxed) && !in_sample(page) {
+            return None;
+        }
+        Some(HighwayHasher::new(self.key).hash128(page))
+    }
+
+    fn shard(hash: [u64; 2]) -> usize {
+        hash[1] as usize % SHARDS
+    }
+
+    fn decide(&self, hit: bool) {
+        if !self.adaptive {
+            return;
+        }
+        if hit {
+            self.hits.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.looks.fetch_add(1, Ordering::Relaxed) + 1 == WINDOW {
+            let hits = self.hits.swap(0, Ordering::Relaxed);
+            self.looks.store(0, Ordering::Relaxed);
+            if hits < STOP_BELOW {
+                self.full.store(false, Ordering::Relaxed);
+            } else if hits > START_ABOVE {
+                self.full.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Finds a record with the bytes of `page` and holds it. `Err` when its hash is that of other
+    /// bytes.
+    pub(crate) fn find(
+        &self,
+        hash: [u64; 2],
+        page: &Page,
+        (space, codecs): (&Space, &Codecs),
+        scratch: &mut [u8],
+    ) -> Result<Option<(u32, u16)>, ()> {
+        let number = Self::shard(hash);
+        let found = {
+            let mut guard = self.shards[number].lock();
+            let Records { table, records } = &mut *guard;
+            let tag = hash[0] as u32;
+            let item = table.find(spread(tag), |item| {
+                item.tag == tag && records.get(item.chunk).is_some_and(|r| r.hash == hash)
+            });
+            item.copied().and_then(|item| {
+                let record = records.get_mut(item.chunk)?;
+                if !space.fetch(record.slot, scratch) {
+                    return None;
+                }
+                record.references += 1;
+                Some((item.chunk, record.slot))
+            })
+        };
+        self.decide(found.is_some());
+        let Some((local, slot)) = found else {
+            return Ok(None);
+        };
+        let record = local << SHARD_BITS | number as u32;
+        let bytes = &scratch[..usize::from(slot.len)];
+        let same = match slot.encoding {
+            Encoding::Raw => bytes == page,
+            _ => {
+                let mut other = [0; crate::page::PAGE_SIZE];
+                codecs.hot.decompress(bytes, &mut other) && other == *page
+            }
+        };
+        if same {
+            Ok(Some((record, slot.len)))
+        } else {
+            self.release(record, space);
+            Err(())
+        }
+    }
+
+    /// Another entry names the record, which is held.
+    pub(crate) fn retain(&self, record: u32) -> bool {
+        let mut shard = self.shards[record as usize % SHARDS].lock();
+        match shard.records.get_mut(record >> SHARD_BITS) {
+            Some(record) if record.references < u32::MAX - 1 => {
+                record.references += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Makes a record of a new page, with one reference.
+    pub(crate) fn insert(
+        &self,
+        hash: [u64; 2],
+        (bytes, encoding): (&[u8], Encoding),
+        pool: u8,
+        space: &Space,
+    ) -> Result<Inserted, Refusal> {
+        let number = Self::shard(hash);
+        let gauges = &self.gauges[number];
+        let mut guard = self.shards[number].lock();
+        let Records { table, records } = &mut *guard;
+        let tag = hash[0] as u32;
+        let taken = table.find(spread(tag), |item| {
+            item.tag == tag && records.get(item.chunk).is_some_and(|r| r.hash == hash)
+        });
+        if taken.is_some() {
+            return Ok(Inserted::Taken);
+        }
+        gauges.metadata.add(reserve(table, space.purse())?);
+        let growth = records.growth();
+        space.purse().pay(growth)?;
+        let nowhere = Slot {
+            segment: 0,
+            number: 0,
+            len: 1,
+            encoding,
+            check: 0,
+        };
+        let Ok(local) = records.insert(Record {
+            hash,
+            slot: nowhere,
+            references: 1,
+        }) else {
+            space.purse().refund(growth);
+            return Err(Refusal::NoMemory);
+        };
+        gauges.metadata.add(growth);
+        let record = local << SHARD_BITS | number as u32;
+        let holder = Holder::Record { pool, record };
+        match space.place(bytes, encoding, holder.pack()) {
+            Ok(slot) => {
+                if let Some(record) = records.get_mut(local) {
+                    record.slot = slot;
+                }
+                table.insert_unique(spread(tag), Item { tag, chunk: local }, |item| {
+                    spread(item.tag)
+                });
+                gauges.records.add(1);
+                gauges.payload.add(u64::from(slot.len));
+                gauges.slots.add(slot_bytes(class_of(slot.len)) as u64);
+                Ok(Inserted::Record(record))
+            }
+            Err(refusal) => {
+                remove(records, local, gauges, space.purse());
+                Err(refusal)
+            }
+        }
+    }
+
+    /// One reference less; the slot goes with the last. Returns the payload's length and whether it
+    /// went.
+    pub(crate) fn release(&self, record: u32, space: &Space) -> (u16, bool) {
+        let number = record as usize % SHARDS;
+        let gauges = &self.gauges[number];
+        let mut guard = self.shards[number].lock();
+        let Records { table, records } = &mut *guard;
+        let local = record >> SHARD_BITS;
+        let Some(found) = records.get_mut(local) else {
+            return (0, false);
+        };
+        found.references -= 1;
+        let (slot, hash) = (found.slot, found.hash);
+        if found.references > 0 {
+            return (slot.len, false);
+        }
+        remove(records, local, gauges, space.purse());
+        if let Ok(item) = table.find_entry(spread(hash[0] as u32), |item| item.chunk == local) {
+            item.remove();
+        }
+        if table.is_empty() {
+            let bytes = table_bytes(table);
+            *table = HashTable::new();
+            gauges.metadata.sub(bytes);
+            space.purse().refund(bytes);
+        }
+        gauges.records.sub(1);
+        gauges.payload.sub(u64::from(slot.len));
+        gauges.slots.sub(slot_bytes(class_of(slot.len)) as u64);
+        space.free(slot);
+        (slot.len, true)
+    }
+
+    /// Length of a record's payload.
+    pub(crate) fn len(&self, record: u32) -> u16 {
+        let shard = self.shards[record as usize % SHARDS].lock();
+        shard
+            .records
+            .get(record >> SHARD_BITS)
+            .map_or(0, |record| record.slot.len)
+    }
+
+    /// Copies a record's bytes out.
+    pub(crate) fn fetch(&self, record: u32, space: &Space, scratch: &mut [u8]) -> Option<Slot> {
+        let shard = self.shards[record as usize % SHARDS].lock();
+        let slot = shard.records.get(record >> SHARD_BITS)?.slot;
+        space.fetch(slot, scratch).then_some(slot)
+    }
+
+    /// Moves a record's slot to a lower place.
+    pub(crate) fn relocate(&self, record: u32, place: (u32, u16), pool: u8, space: &Space) -> bool {
+        let mut shard = self.shards[record as usize % SHARDS].lock();
+        let Some(found) = shard.records.get_mut(record >> SHARD_BITS) else {
+            return false;
+        };
+        let slot = found.slot;
+        if (slot.segment, slot.number) != place || found.references == 0 {
+            return false;
+        }
+        let holder = Holder::Record { pool, record };
+        let Some(moved) = space.relocate(slot, holder.pack()) else {
+            return false;
+        };
+        found.slot = moved;
+        space.free(slot);
+        true
+    }
+
+    pub(crate) fn gauges(&self) -> impl Iterator<Item = &RecordGauges> {
+        self.gauges.iter()
+    }
+
+    /// Gives back what the tables cost; the pool is going.
+    pub(crate) fn end(&self, purse: &Purse) {
+        for gauges in &self.gauges {
+            purse.refund(gauges.metadata.get());
+            gauges.metadata.set(0);
+        }
+    }
+}
+
+fn remove(records: &mut Slab<Record>, local: u32, gauges: &RecordGauges, purse: &Purse) {
+    let before = records.bytes();
+    records.remove(local);
+    let freed = before - records.bytes();
+    gauges.metadata.sub(freed);
+    purse.refund(freed);
+}
+
+/// Whether a page is one of those looked at while sharing does not pay: by its bytes, so that pages that
+/// are the same are in the sample together.
+fn in_sample(page: &Page) -> bool {
+    let (words, _) = page.as_chunks::<8>();
+    let mut sum = 0u64;
+    for word in words.iter().step_by(61) {
+        sum = (sum.rotate_left(9) ^ u64::from_le_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    sum >> 32 & (SAMPLE - 1) == 0
+}

@@ -1,0 +1,133 @@
+//! The background thread: compaction, trimming and the cold tier, in bounded steps.
+//!
+//! It sleeps without a deadline when there is nothing to do, so an idle guest costs no CPU.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::store::StoreInner;
+
+/// How the thread is woken and ended. Shared with every space.
+#[derive(Debug, Default)]
+pub(crate) struct Wake {
+    /// Something is to be done. Set before the lock is taken, so that asking twice costs nothing.
+    asked: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    asked: bool,
+    stop: bool,
+}
+
+impl Wake {
+    /// Asks the thread to look for work. Cheap when it was asked already.
+    pub(crate) fn ask(&self) {
+        if !self.asked.load(Ordering::Relaxed) && !self.asked.swap(true, Ordering::AcqRel) {
+            self.state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .asked = true;
+            self.changed.notify_one();
+        }
+    }
+
+    fn stop(&self) {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .stop = true;
+        self.changed.notify_one();
+    }
+
+    /// Sleeps until asked, or until the deadline. `false` when the thread is to end.
+    fn sleep(&self, deadline: Option<Instant>) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while !state.asked && !state.stop {
+            state = match deadline {
+                None => self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        break;
+                    }
+                    self.changed
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+        }
+        state.asked = false;
+        self.asked.store(false, Ordering::Release);
+        !state.stop
+    }
+}
+
+/// The thread; dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Upkeep {
+    wake: Arc<Wake>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Upkeep {
+    pub(crate) fn start(
+        store: Weak<StoreInner>,
+        wake: Arc<Wake>,
+        cold_after: Duration,
+    ) -> std::io::Result<Self> {
+        let waker = Arc::clone(&wake);
+        // A page is cold at its third sweep without a touch.
+        let sweep = (cold_after / 2).max(Duration::from_millis(1));
+        let thread = std::thread::Builder::new()
+            .name("tmem-upkeep".to_owned())
+            .spawn(move || run(&store, &waker, sweep))?;
+        Ok(Self {
+            wake,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Upkeep {
+    fn drop(&mut self) {
+        self.wake.stop();
+        if let Some(thread) = self.thread.take() {
+            // The last handle to the store may be the one that the thread itself holds for a step.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+fn run(store: &Weak<StoreInner>, wake: &Wake, sweep: Duration) {
+    let mut next_sweep: Option<Instant> = None;
+    while wake.sleep(next_sweep) {
+        let Some(store) = store.upgrade() else {
+            return;
+        };
+        while store.compact_step() {
+            std::thread::yield_now();
+            if Arc::strong_count(&store) == 1 {
+                return;
+            }
+        }
+        if next_sweep.is_none_or(|at| at <= Instant::now()) {
+            // Between chunks: the guests' threads come first.
+            let going_on = || {
+                std::thread::yield_now();
+                Arc::strong_count(&store) > 1
+            };
+            next_sweep = store.sweep_cold(going_on).then(|| Instant::now() + sweep);
+        }
+    }
+}
