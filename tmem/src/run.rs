@@ -67,7 +67,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
 }
 
 /// An error and its causes.
-fn one_line(error: &dyn Error) -> String {
+pub(crate) fn one_line(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

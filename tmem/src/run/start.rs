@@ -15,6 +15,9 @@ use super::Config;
 
 /// The only domain of this process.
 const DOMAIN: &str = "guest";
+/// Size suggested for the guest's swap disk, in budgets: pages that compress to half of their size fill both. What
+/// does not fit is refused.
+const SWAP_FACTOR: u64 = 2;
 /// What shells add to the number of the signal that ended a process.
 const SIGNAL_BASE: i32 = 128;
 
@@ -61,6 +64,7 @@ fn tmem(config: &Config) -> Result<(Arc<Tmem>, Arc<Live>), Box<dyn Error>> {
     let device = TmemConfig {
         request_queues,
         limit_bytes: config.tmem,
+        swap_bytes: config.tmem.saturating_mul(SWAP_FACTOR),
         ..TmemConfig::default()
     };
     let device = Arc::new(TmemDevice::new(domain, device));
