@@ -67,7 +67,7 @@ pub fn run() -> Result<()> {
 }
 
 fn work() -> String {
-    format!("work size={WORK_MIB}M phases=fill,overwrite; splats; pause end")
+    format!("work size={WORK_MIB}M phases=fill; splats; pause end")
 }
 
 fn with_tmem() -> Result<(Row, u64)> {

@@ -42,7 +42,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self {
-            memory: "64M".into(),
+            memory: "40M".into(),
             cpus: 1,
             tmem: Some("256M"),
             kernel_words: "tmem=1",

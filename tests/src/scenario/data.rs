@@ -9,7 +9,7 @@ const MIB: u64 = 1 << 20;
 pub(super) fn first_page() -> Result<()> {
     let mut guest = Guest::start(
         &Setup::default(),
-        "swap_on tmemswap0; work size=80M; splats; pause end; counters end",
+        "swap_on tmemswap0; work size=40M; splats; pause end; counters end",
     )?;
     guest.wait_for("guest pause end")?;
     let host = guest.stats()?;
@@ -34,12 +34,12 @@ pub(super) fn first_page() -> Result<()> {
 pub(super) fn every_kind_of_page() -> Result<()> {
     let guest = Guest::start(
         &Setup::default(),
-        "swap_on tmemswap0; work size=192M phases=fill,random,overwrite,drop,overwrite; splats; counters end",
+        "swap_on tmemswap0; work size=112M phases=fill,overwrite,drop; splats; counters end",
     )?;
     let console = guest.finish()?;
     console.verified(1)?;
     ensure!(
-        console.counter("end", "vmstat.pswpout")? > 192 * MIB / 4096 / 2,
+        console.counter("end", "vmstat.pswpout")? > 112 * MIB / 4096 / 2,
         "the guest hardly swapped"
     );
     Ok(())
@@ -48,7 +48,7 @@ pub(super) fn every_kind_of_page() -> Result<()> {
 pub(super) fn fork() -> Result<()> {
     let guest = Guest::start(
         &Setup::default(),
-        "swap_on tmemswap0; work size=96M phases=fill,fork,drop,overwrite,fork; splats; counters end",
+        "swap_on tmemswap0; work size=32M phases=fill,fork; splats; counters end",
     )?;
     let console = guest.finish()?;
     console.verified(1)?;
@@ -62,7 +62,7 @@ pub(super) fn fork() -> Result<()> {
 pub(super) fn swapoff() -> Result<()> {
     let mut guest = Guest::start(
         &Setup::default(),
-        "swap_on tmemswap0; hog size=32M phases=fill,wait & at_wait; work size=56M phases=fill; pause full; \
+        "swap_on tmemswap0; hog size=14M phases=fill,wait & at_wait; work size=32M phases=fill; pause full; \
          swapoff /dev/tmemswap0; echo guest swapoff $?; pause empty; go; wait $!; \
          echo guest work $?; splats; counters end",
     )?;
@@ -94,14 +94,14 @@ pub(super) fn swapoff() -> Result<()> {
 
 pub(super) fn limit() -> Result<()> {
     let setup = Setup {
-        tmem: Some("8M"),
+        tmem: Some("4M"),
         kernel_words: "tmem=1 tmem.swap=0",
         disk: Some(256 * MIB),
         ..Setup::default()
     };
     let mut guest = Guest::start(
         &setup,
-        "swap_on vda; work size=144M phases=fill,overwrite; splats; pause end; counters end",
+        "swap_on vda; work size=64M phases=fill; splats; pause end; counters end",
     )?;
     guest.wait_for("guest pause end")?;
     let host = guest.stats()?;
@@ -115,11 +115,11 @@ pub(super) fn limit() -> Result<()> {
     );
     ensure!(host.refused() > 0, "the host never refused a page");
     ensure!(
-        host.get("/bytes_used") <= 8 * MIB,
-        "{} bytes used, 8 MiB allowed",
+        host.get("/bytes_used") <= 4 * MIB,
+        "{} bytes used, 4 MiB allowed",
         host.get("/bytes_used")
     );
-    ensure!(disk > 16 * MIB, "only {disk} bytes went to the disk");
+    ensure!(disk > 8 * MIB, "only {disk} bytes went to the disk");
     ensure!(
         console.counter("end", "tmem.frontswap_stores_no_space")? > 0,
         "the guest counted no refusal"
@@ -134,8 +134,8 @@ pub(super) fn two_cpus() -> Result<()> {
     };
     let guest = Guest::start(
         &setup,
-        "swap_on tmemswap0; work size=96M threads=2 phases=fill,overwrite,drop,random; \
-         work size=96M procs=2 phases=fill,overwrite; splats; counters end",
+        "swap_on tmemswap0; work size=40M threads=2 phases=fill,overwrite; \
+         work size=40M procs=2 phases=fill; splats; counters end",
     )?;
     let console = guest.finish()?;
     console.verified(2)?;
@@ -154,7 +154,7 @@ pub(super) fn two_cpus() -> Result<()> {
 pub(super) fn wrong_byte() -> Result<()> {
     let console = Guest::start(
         &Setup::default(),
-        "swap_on tmemswap0; work size=80M phases=fill,corrupt",
+        "swap_on tmemswap0; work size=32M phases=fill,corrupt",
     )?
     .finish()?;
     ensure!(
@@ -178,7 +178,7 @@ pub(super) fn compressed_kernel() -> Result<()> {
     };
     let console = Guest::start(
         &setup,
-        "swap_on tmemswap0; work size=80M; splats; counters end",
+        "swap_on tmemswap0; work size=32M; splats; counters end",
     )?
     .finish()?;
     console.verified(1)?;

@@ -23,7 +23,7 @@ pub(super) fn figures() -> Result<()> {
         };
         let mut guest = Guest::start(
             &setup,
-            "swap_on tmemswap0; hog size=96M phases=fill,random,drop,wait & at_wait; sleep 2; \
+            "swap_on tmemswap0; hog size=36M phases=fill,drop,wait & at_wait; sleep 2; \
              counters end; pause end; counters later; go; wait $!; echo guest work $?; splats",
         )?;
         guest.wait_for("guest pause end")?;
@@ -68,7 +68,7 @@ pub(super) fn figures() -> Result<()> {
 pub(super) fn clients() -> Result<()> {
     let mut guest = Guest::start(
         &Setup::default(),
-        "swap_on tmemswap0; echo guest working; work size=128M phases=fill,overwrite; splats; pause end",
+        "swap_on tmemswap0; echo guest working; work size=48M phases=fill; splats; pause end",
     )?;
     guest.wait_for("guest working")?;
     let socket = guest.folder().join("control");
@@ -131,7 +131,7 @@ fn ticks(process: u32) -> Result<BTreeMap<String, u64>> {
 pub(super) fn idle() -> Result<()> {
     let mut guest = Guest::start(
         &Setup::default(),
-        "swap_on tmemswap0; work size=80M; pause idle; echo guest awake",
+        "swap_on tmemswap0; work size=32M; pause idle; echo guest awake",
     )?;
     guest.wait_for("guest pause idle")?;
     thread::sleep(Duration::from_secs(1));

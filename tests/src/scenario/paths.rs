@@ -16,7 +16,7 @@ pub(super) fn frontswap_alone() -> Result<()> {
     };
     let mut guest = Guest::start(
         &setup,
-        "ls /dev/tmemswap0; swap_on vda; work size=112M phases=fill,overwrite; splats; pause end; counters end",
+        "ls /dev/tmemswap0; swap_on vda; work size=48M phases=fill; splats; pause end; counters end",
     )?;
     guest.wait_for("guest pause end")?;
     let disk = guest.disk_used()?;
@@ -47,7 +47,7 @@ pub(super) fn block_alone() -> Result<()> {
     };
     let console = Guest::start(
         &setup,
-        "swap_on tmemswap0; work size=112M phases=fill,overwrite,drop; splats; counters end",
+        "swap_on tmemswap0; work size=48M phases=fill,drop; splats; counters end",
     )?
     .finish()?;
     console.verified(1)?;
@@ -75,7 +75,7 @@ pub(super) fn off() -> Result<()> {
         };
         let mut guest = Guest::start(
             &setup,
-            "swap_on vda; work size=96M; splats; counters end; pause end",
+            "swap_on vda; work size=36M; splats; counters end; pause end",
         )?;
         guest.wait_for("guest pause end")?;
         let host = guest.stats()?;
@@ -109,7 +109,7 @@ pub(super) fn zswap() -> Result<()> {
     };
     let mut guest = Guest::start(
         &setup,
-        "swap_on tmemswap0; work size=96M; splats; dmesg; pause end; counters end",
+        "swap_on tmemswap0; work size=36M; splats; dmesg; pause end; counters end",
     )?;
     guest.wait_for("guest pause end")?;
     let host = guest.stats()?;
@@ -141,7 +141,7 @@ pub(super) fn exits() -> Result<()> {
         };
         let mut guest = Guest::start(
             &setup,
-            "swap_on tmemswap0; irqs before; pause a; hog size=96M phases=fill,wait,random,wait & \
+            "swap_on tmemswap0; irqs before; pause a; hog size=36M phases=fill,wait,random,wait & \
              at_wait; pause b; go; at_wait; pause c; irqs after; counters end; go; wait $!; \
              echo guest work $?; splats",
         )?;
