@@ -214,12 +214,12 @@ mod tests {
         let params: boot_params = mem.read_obj(GuestAddress(layout::ZERO_PAGE)).unwrap();
         let hdr = params.hdr;
         assert_eq!(({ hdr.header }, { hdr.boot_flag }), (0x5372_6448, 0xaa55));
-        assert_eq!(u64::from({ hdr.cmd_line_ptr }), layout::CMDLINE);
+        assert_eq!(u64::from(hdr.cmd_line_ptr), layout::CMDLINE);
         assert_eq!({ hdr.ramdisk_size }, 5000);
-        assert_eq!(u64::from({ hdr.ramdisk_image }), (32 << 20) - 0x2000);
+        assert_eq!(u64::from(hdr.ramdisk_image), (32 << 20) - 0x2000);
         assert_eq!(params.e820_entries, 3);
         let byte: u8 = mem
-            .read_obj(GuestAddress(u64::from({ hdr.ramdisk_image }) + 4999))
+            .read_obj(GuestAddress(u64::from(hdr.ramdisk_image) + 4999))
             .unwrap();
         assert_eq!(byte, 7);
         let mut cmdline = [0; 14];
