@@ -183,8 +183,8 @@ mod tests {
 
     #[test]
     fn boot_structures_do_not_overlap() {
-        assert!(GDT + 0x100 <= ZERO_PAGE && ZERO_PAGE + 0x1000 <= PAGE_TABLES);
-        assert!(PAGE_TABLES + 6 * 0x1000 <= CMDLINE && CMDLINE + 2048 <= EBDA);
+        const { assert!(GDT + 0x100 <= ZERO_PAGE && ZERO_PAGE + 0x1000 <= PAGE_TABLES) };
+        const { assert!(PAGE_TABLES + 6 * 0x1000 <= CMDLINE && CMDLINE + 2048 <= EBDA) };
     }
 
     #[test]
