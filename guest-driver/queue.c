@@ -394,8 +394,9 @@ static bool tmem_queue_poll(struct tmem_queue *q, struct tmem_slot *slot,
 			kicked = true;
 		}
 	} while (us < TMEM_POLL_US);
-	/* The last doorbell may have taken all that time */
-	return tmem_slot_done(q, slot);
+	/* The doorbell, or who had the lock, may have taken all that time */
+	tmem_slot_done_or_down(q, slot);
+	return tmem_slot_is_done(slot);
 }
 
 static int tmem_queue_sleep(struct tmem_queue *q, struct tmem_slot *slot)
