@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`activation`] | sockets that systemd made |
 //! | [`config`] | what the operator asks for, checked |
 //! | [`service`] | the store and its guests: adding, removing, reporting |
 //! | `guest` | one guest: domain, device, thread; what happens between two connections |
@@ -16,6 +17,7 @@
 //!
 //! README.md tells of threads, locks and assumptions.
 
+pub mod activation;
 mod backend;
 pub mod config;
 mod guest;

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tmem_device::TmemDevice;
 use tmem_device::tmem::MetricsSnapshot;
 use tmem_store::{DomainConfig, Store, StoreConfig};
 
@@ -49,7 +50,6 @@ pub enum StartError {
 pub struct Service {
     store: Store,
     guests: Mutex<BTreeMap<String, Guest>>,
-    started: Instant,
 }
 
 /// One guest as it is now.
@@ -90,7 +90,6 @@ impl Service {
         let service = Self {
             store,
             guests: Mutex::new(BTreeMap::new()),
-            started: Instant::now(),
         };
         for guest in config.guests {
             let socket = sockets.remove(&guest.name);
@@ -170,9 +169,10 @@ impl Service {
         &self.store
     }
 
-    /// Since when it serves.
-    pub fn started(&self) -> Instant {
-        self.started
+    /// The device of a guest, for its counters.
+    pub fn device(&self, name: &str) -> Option<Arc<TmemDevice>> {
+        let guests = self.guests();
+        guests.get(name).map(|guest| Arc::clone(&guest.device))
     }
 
     /// The guests, in the order of their names.

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod logger;
 mod run;
+mod serve;
 mod stats;
 
 #[derive(Parser)]
@@ -19,6 +20,8 @@ struct Cli {
 enum Command {
     /// Boot a guest whose swap pages live in this process.
     Run(run::Args),
+    /// Serve the pages of many guests over vhost-user.
+    Serve(serve::Args),
     /// Show what a running tmem holds and has done.
     Stats(stats::Args),
 }
@@ -26,6 +29,7 @@ enum Command {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::main(args),
+        Command::Serve(args) => serve::main(args),
         Command::Stats(args) => stats::main(args),
     }
 }

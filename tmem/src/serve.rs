@@ -1,0 +1,170 @@
+//! `tmem serve`: one store for the guests of a machine. Arguments become a [`Config`] that can be
+//! compared, which then is started.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use sd_notify::NotifyState;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tmem_control::{Live, Server};
+use tmem_serve::{Config, ConfigError, ConfigFile, GuestFile, Service, Size, activation};
+
+use crate::run::one_line;
+
+/// Exit code for arguments that cannot be meant.
+const USAGE: u8 = 2;
+
+/// The command line of `tmem serve`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Configuration in TOML; instead of the other options
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["memory", "control", "guest"])]
+    config: Option<PathBuf>,
+    /// Host memory for the pages of all guests: bytes, or a number with K, M, G or T
+    #[arg(long, value_name = "SIZE", required_unless_present = "config")]
+    memory: Option<String>,
+    /// Unix socket to make for the control plane
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+    /// A guest, and the vhost-user socket to make for it; can be given several times
+    #[arg(
+        long,
+        value_name = "name=NAME,socket=PATH[,reserve=SIZE][,limit=SIZE][,weight=N][,swap=SIZE][,queues=N][,keep-seconds=N]"
+    )]
+    guest: Vec<String>,
+}
+
+impl TryFrom<Args> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: Args) -> Result<Self, ConfigError> {
+        let file = match args.config {
+            Some(path) => ConfigFile::read(&path)?,
+            None => ConfigFile {
+                memory: args.memory.as_deref().map(str::parse::<Size>).transpose()?,
+                control: args.control,
+                guests: args
+                    .guest
+                    .iter()
+                    .map(|text| text.parse::<GuestFile>())
+                    .collect::<Result<_, _>>()?,
+            },
+        };
+        Self::try_from(file)
+    }
+}
+
+/// Serves until a signal ends it.
+pub(crate) fn main(args: Args) -> ExitCode {
+    crate::logger::install();
+    let config = match Config::try_from(args) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("tmem: {}", one_line(&error));
+            return ExitCode::from(USAGE);
+        }
+    };
+    match serve(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tmem: {}", one_line(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(config: Config) -> Result<(), Box<dyn Error>> {
+    // From here on a signal waits for its turn instead of ending the process.
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let sockets: BTreeMap<String, UnixListener> = activation::sockets()?;
+    let control = config.control.clone();
+    let service = Service::start_with(config, sockets)?;
+    let live = Arc::new(Live::new(service.store().clone()));
+    for guest in service.report() {
+        if let Some(device) = service.device(&guest.config.name) {
+            live.connect(&guest.config.name, device);
+        }
+    }
+    let server = match control {
+        Some(path) => {
+            tmem_serve::listen::remove_stale(&path)?;
+            Some(Server::start(&path, live)?)
+        }
+        None => None,
+    };
+    notify(NotifyState::Ready);
+    signals.forever().next();
+    notify(NotifyState::Stopping);
+    // No more changes; then the guests finish what they are at.
+    drop(server);
+    drop(service);
+    Ok(())
+}
+
+/// Tells the service manager, where there is one.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        log::warn!("Cannot notify the service manager: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(words: &[&str]) -> Result<Config, String> {
+        let words = std::iter::once(&"serve").chain(words);
+        let args = Cli::try_parse_from(words)
+            .map_err(|error| error.to_string())?
+            .args;
+        Config::try_from(args).map_err(|error| one_line(&error))
+    }
+
+    #[test]
+    fn flags_become_a_configuration() {
+        let config = parse(&[
+            "--memory=4G",
+            "--control=/run/tmem.sock",
+            "--guest=name=vm1,socket=/run/tmem/vm1.sock,reserve=256M,limit=1G,weight=200,swap=1G",
+            "--guest=name=vm2,socket=/run/tmem/vm2.sock",
+        ])
+        .expect("valid");
+        assert_eq!(config.memory, 4 << 30);
+        assert_eq!(config.control, Some("/run/tmem.sock".into()));
+        let names: Vec<_> = config
+            .guests
+            .iter()
+            .map(|guest| guest.name.as_str())
+            .collect();
+        assert_eq!(names, ["vm1", "vm2"]);
+        assert_eq!(config.guests[0].weight, 200);
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_on_one_line() {
+        assert!(parse(&[]).is_err(), "no memory");
+        assert!(parse(&["--config=/x", "--memory=1G"]).is_err());
+        for words in [
+            &["--memory=0"][..],
+            &["--memory=much"],
+            &["--config=/does/not/exist"],
+            &["--memory=1G", "--guest=name=a"],
+        ] {
+            let error = parse(words).expect_err("refused");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! `tmem serve` as a process: sockets, signals, exit codes.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tmem_control::Client;
+
+struct Serve {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Serve {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let text = format!(
+            "memory = '64M'\ncontrol = '{}'\n[[guest]]\nname = 'vm1'\nsocket = '{}'\nlimit = '1M'\n",
+            at("control"),
+            at("vm1")
+        );
+        std::fs::write(dir.path().join("tmem.toml"), text).expect("writes");
+        let child = command(&["serve", "--config", &at("tmem.toml")])
+            .spawn()
+            .expect("starts");
+        let serve = Self { child, dir };
+        // The last thing to be made.
+        serve.eventually("control socket", || {
+            UnixStream::connect(serve.path("control")).is_ok()
+        });
+        serve
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn eventually(&self, what: &str, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what}: not in time");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tmem"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = command(arguments).output().expect("runs");
+    (status.code(), String::from_utf8_lossy(&stderr).into_owned())
+}
+
+#[test]
+fn sigterm_ends_it_within_a_second_with_success_and_without_sockets() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut serve = Serve::start();
+        // A guest that sits in the middle of a message does not delay it.
+        let _guest = UnixStream::connect(serve.path("vm1")).expect("connects");
+        let pid = Pid::from_child(&serve.child);
+        let before = Instant::now();
+        kill_process(pid, signal).expect("is running");
+        let status = serve.child.wait().expect("ends");
+        assert!(status.success(), "{status}");
+        assert!(
+            before.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            before.elapsed()
+        );
+        assert!(!serve.path("control").exists() && !serve.path("vm1").exists());
+    }
+}
+
+#[test]
+fn the_control_socket_knows_the_guests() {
+    let serve = Serve::start();
+    let stats = Client::new(serve.path("control")).stats().expect("answers");
+    assert_eq!(stats.budget, 64 << 20);
+    let names: Vec<_> = stats
+        .domains
+        .iter()
+        .map(|domain| domain.name.as_str())
+        .collect();
+    assert_eq!(names, ["vm1"]);
+    assert_eq!(stats.domains[0].limit, Some(1 << 20));
+}
+
+#[test]
+fn it_starts_again_over_the_sockets_of_one_that_was_killed() {
+    let mut serve = Serve::start();
+    serve.child.kill().expect("is running");
+    serve.child.wait().expect("ends");
+    assert!(serve.path("vm1").exists(), "nobody removed it");
+    let config = serve.path("tmem.toml");
+    serve.child = command(&["serve", "--config", config.to_str().expect("utf-8")])
+        .spawn()
+        .expect("starts");
+    serve.eventually("answers", || {
+        Client::new(serve.path("control")).stats().is_ok()
+    });
+}
+
+#[test]
+fn a_socket_in_use_is_left_to_its_owner() {
+    let serve = Serve::start();
+    let socket = serve.path("vm1");
+    let guest = format!("--guest=name=a,socket={}", socket.display());
+    let (code, error) = run(&["serve", "--memory=1M", &guest]);
+    assert_eq!(code, Some(1));
+    assert!(
+        error.contains("Another process") && error.trim_end().lines().count() == 1,
+        "{error}"
+    );
+    assert!(Path::new(&socket).exists());
+    UnixStream::connect(socket).expect("still served");
+}
+
+#[test]
+fn arguments_that_cannot_be_meant_end_with_2_and_one_line() {
+    let (code, error) = run(&["serve", "--memory=1M", "--guest=name=a/b,socket=/tmp/x"]);
+    assert_eq!(code, Some(2));
+    assert!(
+        error.starts_with("tmem: Guest name") && error.trim_end().lines().count() == 1,
+        "{error}"
+    );
+    let (code, _) = run(&["serve"]);
+    assert_eq!(code, Some(2));
+}
