@@ -118,6 +118,19 @@ impl Segment {
         frames(usize::from(slot) * bytes, bytes) & !self.resident
     }
 
+    /// `missing` frames and up to `ahead` more that follow and have no memory.
+    pub(crate) fn run_from(&self, missing: u64, ahead: u64) -> u64 {
+        let mut run = missing;
+        for _ in 0..ahead {
+            let next = run << 1 & !run & !self.resident;
+            if next == 0 {
+                break;
+            }
+            run |= next;
+        }
+        run
+    }
+
     /// Bytes that the list of backrefs must grow by before the slot can be taken.
     pub(crate) fn growth(&self, slot: u16) -> u64 {
         if usize::from(slot) < self.backrefs.capacity() {

@@ -1,7 +1,7 @@
 //! Pages of real processes: a Python heap full of parsed JSON, a compiler's heap, an ELF file.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -84,14 +84,6 @@ sys.stdin.read()
 fn compiler(most: usize) -> std::io::Result<Vec<Page>> {
     let cc1 = Command::new("gcc").arg("-print-prog-name=cc1").output()?;
     let cc1 = String::from_utf8_lossy(&cc1.stdout).trim().to_owned();
-    let mut child = Victim(
-        Command::new(cc1)
-            .args(["-quiet", "-O2", "-fsyntax-only", "-", "-o", "/dev/null"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?,
-    );
     let mut source = String::new();
     for i in 0..most / 2 {
         source.push_str(&format!(
@@ -108,13 +100,20 @@ fn compiler(most: usize) -> std::io::Result<Vec<Page>> {
             i % 50 + 8,
         ));
     }
-    let mut stdin = child.0.stdin.take().expect("piped");
     // The compiler waits for the rest of its input while its heap is read.
-    let feed = std::thread::spawn(move || {
-        let _ = stdin.write_all(source.as_bytes());
-        stdin
-    });
-    let stdin = feed.join().expect("feeding does not panic");
+    source.push_str("#include \"/dev/stdin\"\n");
+    let file = std::env::temp_dir().join(format!("tmem-bench-{}.c", std::process::id()));
+    fs::write(&file, source)?;
+    let mut child = Victim(
+        Command::new(cc1)
+            .args(["-quiet", "-O2", "-o", "/dev/null"])
+            .arg(&file)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?,
+    );
+    let stdin = child.0.stdin.take();
     let deadline = Instant::now() + Duration::from_secs(20);
     let (mut last, mut same) = (0, 0);
     while same < 5 && Instant::now() < deadline {
@@ -125,6 +124,7 @@ fn compiler(most: usize) -> std::io::Result<Vec<Page>> {
     }
     let pages = heap(child.0.id(), most);
     drop(stdin);
+    fs::remove_file(file)?;
     pages
 }
 

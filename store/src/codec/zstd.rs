@@ -1,4 +1,4 @@
-//! Zstandard at a fast (negative) level, the codec of the cold tier.
+//! Zstandard at its fastest level with entropy-coded literals, the codec of the cold tier.
 
 use std::cell::RefCell;
 
@@ -16,7 +16,7 @@ pub struct Zstd {
 
 impl Default for Zstd {
     fn default() -> Self {
-        Self { level: -1 }
+        Self { level: 1 }
     }
 }
 

@@ -4,6 +4,8 @@
 //! A chunk is found through a hash table of 8-byte items. The chunks of an object are also a list, so
 //! that the object can be invalidated without knowing its pages.
 
+use std::hash::BuildHasher;
+
 use hashbrown::HashTable;
 
 use super::chunk::{Chunk, NONE};
@@ -37,11 +39,17 @@ pub(crate) fn spread(tag: u32) -> u64 {
     u64::from(tag) << 32 | u64::from(tag)
 }
 
-/// Hashes of a key: of its chunk and of its object.
+/// Hashes of a key: of its chunk, and of its object, which is only needed when a chunk comes or goes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Tags {
+pub(crate) struct Tags<'a> {
     pub(crate) chunk: u32,
-    pub(crate) object: u32,
+    pub(crate) hasher: &'a hashbrown::DefaultHashBuilder,
+}
+
+impl Tags<'_> {
+    fn object(self, object: ObjectId) -> u32 {
+        self.hasher.hash_one(object.0) as u32
+    }
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +69,7 @@ impl Shard {
         self.paid
     }
 
-    pub(crate) fn find(&self, tags: Tags, key: Key) -> Option<u32> {
+    pub(crate) fn find(&self, tags: Tags<'_>, key: Key) -> Option<u32> {
         let (number, _) = key.chunk();
         self.table
             .find(spread(tags.chunk), |item| {
@@ -88,7 +96,7 @@ impl Shard {
     }
 
     /// What the index says of a page: its place, and its entry (that of the node, if it has one).
-    pub(crate) fn get(&self, tags: Tags, key: Key) -> Option<(u32, Entry)> {
+    pub(crate) fn get(&self, tags: Tags<'_>, key: Key) -> Option<(u32, Entry)> {
         let (_, place) = key.chunk();
         let chunk = self.find(tags, key)?;
         let entry = self.chunks.get(chunk)?.get(place);
@@ -102,7 +110,7 @@ impl Shard {
     }
 
     /// Takes an entry out, and the chunk with its last entry.
-    pub(crate) fn remove(&mut self, purse: &Purse, chunk: u32, place: u8, tags: Tags) {
+    pub(crate) fn remove(&mut self, purse: &Purse, chunk: u32, place: u8, tags: Tags<'_>) {
         if let Some(chunk) = self.chunks.get_mut(chunk) {
             chunk.remove(place);
             if chunk.present() != 0 {
@@ -115,9 +123,15 @@ impl Shard {
     }
 
     /// Makes room for an entry, and the chunk for it if there is none.
-    pub(crate) fn prepare(&mut self, purse: &Purse, tags: Tags, key: Key) -> Result<u32, Refusal> {
+    pub(crate) fn prepare(
+        &mut self,
+        purse: &Purse,
+        tags: Tags<'_>,
+        key: Key,
+        known: Option<u32>,
+    ) -> Result<u32, Refusal> {
         let (number, place) = key.chunk();
-        let chunk = match self.find(tags, key) {
+        let chunk = match known {
             Some(chunk) => chunk,
             None => self.insert(purse, tags, key.object, number)?,
         };
@@ -146,7 +160,7 @@ impl Shard {
     fn insert(
         &mut self,
         purse: &Purse,
-        tags: Tags,
+        tags: Tags<'_>,
         object: ObjectId,
         number: u32,
     ) -> Result<u32, Refusal> {
@@ -165,7 +179,7 @@ impl Shard {
         };
         self.table
             .insert_unique(spread(item.tag), item, |item| spread(item.tag));
-        self.link(tags.object, chunk, object);
+        self.link(tags.object(object), chunk, object);
         Ok(chunk)
     }
 
@@ -193,7 +207,7 @@ impl Shard {
     }
 
     /// Removes the chunk if it is empty.
-    pub(crate) fn tidy(&mut self, purse: &Purse, chunk: u32, tags: Tags) {
+    pub(crate) fn tidy(&mut self, purse: &Purse, chunk: u32, tags: Tags<'_>) {
         if self.chunks.get(chunk).is_none_or(|c| c.present() != 0) {
             return;
         }
@@ -214,7 +228,9 @@ impl Shard {
             previous.next = removed.next;
         } else if let Ok(mut head) = self
             .objects
-            .find_entry(spread(tags.object), |item| item.chunk == chunk)
+            .find_entry(spread(tags.object(removed.object)), |item| {
+                item.chunk == chunk
+            })
         {
             if removed.next == NONE {
                 head.remove();
@@ -237,10 +253,11 @@ impl Shard {
     }
 
     /// The first chunk of an object's list.
-    pub(crate) fn first_of(&self, tags: Tags, object: ObjectId) -> Option<u32> {
+    pub(crate) fn first_of(&self, tags: Tags<'_>, object: ObjectId) -> Option<u32> {
+        let tag = tags.object(object);
         self.objects
-            .find(spread(tags.object), |item| {
-                item.tag == tags.object
+            .find(spread(tag), |item| {
+                item.tag == tag
                     && self
                         .chunks
                         .get(item.chunk)

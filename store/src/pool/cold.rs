@@ -5,7 +5,7 @@
 //! compared with that copy under the lock, so that a page stored meanwhile can not be mistaken for it.
 
 use super::{Pool, ShardCell};
-use crate::codec::COMPRESS_BUFFER;
+use crate::codec::{COMPRESS_BUFFER, LONGEST_COMPRESSED};
 use crate::entry::{Encoding, Entry, Kind, OLDEST, Slot};
 use crate::index::{Holder, SHARDS};
 use crate::page::{PAGE_SIZE, Page};
@@ -144,10 +144,11 @@ impl Pool {
     pub(super) fn warm(&self, cell: &ShardCell, spot: Spot, kept: &[u8], page: &Page) {
         let mut out = [0; COMPRESS_BUFFER];
         let mut again = [0; COMPRESS_BUFFER];
-        let Some(len) = self.codecs.hot.compress(page, &mut out) else {
-            return;
+        let hot = match self.codecs.hot.compress(page, &mut out) {
+            Some(len) if len > 0 && len <= LONGEST_COMPRESSED => (&out[..len], Encoding::Hot),
+            _ => (&page[..], Encoding::Raw),
         };
-        if len > 0 && self.swap(cell, spot, kept, (&out[..len], Encoding::Hot), &mut again) {
+        if self.swap(cell, spot, kept, hot, &mut again) {
             let _locked = cell.locked.lock();
             cell.counters.warmed.add(1);
         }
@@ -169,7 +170,7 @@ impl Pool {
         let Kind::Slot(slot) = entry.kind() else {
             return false;
         };
-        let back = encoding == Encoding::Hot;
+        let back = encoding != Encoding::Cold;
         if (slot.encoding == Encoding::Cold) != back || usize::from(slot.len) != kept.len() {
             return false;
         }

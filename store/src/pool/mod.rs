@@ -124,13 +124,12 @@ impl Pool {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "parts of a hash")]
-    fn tags(&self, key: Key) -> (usize, Tags) {
+    fn tags(&self, key: Key) -> (usize, Tags<'_>) {
         let (chunk, _) = key.chunk();
         let hash = self.hasher.hash_one((key.object.0, chunk));
-        let object = self.hasher.hash_one(key.object.0);
         let tags = Tags {
             chunk: hash as u32,
-            object: object as u32,
+            hasher: &self.hasher,
         };
         ((hash >> 32) as usize % SHARDS, tags)
     }
@@ -149,9 +148,16 @@ impl Pool {
         if locked.dead {
             return Err(Unplaced::PoolGone);
         }
-        self.take_out(cell, locked, tags, key);
+        // The old page goes first, whatever becomes of the new one; its place in the chunk stays.
         let (_, place) = key.chunk();
-        let chunk = locked.shard.prepare(self.purse(), tags, key)?;
+        let known = locked.shard.find(tags, key);
+        if let Some(found) = known.and_then(|chunk| locked.shard.chunk(chunk)) {
+            let old = found.get(place);
+            if !old.is_empty() {
+                self.discard(cell, locked, old);
+            }
+        }
+        let chunk = locked.shard.prepare(self.purse(), tags, key, known)?;
         let placed = if self.is_ephemeral() {
             self.place_node(cell, locked, member, (number, chunk, place), encoded)
         } else {
@@ -170,7 +176,7 @@ impl Pool {
                 locked.shard.set(chunk, place, entry);
                 cell.counters.stores.add(1);
             }
-            Err(_) => locked.shard.tidy(self.purse(), chunk, tags),
+            Err(_) => locked.shard.remove(self.purse(), chunk, place, tags),
         }
         cell.counters.metadata.set(locked.shard.paid());
         placed.map(drop).map_err(Unplaced::Refused)
@@ -279,7 +285,7 @@ impl Pool {
     }
 
     /// Removes what is under a key. Returns whether a page was there.
-    fn take_out(&self, cell: &ShardCell, locked: &mut Locked, tags: Tags, key: Key) -> bool {
+    fn take_out(&self, cell: &ShardCell, locked: &mut Locked, tags: Tags<'_>, key: Key) -> bool {
         let Some((chunk, entry)) = locked.shard.get(tags, key) else {
             return false;
         };
@@ -374,7 +380,7 @@ impl Pool {
     fn fetch(
         &self,
         cell: &ShardCell,
-        tags: Tags,
+        tags: Tags<'_>,
         key: Key,
         scratch: &mut [u8],
         page: &mut Page,
