@@ -25,7 +25,7 @@ pub(super) fn first_page() -> Result<()> {
         "the guest read its pages, and the host gave none"
     );
     ensure!(
-        console.counter("end", "vmstat.pswpout")? > 0,
+        console.counter("end", "tmem.frontswap_loads_ok")? > 0,
         "the guest had no need to swap"
     );
     Ok(())
@@ -39,7 +39,7 @@ pub(super) fn every_kind_of_page() -> Result<()> {
     let console = guest.finish()?;
     console.verified(1)?;
     ensure!(
-        console.counter("end", "vmstat.pswpout")? > 112 * MIB / 4096 / 2,
+        console.counter("end", "vmstat.pgmajfault")? > 112 * MIB / 4096 / 2,
         "the guest hardly swapped"
     );
     Ok(())
@@ -53,7 +53,7 @@ pub(super) fn fork() -> Result<()> {
     let console = guest.finish()?;
     console.verified(1)?;
     ensure!(
-        console.counter("end", "vmstat.pswpin")? > 0,
+        console.counter("end", "tmem.frontswap_loads_ok")? > 0,
         "the guest had no need to swap"
     );
     Ok(())
@@ -144,7 +144,7 @@ pub(super) fn two_cpus() -> Result<()> {
         "the guest has not two processors"
     );
     ensure!(
-        console.counter("end", "vmstat.pswpin")? > 0,
+        console.counter("end", "tmem.frontswap_loads_ok")? > 0,
         "the guest had no need to swap"
     );
     Ok(())
@@ -183,7 +183,7 @@ pub(super) fn compressed_kernel() -> Result<()> {
     .finish()?;
     console.verified(1)?;
     ensure!(
-        console.counter("end", "vmstat.pswpout")? > 0,
+        console.counter("end", "tmem.frontswap_loads_ok")? > 0,
         "the guest had no need to swap"
     );
     Ok(())
