@@ -6,14 +6,16 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, StatusCode, body::Bytes, client::conn::http1, header::HOST};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time};
 
 use crate::{
+    operate::{Change, Flush, Flushed, Freeable, NewGuest},
     socket,
-    stats::{ErrorReply, Stats},
+    stats::{Domain, ErrorReply, Stats},
 };
 
 /// How long a request may take, from connect to the last byte of the reply.
@@ -98,11 +100,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn stats(&self) -> Result<Stats, ClientError> {
-        let body = self.get("/v1/stats")?;
-        serde_json::from_slice(&body).map_err(|source| ClientError::Decode {
-            path: self.path.clone(),
-            source,
-        })
+        self.decode(&self.get("/v1/stats")?)
     }
 
     /// `GET /metrics`.
@@ -114,27 +112,97 @@ impl Client {
         String::from_utf8(body.into()).map_err(|error| self.http(error))
     }
 
-    fn get(&self, resource: &'static str) -> Result<Bytes, ClientError> {
+    /// `GET /v1/freeable`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn freeable(&self) -> Result<Freeable, ClientError> {
+        self.decode(&self.get("/v1/freeable")?)
+    }
+
+    /// `PATCH /v1/domains/{name}`. Returns what the domain is then.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn change(&self, name: &str, change: &Change) -> Result<Domain, ClientError> {
+        let resource = format!("/v1/domains/{name}");
+        self.decode(&self.request(Method::PATCH, &resource, self.encode(change)?)?)
+    }
+
+    /// `POST /v1/domains/{name}/flush`. Returns the bytes that were freed.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn flush(&self, name: &str, bytes: u64) -> Result<u64, ClientError> {
+        let resource = format!("/v1/domains/{name}/flush");
+        let body = self.encode(&Flush { bytes })?;
+        let reply: Flushed = self.decode(&self.request(Method::POST, &resource, body)?)?;
+        Ok(reply.flushed)
+    }
+
+    /// `POST /v1/guests`. Returns its domain.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn add_guest(&self, guest: &NewGuest) -> Result<Domain, ClientError> {
+        self.decode(&self.request(Method::POST, "/v1/guests", self.encode(guest)?)?)
+    }
+
+    /// `DELETE /v1/guests/{name}`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn remove_guest(&self, name: &str) -> Result<(), ClientError> {
+        let resource = format!("/v1/guests/{name}");
+        self.request(Method::DELETE, &resource, Bytes::new())
+            .map(drop)
+    }
+
+    fn decode<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ClientError> {
+        serde_json::from_slice(body).map_err(|source| ClientError::Decode {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    fn encode(&self, body: &impl Serialize) -> Result<Bytes, ClientError> {
+        serde_json::to_vec(body)
+            .map(Bytes::from)
+            .map_err(|error| self.http(error))
+    }
+
+    fn get(&self, resource: &str) -> Result<Bytes, ClientError> {
+        self.request(Method::GET, resource, Bytes::new())
+    }
+
+    fn request(&self, method: Method, resource: &str, body: Bytes) -> Result<Bytes, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(ClientError::Setup)?;
         runtime.block_on(async {
-            match time::timeout(DEADLINE, self.exchange(resource)).await {
+            match time::timeout(DEADLINE, self.exchange(method, resource, body)).await {
                 Ok(result) => result,
                 Err(_) => Err(ClientError::TimedOut(self.path.clone())),
             }
         })
     }
 
-    async fn exchange(&self, resource: &'static str) -> Result<Bytes, ClientError> {
+    async fn exchange(
+        &self,
+        method: Method,
+        resource: &str,
+        body: Bytes,
+    ) -> Result<Bytes, ClientError> {
         let stream = connect(&self.path).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.http(error))?;
-        let request = Request::get(resource)
+        let request = Request::builder()
+            .method(method)
+            .uri(resource)
             .header(HOST, "localhost")
-            .body(Empty::<Bytes>::new())
+            .body(Full::new(body))
             .map_err(|error| self.http(error))?;
         let reply = async {
             let response = sender

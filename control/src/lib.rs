@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`stats`] | the replies: plain types that serialize to the JSON of `docs/control-api.yaml` |
 //! | [`snapshot`] | the same types taken from a running store and its devices |
+//! | [`operate`] | what a client can have done: bodies, replies, refusals |
 //! | [`server`] | [`Server`]: one thread, bounded connections, deadlines |
 //! | `route` | method and path to a typed request, or to the refusal to send |
 //! | [`prometheus`] | the metrics page, and the table of every metric |
@@ -13,6 +14,7 @@
 //! See README.md for what is promised about slow and hostile clients.
 
 pub mod client;
+pub mod operate;
 pub mod prometheus;
 mod route;
 pub mod server;
@@ -21,6 +23,7 @@ mod socket;
 pub mod stats;
 
 pub use client::{Client, ClientError};
+pub use operate::{Done, Operation, Refused};
 pub use server::{Server, Source};
 pub use snapshot::Live;
 pub use socket::BindError;

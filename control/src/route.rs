@@ -2,13 +2,27 @@
 
 use hyper::{Method, StatusCode};
 
-/// What a client may ask for.
+/// What a client may ask for. Bodies are not decoded yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Request {
+pub(crate) enum Request<'a> {
     /// `GET /v1/stats`
     Stats,
     /// `GET /metrics`
     Metrics,
+    /// `GET /v1/domains`
+    Domains,
+    /// `GET /v1/domains/{name}`
+    Domain(&'a str),
+    /// `PATCH /v1/domains/{name}`
+    Change(&'a str),
+    /// `POST /v1/domains/{name}/flush`
+    Flush(&'a str),
+    /// `GET /v1/freeable`
+    Freeable,
+    /// `POST /v1/guests`
+    AddGuest,
+    /// `DELETE /v1/guests/{name}`
+    RemoveGuest(&'a str),
 }
 
 /// Why a request is not carried out.
@@ -20,31 +34,68 @@ pub(crate) struct Refusal {
     pub(crate) allow: Option<&'static str>,
 }
 
-const READ_ONLY: &str = "GET, HEAD";
+const GET: &str = "GET, HEAD";
 
 /// Decodes the request line.
 ///
 /// The refusal quotes neither method nor path: the client knows them, and logs stay clean.
-pub(crate) fn decode(method: &Method, path: &str) -> Result<Request, Refusal> {
-    let request = match path {
-        "/v1/stats" => Request::Stats,
-        "/metrics" => Request::Metrics,
+pub(crate) fn decode<'a>(method: &Method, path: &'a str) -> Result<Request<'a>, Refusal> {
+    let read = *method == Method::GET || *method == Method::HEAD;
+    let (request, allow) = match *segments(path).as_slice() {
+        ["v1", "stats"] => (read.then_some(Request::Stats), GET),
+        ["metrics"] => (read.then_some(Request::Metrics), GET),
+        ["v1", "domains"] => (read.then_some(Request::Domains), GET),
+        ["v1", "freeable"] => (read.then_some(Request::Freeable), GET),
+        ["v1", "domains", name] if is_name(name) => {
+            let request = match *method {
+                Method::PATCH => Some(Request::Change(name)),
+                _ => read.then_some(Request::Domain(name)),
+            };
+            (request, "GET, HEAD, PATCH")
+        }
+        ["v1", "domains", name, "flush"] if is_name(name) => {
+            let request = (*method == Method::POST).then_some(Request::Flush(name));
+            (request, "POST")
+        }
+        ["v1", "guests"] => {
+            let request = (*method == Method::POST).then_some(Request::AddGuest);
+            (request, "POST")
+        }
+        ["v1", "guests", name] if is_name(name) => {
+            let request = (*method == Method::DELETE).then_some(Request::RemoveGuest(name));
+            (request, "DELETE")
+        }
         _ => {
             return Err(Refusal {
                 status: StatusCode::NOT_FOUND,
-                error: "No such resource; there are /v1/stats and /metrics".into(),
+                error: "No such resource; there are /v1/stats, /v1/domains, /v1/domains/{name}, \
+                        /v1/domains/{name}/flush, /v1/freeable, /v1/guests, /v1/guests/{name} and \
+                        /metrics"
+                    .into(),
                 allow: None,
             });
         }
     };
-    if method != Method::GET && method != Method::HEAD {
-        return Err(Refusal {
-            status: StatusCode::METHOD_NOT_ALLOWED,
-            error: format!("Method not allowed here; allowed: {READ_ONLY}"),
-            allow: Some(READ_ONLY),
-        });
-    }
-    Ok(request)
+    request.ok_or_else(|| Refusal {
+        status: StatusCode::METHOD_NOT_ALLOWED,
+        error: format!("Method not allowed here; allowed: {allow}"),
+        allow: Some(allow),
+    })
+}
+
+/// The parts of a path between slashes; none of what is not absolute, or much too deep.
+fn segments(path: &str) -> Vec<&str> {
+    path.strip_prefix('/')
+        .map(|path| path.splitn(6, '/').collect())
+        .unwrap_or_default()
+}
+
+/// Names of guests need no escapes; what is not one cannot exist.
+fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 #[cfg(test)]
@@ -55,6 +106,18 @@ mod tests {
     fn known_paths_decode() {
         assert_eq!(decode(&Method::GET, "/v1/stats"), Ok(Request::Stats));
         assert_eq!(decode(&Method::HEAD, "/metrics"), Ok(Request::Metrics));
+        let vm1 = "/v1/domains/vm1";
+        assert_eq!(decode(&Method::GET, vm1), Ok(Request::Domain("vm1")));
+        assert_eq!(decode(&Method::PATCH, vm1), Ok(Request::Change("vm1")));
+        assert_eq!(
+            decode(&Method::POST, "/v1/domains/a.b_c-d/flush"),
+            Ok(Request::Flush("a.b_c-d"))
+        );
+        assert_eq!(decode(&Method::POST, "/v1/guests"), Ok(Request::AddGuest));
+        assert_eq!(
+            decode(&Method::DELETE, "/v1/guests/vm1"),
+            Ok(Request::RemoveGuest("vm1"))
+        );
     }
 
     #[test]
@@ -67,6 +130,12 @@ mod tests {
             "/v1/stats/../stats",
             "/V1/STATS",
             "*",
+            "/v1/domains/",
+            "/v1/domains/a%20b",
+            "/v1/domains/a/flush/",
+            "/v1/domains//flush",
+            "v1/stats",
+            "/////////////",
         ] {
             for method in [Method::GET, Method::POST, Method::CONNECT] {
                 let refusal = decode(&method, path).expect_err(path);
@@ -77,8 +146,15 @@ mod tests {
 
     #[test]
     fn wrong_method_is_405_and_names_the_right_ones() {
-        let refusal = decode(&Method::DELETE, "/v1/stats").expect_err("DELETE");
-        assert_eq!(refusal.status, StatusCode::METHOD_NOT_ALLOWED);
-        assert_eq!(refusal.allow, Some("GET, HEAD"));
+        for (method, path, allow) in [
+            (Method::DELETE, "/v1/stats", "GET, HEAD"),
+            (Method::POST, "/v1/domains/a", "GET, HEAD, PATCH"),
+            (Method::GET, "/v1/domains/a/flush", "POST"),
+            (Method::GET, "/v1/guests/a", "DELETE"),
+        ] {
+            let refusal = decode(&method, path).expect_err(path);
+            assert_eq!(refusal.status, StatusCode::METHOD_NOT_ALLOWED);
+            assert_eq!(refusal.allow, Some(allow));
+        }
     }
 }

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
     Response, StatusCode,
     body::{Bytes, Incoming},
@@ -23,6 +23,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::de::DeserializeOwned;
 use tokio::{
     net::{UnixListener, UnixStream},
     runtime::Runtime,
@@ -31,6 +32,7 @@ use tokio::{
 };
 
 use crate::{
+    operate::{Domains, Done, Flush, Flushed, Freeable, NewGuest, Operation, Refused},
     prometheus,
     route::{self, Refusal, Request},
     socket::{self, BindError, SocketFile},
@@ -45,6 +47,9 @@ pub const MAX_HEADER_BYTES: usize = 16 << 10;
 
 /// Header fields that are read before the client is told 431.
 const MAX_HEADERS: usize = 64;
+
+/// Bytes of a request body that are read before the client is told 413.
+pub const MAX_BODY_BYTES: usize = 16 << 10;
 
 /// How long a client may take to send its request.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -61,6 +66,15 @@ pub trait Source: Send + Sync + 'static {
     /// Takes a snapshot. MUST NOT hold a lock that a guest's request waits on for longer than it
     /// takes to copy a few counters.
     fn stats(&self) -> Stats;
+
+    /// Does something. Changes nothing when it refuses. The same rule for locks.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    fn operate(&self, operation: Operation) -> Result<Done, Refused> {
+        drop(operation);
+        Err(Refused::Unsupported("it has no page store"))
+    }
 }
 
 /// A running server. Dropping it ends all connections, joins the thread and removes the socket.
@@ -153,9 +167,8 @@ async fn accept(listener: UnixListener, source: Arc<dyn Source>) {
 
 async fn connection(stream: UnixStream, source: Arc<dyn Source>) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        // No resource takes a body yet, so none is read; hyper closes the connection over it.
-        let reply = answer(&request, source.as_ref());
-        async move { Ok::<_, Infallible>(reply) }
+        let source = Arc::clone(&source);
+        async move { Ok::<_, Infallible>(answer(request, source.as_ref()).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -172,14 +185,113 @@ async fn connection(stream: UnixStream, source: Arc<dyn Source>) {
     }
 }
 
-fn answer(request: &hyper::Request<Incoming>, source: &dyn Source) -> Response<Full<Bytes>> {
-    match route::decode(request.method(), request.uri().path()) {
-        Ok(Request::Stats) => json(StatusCode::OK, &source.stats()),
-        Ok(Request::Metrics) => match prometheus::render(source.stats()) {
+async fn answer(request: hyper::Request<Incoming>, source: &dyn Source) -> Response<Full<Bytes>> {
+    // A request without a use for its body leaves it unread; hyper closes the connection over it.
+    let (parts, body) = request.into_parts();
+    let request = match route::decode(&parts.method, parts.uri.path()) {
+        Ok(request) => request,
+        Err(refusal) => return refuse(refusal),
+    };
+    match request {
+        Request::Stats => json(StatusCode::OK, &source.stats()),
+        Request::Metrics => match prometheus::render(source.stats()) {
             Ok(page) => reply(StatusCode::OK, prometheus::CONTENT_TYPE, page),
             Err(error) => internal(&error),
         },
-        Err(refusal) => refuse(refusal),
+        Request::Domains => {
+            let domains = source.stats().domains;
+            json(StatusCode::OK, &Domains { domains })
+        }
+        Request::Domain(name) => domain(source, name, StatusCode::OK),
+        Request::Freeable => {
+            let stats = source.stats();
+            let each = stats.domains.into_iter().map(|d| (d.name, d.freeable));
+            let reply = Freeable {
+                freeable: stats.freeable,
+                domains: each.collect(),
+            };
+            json(StatusCode::OK, &reply)
+        }
+        Request::Change(name) => match decode(body).await {
+            Ok(change) => {
+                let domain = name.to_owned();
+                operate(source, Operation::Change { domain, change }, name)
+            }
+            Err(refusal) => refuse(refusal),
+        },
+        Request::Flush(name) => match decode::<Flush>(body).await {
+            Ok(Flush { bytes }) => {
+                let domain = name.to_owned();
+                operate(source, Operation::Flush { domain, bytes }, name)
+            }
+            Err(refusal) => refuse(refusal),
+        },
+        Request::AddGuest => match decode::<NewGuest>(body).await {
+            Ok(guest) => {
+                let name = guest.name.clone();
+                operate(source, Operation::AddGuest(guest), &name)
+            }
+            Err(refusal) => refuse(refusal),
+        },
+        Request::RemoveGuest(name) => {
+            operate(source, Operation::RemoveGuest(name.to_owned()), name)
+        }
+    }
+}
+
+/// Reads a whole body, however slowly it comes within the time of a connection.
+async fn decode<T: DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
+    let refusal = |status, error| Refusal {
+        status,
+        error,
+        allow: None,
+    };
+    let bytes = match Limited::new(body, MAX_BODY_BYTES).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let error = format!("A body has at most {MAX_BODY_BYTES} bytes");
+            return Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, error));
+        }
+        Err(_) => {
+            let error = "The body could not be read".to_owned();
+            return Err(refusal(StatusCode::BAD_REQUEST, error));
+        }
+    };
+    serde_json::from_slice(&bytes)
+        .map_err(|error| refusal(StatusCode::BAD_REQUEST, format!("Body: {error}")))
+}
+
+/// Has something done to the guest named `name`, and replies with what it is then.
+fn operate(source: &dyn Source, operation: Operation, name: &str) -> Response<Full<Bytes>> {
+    match source.operate(operation) {
+        Ok(Done::Changed) => domain(source, name, StatusCode::OK),
+        Ok(Done::Added) => domain(source, name, StatusCode::CREATED),
+        Ok(Done::Flushed(flushed)) => json(StatusCode::OK, &Flushed { flushed }),
+        Ok(Done::Removed) => {
+            let mut response = Response::new(Full::default());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response
+        }
+        Err(refused) => refuse(Refusal {
+            status: refused.status(),
+            error: refused.to_string(),
+            allow: None,
+        }),
+    }
+}
+
+fn domain(source: &dyn Source, name: &str, status: StatusCode) -> Response<Full<Bytes>> {
+    let domains = source.stats().domains;
+    match domains.into_iter().find(|domain| domain.name == name) {
+        Some(domain) => json(status, &domain),
+        None => {
+            let refused = Refused::Unknown(name.to_owned());
+            refuse(Refusal {
+                status: refused.status(),
+                error: refused.to_string(),
+                allow: None,
+            })
+        }
     }
 }
 

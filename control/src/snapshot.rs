@@ -12,9 +12,10 @@ use tmem_device::{
     tmem::{Malformed, MetricsSnapshot},
 };
 use tmem_protocol::Status;
-use tmem_store::{DomainStats, PoolStats, Store, StoreStats};
+use tmem_store::{ConfigError, DomainChange, DomainStats, PoolStats, Store, StoreStats};
 
 use crate::{
+    operate::{Compression, Done, Operation, Refused},
     server::Source,
     stats::{Counters, Device, Domain, Histogram, Pool, PoolKind, Stats},
 };
@@ -69,6 +70,50 @@ impl Source for Live {
                 .map(|device| Device::from(&device.metrics().snapshot()))
         };
         stats(&store, self.started.elapsed().as_secs_f64(), device_of)
+    }
+
+    /// Changes and flushes domains; guests are for those to add who serve them.
+    fn operate(&self, operation: Operation) -> Result<Done, Refused> {
+        let find = |name: String| self.store.domain(&name).ok_or(Refused::Unknown(name));
+        match operation {
+            Operation::Change { domain, change } => {
+                let domain = find(domain)?;
+                domain
+                    .set(DomainChange {
+                        reserve: change.reserve,
+                        limit: change.limit.map(|limit| limit.unwrap_or(u64::MAX)),
+                        weight: change.weight,
+                        cold: change.compression.map(|c| c == Compression::Dense),
+                    })
+                    .map_err(refused)?;
+                match change.frozen {
+                    Some(true) => domain.freeze(),
+                    Some(false) => domain.thaw(),
+                    None => {}
+                }
+                Ok(Done::Changed)
+            }
+            Operation::Flush { domain, bytes } => Ok(Done::Flushed(find(domain)?.flush(bytes))),
+            Operation::AddGuest(_) | Operation::RemoveGuest(_) => Err(Refused::Unsupported(
+                "its guests come with its command line",
+            )),
+        }
+    }
+}
+
+/// Why the store does not take the values.
+fn refused(error: ConfigError) -> Refused {
+    let text = error.to_string();
+    match error {
+        ConfigError::NoWeight | ConfigError::ReserveAboveLimit | ConfigError::NoBudget => {
+            Refused::Invalid(text)
+        }
+        ConfigError::Host(_) => Refused::Failed(text),
+        ConfigError::ReservesAboveBudget { .. }
+        | ConfigError::ReserveInUse
+        | ConfigError::NameTaken
+        | ConfigError::UnknownDomain
+        | ConfigError::Removed => Refused::Conflict(text),
     }
 }
 

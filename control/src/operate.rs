@@ -1,0 +1,205 @@
+//! What a client can have done: bodies of requests, their replies, and why they are refused.
+
+use std::collections::BTreeMap;
+
+use hyper::StatusCode;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::stats::Domain;
+
+/// Reply of `GET /v1/domains`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Domains {
+    /// The guests, in the order of their names.
+    pub domains: Vec<Domain>,
+}
+
+/// Reply of `GET /v1/freeable`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freeable {
+    /// Bytes held by ephemeral pages of all guests, which the host can have back at once.
+    pub freeable: u64,
+    /// The same for each guest.
+    pub domains: BTreeMap<String, u64>,
+}
+
+/// Body of `PATCH /v1/domains/{name}`. What is left out stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// Share in the memory that nobody reserved, at least 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// Bytes of the budget that only this domain may use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserve: Option<u64>,
+    /// Hard cap in bytes; `null` (here `Some(None)`) takes it away.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub limit: Option<Option<u64>>,
+    /// How hard pages are compressed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
+    /// Whether new pages are refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<bool>,
+}
+
+/// Tells `null` from a field that is left out.
+fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<u64>>, D::Error> {
+    Option::deserialize(from).map(Some)
+}
+
+/// How hard the pages of a guest are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Once, when they are stored.
+    Fast,
+    /// Again, and denser, when nobody has used them for a while.
+    Dense,
+}
+
+/// Body of `POST /v1/domains/{name}/flush`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flush {
+    /// Bytes to free at least, if there are as many to be freed.
+    pub bytes: u64,
+}
+
+/// Reply of `POST /v1/domains/{name}/flush`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flushed {
+    /// Bytes that were freed.
+    pub flushed: u64,
+}
+
+/// Body of `POST /v1/guests`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewGuest {
+    /// Its name.
+    pub name: String,
+    /// Path of the vhost-user socket to make.
+    pub socket: String,
+    /// Bytes of the budget that only this guest may use; 0 when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserve: Option<u64>,
+    /// Hard cap in bytes; none when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+    /// Share in the memory that nobody reserved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// Size suggested for its swap disk, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap: Option<u64>,
+    /// Number of request queues.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// Seconds that its pools outlive a lost connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_seconds: Option<u32>,
+}
+
+/// Something to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Change what a domain may have.
+    Change {
+        /// Name of the domain.
+        domain: String,
+        /// What changes.
+        change: Change,
+    },
+    /// Evict ephemeral pages.
+    Flush {
+        /// Name of the domain.
+        domain: String,
+        /// Bytes to free at least.
+        bytes: u64,
+    },
+    /// Begin to serve a guest.
+    AddGuest(NewGuest),
+    /// End to serve a guest; its pages go.
+    RemoveGuest(String),
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// The domain was changed.
+    Changed,
+    /// As many bytes were freed.
+    Flushed(u64),
+    /// There is a new guest.
+    Added,
+    /// The guest is gone.
+    Removed,
+}
+
+/// Why something was not done. Nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// There is no domain or guest of this name.
+    #[error("There is no guest {0:?}")]
+    Unknown(String),
+    /// The values are wrong whatever the state.
+    #[error("{0}")]
+    Invalid(String),
+    /// The values do not go with what there is.
+    #[error("{0}")]
+    Conflict(String),
+    /// Not by this process.
+    #[error("This process cannot do that: {0}")]
+    Unsupported(&'static str),
+    /// The host is short of something.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Refused {
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::Unknown(_) => StatusCode::NOT_FOUND,
+            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_is_left_out_stays_and_null_takes_it_away() {
+        let parse = |text| serde_json::from_str::<Change>(text).expect(text).limit;
+        assert_eq!(parse("{}"), None);
+        assert_eq!(parse(r#"{"limit":null}"#), Some(None));
+        assert_eq!(parse(r#"{"limit":5}"#), Some(Some(5)));
+        for limit in [None, Some(None), Some(Some(5))] {
+            let change = Change {
+                limit,
+                ..Change::default()
+            };
+            let text = serde_json::to_string(&change).expect("serializes");
+            assert_eq!(
+                serde_json::from_str::<Change>(&text).expect("parses"),
+                change
+            );
+        }
+    }
+
+    #[test]
+    fn a_misspelt_field_is_refused() {
+        assert!(serde_json::from_str::<Change>(r#"{"wieght":1}"#).is_err());
+        assert!(serde_json::from_str::<NewGuest>(r#"{"name":"a","socket":"/a","x":1}"#).is_err());
+    }
+}

@@ -1,0 +1,258 @@
+//! What a client can have done, over the socket, to a real store.
+
+use std::{collections::BTreeSet, path::Path, sync::Arc};
+
+use tmem_control::{
+    Client, ClientError, Done, Live, Operation, Refused, Server, Source, Stats,
+    operate::{Change, Compression, NewGuest},
+};
+use tmem_store::{DomainConfig, ObjectId, PAGE_SIZE, PoolSpec, Store, StoreConfig};
+
+struct Host {
+    store: Store,
+    client: Client,
+    _server: Server,
+    _dir: tempfile::TempDir,
+}
+
+impl Host {
+    fn new() -> Self {
+        let store = Store::new(StoreConfig {
+            budget: 64 << 20,
+            background: false,
+            ..StoreConfig::default()
+        })
+        .expect("valid");
+        let domain = store
+            .add_domain("vm1", DomainConfig::default())
+            .expect("valid");
+        let pool = domain.create_pool(PoolSpec::Ephemeral).expect("has room");
+        let mut page = [0u8; PAGE_SIZE];
+        for index in 0..32u32 {
+            let word = index.wrapping_mul(0x9e37_79b9);
+            for (place, byte) in (0u32..).zip(&mut page) {
+                *byte = word.wrapping_mul(place | 1).to_le_bytes()[3];
+            }
+            domain
+                .store(pool, ObjectId([0; 3]), index, &page)
+                .expect("has room");
+        }
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("s");
+        let server = Server::start(&path, Arc::new(Live::new(store.clone()))).expect("starts");
+        Self {
+            store,
+            client: Client::new(path),
+            _server: server,
+            _dir: dir,
+        }
+    }
+}
+
+fn status<T: std::fmt::Debug>(result: Result<T, ClientError>) -> u16 {
+    match result {
+        Err(ClientError::Refused { status, .. }) => status.as_u16(),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn a_change_is_made_and_the_rest_stays() {
+    let host = Host::new();
+    let change = Change {
+        weight: Some(7),
+        limit: Some(Some(1 << 20)),
+        compression: Some(Compression::Dense),
+        frozen: Some(true),
+        ..Change::default()
+    };
+    let domain = host.client.change("vm1", &change).expect("changed");
+    assert_eq!(
+        (domain.weight, domain.limit, domain.frozen),
+        (7, Some(1 << 20), true)
+    );
+    let change = Change {
+        limit: Some(None),
+        frozen: Some(false),
+        ..Change::default()
+    };
+    let domain = host.client.change("vm1", &change).expect("changed");
+    assert_eq!(
+        (domain.weight, domain.limit, domain.frozen),
+        (7, None, false)
+    );
+}
+
+#[test]
+fn a_change_that_makes_no_sense_changes_nothing() {
+    let host = Host::new();
+    let refused = |change: Change| status(host.client.change("vm1", &change));
+    assert_eq!(
+        refused(Change {
+            weight: Some(0),
+            frozen: Some(true),
+            ..Change::default()
+        }),
+        400
+    );
+    assert_eq!(
+        refused(Change {
+            reserve: Some(1 << 40),
+            ..Change::default()
+        }),
+        409
+    );
+    assert_eq!(status(host.client.change("vm2", &Change::default())), 404);
+    let stats = host.client.stats().expect("answers");
+    assert_eq!(
+        (stats.domains[0].weight, stats.domains[0].frozen),
+        (100, false)
+    );
+}
+
+#[test]
+fn a_flush_gives_back_what_was_freeable() {
+    let host = Host::new();
+    let before = host.client.freeable().expect("answers");
+    assert!(before.freeable > 0);
+    assert_eq!(before.domains["vm1"], before.freeable);
+    assert!(host.client.flush("vm1", u64::MAX).expect("flushed") > 0);
+    assert_eq!(host.client.freeable().expect("answers").freeable, 0);
+    assert_eq!(host.client.flush("vm1", 1).expect("flushed"), 0);
+    assert_eq!(status(host.client.flush("vm2", 1)), 404);
+    assert_eq!(host.store.stats().freeable, 0);
+}
+
+#[test]
+fn guests_are_not_for_a_process_that_runs_one() {
+    let host = Host::new();
+    assert_eq!(status(host.client.add_guest(&NewGuest::default())), 501);
+    assert_eq!(status(host.client.remove_guest("vm1")), 501);
+}
+
+/// Has guests, and does what it is told.
+struct Guests(std::sync::Mutex<BTreeSet<String>>);
+
+impl Source for Guests {
+    fn stats(&self) -> Stats {
+        let names = self.0.lock().expect("not poisoned");
+        let domains = names.iter().map(|name| tmem_control::stats::Domain {
+            name: name.clone(),
+            ..Default::default()
+        });
+        Stats {
+            domains: domains.collect(),
+            ..Stats::default()
+        }
+    }
+
+    fn operate(&self, operation: Operation) -> Result<Done, Refused> {
+        let mut names = self.0.lock().expect("not poisoned");
+        match operation {
+            Operation::AddGuest(guest) if names.insert(guest.name.clone()) => Ok(Done::Added),
+            Operation::AddGuest(_) => Err(Refused::Conflict("It is there".into())),
+            Operation::RemoveGuest(name) if names.remove(&name) => Ok(Done::Removed),
+            Operation::RemoveGuest(name) => Err(Refused::Unknown(name)),
+            _ => Err(Refused::Failed("no".into())),
+        }
+    }
+}
+
+fn guests(dir: &Path) -> (Server, Client) {
+    let path = dir.join("s");
+    let server = Server::start(&path, Arc::new(Guests(Default::default()))).expect("starts");
+    (server, Client::new(path))
+}
+
+#[test]
+fn guests_are_added_and_removed() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let (_server, client) = guests(dir.path());
+    let guest = NewGuest {
+        name: "vm1".into(),
+        socket: "/run/vm1".into(),
+        ..NewGuest::default()
+    };
+    assert_eq!(client.add_guest(&guest).expect("added").name, "vm1");
+    assert_eq!(status(client.add_guest(&guest)), 409);
+    client.remove_guest("vm1").expect("removed");
+    assert_eq!(status(client.remove_guest("vm1")), 404);
+    assert_eq!(status(client.flush("vm1", 1)), 500);
+}
+
+#[test]
+fn bodies_that_are_no_request_are_refused() {
+    use std::io::{Read, Write};
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let (_server, _client) = guests(dir.path());
+    let send = |path: &str, body: &str| {
+        let mut stream = std::os::unix::net::UnixStream::connect(dir.path().join("s")).expect("up");
+        let text = format!(
+            "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        // The server may answer and close before it has read all of it.
+        let _ = stream.write_all(text.as_bytes());
+        let mut reply = Vec::new();
+        let _ = stream.read_to_end(&mut reply);
+        String::from_utf8_lossy(&reply).into_owned()
+    };
+    for body in ["", "{", "[]", "{\"bytes\":-1}", "{\"bytes\":1,\"x\":1}"] {
+        let reply = send("/v1/domains/a/flush", body);
+        assert!(reply.starts_with("HTTP/1.1 400"), "{body}: {reply}");
+    }
+    let long = format!("{{\"bytes\":{}1}}", " ".repeat(20 << 10));
+    assert!(send("/v1/domains/a/flush", &long).starts_with("HTTP/1.1 413"));
+}
+
+#[test]
+fn the_server_knows_the_resources_of_the_openapi_document_and_no_other_method() {
+    use std::io::{Read, Write};
+    let text = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/control-api.yaml"),
+    )
+    .expect("is there");
+    // Of the YAML only this is read: paths are indented by two spaces, methods by four.
+    let paths = text
+        .split("\npaths:\n")
+        .nth(1)
+        .and_then(|rest| rest.split("\ncomponents:").next());
+    let mut path = "";
+    let mut documented = BTreeSet::new();
+    for line in paths.expect("has paths").lines() {
+        if let Some(name) = line
+            .strip_prefix("  /")
+            .and_then(|rest| rest.strip_suffix(':'))
+        {
+            path = name;
+        } else if let Some(method) = line.strip_prefix("    ").and_then(|m| m.strip_suffix(':')) {
+            if ["get", "put", "post", "patch", "delete"].contains(&method) {
+                documented.insert((format!("/{path}"), method.to_uppercase()));
+            }
+        }
+    }
+    assert_eq!(documented.len(), 9, "{documented:?}");
+    let host = Host::new();
+    let socket = host._dir.path().join("s");
+    for path in documented
+        .iter()
+        .map(|(path, _)| path)
+        .collect::<BTreeSet<_>>()
+    {
+        for method in ["GET", "PUT", "POST", "PATCH", "DELETE"] {
+            let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("up");
+            let at = path.replace("{name}", "vm1");
+            write!(
+                stream,
+                "{method} {at} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+            )
+            .expect("writes");
+            let mut reply = String::new();
+            stream.read_to_string(&mut reply).expect("a reply");
+            let status = reply.get(9..12).expect("a status");
+            assert_ne!(status, "404", "{method} {path}");
+            let known = documented.contains(&(path.clone(), method.to_owned()));
+            assert_eq!(status != "405", known, "{method} {path}: {reply}");
+        }
+    }
+}
