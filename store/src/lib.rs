@@ -48,3 +48,7 @@ pub use error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool
 pub use page::{ObjectId, PAGE_SIZE, Page, PoolId};
 pub use stats::{DomainStats, PoolKind, PoolStats, StoreStats};
 pub use store::Store;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -249,7 +249,8 @@ impl StoreInner {
         let account = &domain.account;
         {
             let registry = self.registry.lock();
-            if !registry.domains.contains_key(&domain.name) {
+            let found = registry.domains.get(&domain.name);
+            if !found.is_some_and(|found| Arc::ptr_eq(found, domain)) {
                 return Err(ConfigError::Removed);
             }
             let reserve = change.reserve.unwrap_or(account.reserve());

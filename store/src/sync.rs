@@ -6,6 +6,12 @@ pub(crate) use std::sync::{Mutex as RawMutex, MutexGuard};
 #[cfg(shuttle)]
 pub(crate) use shuttle::sync::{Mutex as RawMutex, MutexGuard};
 
+#[cfg(not(shuttle))]
+pub(crate) use std::thread_local;
+
+#[cfg(shuttle)]
+pub(crate) use shuttle::thread_local;
+
 use std::sync::PoisonError;
 
 /// A lock that a panic of another thread does not poison: everything it guards is valid between

@@ -1,8 +1,8 @@
 //! Which page of an ephemeral pool goes first.
 
-mod sieve;
+mod s3fifo;
 
-pub(crate) use sieve::Sieve;
+pub(crate) use s3fifo::S3Fifo;
 
 use crate::index::{Node, Slab};
 
@@ -12,18 +12,21 @@ pub(crate) const END: u32 = u32::MAX;
 /// A node's place in the order of eviction.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Links {
-    pub(crate) previous: u32,
-    pub(crate) next: u32,
-    /// Loaded since the policy last looked.
-    pub(crate) visited: bool,
+    pub(crate) newer: u32,
+    pub(crate) older: u32,
+    /// Loads since the policy last looked, as far as it counts them.
+    pub(crate) visits: u8,
+    /// Which of the policy's queues the page is in.
+    pub(crate) main: bool,
 }
 
 impl Default for Links {
     fn default() -> Self {
         Self {
-            previous: END,
-            next: END,
-            visited: false,
+            newer: END,
+            older: END,
+            visits: 0,
+            main: false,
         }
     }
 }
@@ -31,14 +34,21 @@ impl Default for Links {
 /// The order in which the pages of one domain in one shard are evicted.
 ///
 /// A policy MUST link every node between `insert` and `remove`, and only those; `victim` MUST name a
-/// linked node while there is one, and leaves it linked.
+/// linked node while there is one, leaves it linked, and MUST look at a bounded number of nodes: it runs
+/// under the shard's lock. `fingerprint` is a hash of the page's key.
 pub(crate) trait Policy: Default {
     /// The page came.
-    fn insert(&mut self, nodes: &mut Slab<Node>, node: u32);
+    fn insert(&mut self, nodes: &mut Slab<Node>, node: u32, fingerprint: u32);
     /// The page was loaded and stays.
     fn touch(&mut self, nodes: &mut Slab<Node>, node: u32);
     /// The page goes, whatever the reason.
     fn remove(&mut self, nodes: &mut Slab<Node>, node: u32);
     /// The page that should go next.
     fn victim(&mut self, nodes: &mut Slab<Node>) -> Option<u32>;
+    /// The page is evicted, and removed next.
+    fn evicted(&mut self, nodes: &Slab<Node>, node: u32, fingerprint: u32);
+    /// Bytes by which [`Policy::grow`] would enlarge what the policy remembers; 0 when it is enough.
+    fn growth(&self) -> u64;
+    /// Enlarges what the policy remembers; the caller has paid for it.
+    fn grow(&mut self);
 }

@@ -247,6 +247,15 @@ impl Shard {
         self.refund(purse, freed);
     }
 
+    /// Charges bytes that live and go with the shard. `false` when they are refused.
+    pub(crate) fn pay(&mut self, purse: &Purse, bytes: u64) -> bool {
+        let paid = purse.pay(bytes).is_ok();
+        if paid {
+            self.paid += bytes;
+        }
+        paid
+    }
+
     pub(crate) fn refund(&mut self, purse: &Purse, bytes: u64) {
         self.paid -= bytes;
         purse.refund(bytes);

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use hashbrown::HashTable;
-use highway::{HighwayHash, HighwayHasher, Key};
+use xxhash_rust::xxh3::xxh3_128_with_secret;
 
 use crate::codec::Codecs;
 use crate::config::Dedup;
@@ -32,7 +32,8 @@ const START_ABOVE: u32 = WINDOW / 16;
 /// The records of a pool.
 #[derive(Debug)]
 pub(crate) struct DedupTable {
-    key: Key,
+    /// Random, so that no guest can choose pages whose hashes meet.
+    secret: Box<[u8]>,
     adaptive: bool,
     /// All pages are looked at; if not, a sample is.
     full: AtomicBool,
@@ -73,9 +74,9 @@ pub(crate) enum Inserted {
 }
 
 impl DedupTable {
-    pub(crate) fn new(dedup: Dedup, key: [u64; 4]) -> Self {
+    pub(crate) fn new(dedup: Dedup, secret: Box<[u8]>) -> Self {
         Self {
-            key: Key(key),
+            secret,
             adaptive: dedup != Dedup::On,
             full: AtomicBool::new(true),
             looks: AtomicU32::new(0),
@@ -90,7 +91,8 @@ impl DedupTable {
         if self.adaptive && !self.full.load(Ordering::Relaxed) && !in_sample(page) {
             return None;
         }
-        Some(HighwayHasher::new(self.key).hash128(page))
+        let hash = xxh3_128_with_secret(page, &self.secret);
+        Some([hash as u64, (hash >> 64) as u64])
     }
 
     fn shard(hash: [u64; 2]) -> usize {

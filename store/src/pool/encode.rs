@@ -6,6 +6,7 @@ use super::Pool;
 use crate::codec::{COMPRESS_BUFFER, LONGEST_COMPRESSED};
 use crate::entry::{Encoding, Entry};
 use crate::page::{Page, fill_word};
+use crate::sync::thread_local;
 
 /// A page as it will be kept.
 #[derive(Debug)]
@@ -35,8 +36,8 @@ impl Encoded<'_> {
 }
 
 thread_local! {
-    static COMPRESSED: RefCell<[u8; COMPRESS_BUFFER]> = const { RefCell::new([0; COMPRESS_BUFFER]) };
-    static SCRATCH: RefCell<[u8; COMPRESS_BUFFER]> = const { RefCell::new([0; COMPRESS_BUFFER]) };
+    static COMPRESSED: RefCell<[u8; COMPRESS_BUFFER]> = RefCell::new([0; COMPRESS_BUFFER]);
+    static SCRATCH: RefCell<[u8; COMPRESS_BUFFER]> = RefCell::new([0; COMPRESS_BUFFER]);
 }
 
 impl Pool {
@@ -63,7 +64,8 @@ impl Pool {
                 }
             }
         }
-        COMPRESSED.with_borrow_mut(|buffer| {
+        COMPRESSED.with(|buffer| {
+            let buffer = &mut *buffer.borrow_mut();
             let (bytes, encoding) = match self.codecs.hot.compress(page, buffer) {
                 Some(len) if len > 0 && len <= LONGEST_COMPRESSED => {
                     (&buffer[..len], Encoding::Hot)
@@ -81,5 +83,5 @@ impl Pool {
 
 /// Lends the buffer that a load copies a slot's bytes to.
 pub(crate) fn with_scratch<R>(act: impl FnOnce(&mut [u8]) -> R) -> R {
-    SCRATCH.with_borrow_mut(|scratch| act(scratch))
+    SCRATCH.with(|scratch| act(&mut *scratch.borrow_mut()))
 }

@@ -26,7 +26,7 @@ use crate::codec::Codecs;
 use crate::config::Dedup;
 use crate::entry::{Encoding, Entry, Kind, Slot};
 use crate::error::{LoadError, StoreError};
-use crate::evict::{Links, Policy, Sieve};
+use crate::evict::{Links, Policy, S3Fifo};
 use crate::index::{Holder, Node, SHARDS, Shard, Tags};
 use crate::ledger::{Account, Short};
 use crate::page::{Key, ObjectId, Page, fill_page};
@@ -37,6 +37,9 @@ use crate::sync::{Counter, Mutex};
 
 /// What a page of a share group costs its domain beside its slot: entry, node and their tables.
 const SHARED_PAGE_METADATA: u64 = 40;
+
+/// Chunks that are emptied before a shard's lock is let go.
+const CHUNKS_AT_A_TIME: usize = 16;
 
 /// A pool of one domain, or of one share group.
 #[derive(Debug)]
@@ -69,7 +72,7 @@ struct ShardCell {
 struct Locked {
     shard: Shard,
     /// One order of eviction per domain that has pages here.
-    queues: Vec<(u8, Sieve)>,
+    queues: Vec<(u8, S3Fifo)>,
     /// The pool is gone.
     dead: bool,
 }
@@ -159,7 +162,14 @@ impl Pool {
         }
         let chunk = locked.shard.prepare(self.purse(), tags, key, known)?;
         let placed = if self.is_ephemeral() {
-            self.place_node(cell, locked, member, (number, chunk, place), encoded)
+            let fingerprint = fingerprint(tags, place);
+            self.place_node(
+                cell,
+                locked,
+                (member, fingerprint),
+                (number, chunk, place),
+                encoded,
+            )
         } else {
             let holder = Holder::Chunk {
                 pool: self.number,
@@ -212,7 +222,7 @@ impl Pool {
         &self,
         cell: &ShardCell,
         locked: &mut Locked,
-        member: u8,
+        (member, fingerprint): (u8, u32),
         (number, chunk, place): (usize, u32, u8),
         encoded: &Encoded<'_>,
     ) -> Result<Entry, Refusal> {
@@ -221,7 +231,13 @@ impl Pool {
         if let Some(account) = &shared {
             self.purse().ledger.charge_shared(account, cost)?;
         }
-        let placed = self.place_charged(cell, locked, member, (number, chunk, place), encoded);
+        let placed = self.place_charged(
+            cell,
+            locked,
+            (member, fingerprint),
+            (number, chunk, place),
+            encoded,
+        );
         if let (Err(_), Some(account)) = (&placed, &shared) {
             self.purse().ledger.release_shared(account, cost);
         }
@@ -232,7 +248,7 @@ impl Pool {
         &self,
         cell: &ShardCell,
         locked: &mut Locked,
-        member: u8,
+        (member, fingerprint): (u8, u32),
         (number, chunk, place): (usize, u32, u8),
         encoded: &Encoded<'_>,
     ) -> Result<Entry, Refusal> {
@@ -264,11 +280,16 @@ impl Pool {
         let queue = match locked.queues.iter().position(|(m, _)| *m == member) {
             Some(at) => at,
             None => {
-                locked.queues.push((member, Sieve::default()));
+                locked.queues.push((member, S3Fifo::default()));
                 locked.queues.len() - 1
             }
         };
-        locked.queues[queue].1.insert(&mut locked.shard.nodes, node);
+        let queue = &mut locked.queues[queue].1;
+        let growth = queue.growth();
+        if growth > 0 && locked.shard.pay(self.purse(), growth) {
+            queue.grow();
+        }
+        queue.insert(&mut locked.shard.nodes, node, fingerprint);
         cell.counters.count(entry, true);
         Ok(Entry::node(node))
     }
@@ -465,15 +486,22 @@ impl Pool {
 
     /// Removes the pages of an object.
     pub(crate) fn invalidate_object(&self, object: ObjectId) {
+        let (_, tags) = self.tags(Key { object, index: 0 });
         for cell in &self.shards {
-            let mut guard = cell.locked.lock();
-            let locked = &mut *guard;
-            let (_, tags) = self.tags(Key { object, index: 0 });
-            while let Some(chunk) = locked.shard.first_of(tags, object) {
-                let removed = self.empty_chunk(cell, locked, chunk);
-                cell.counters.invalidates.add(removed);
+            let mut more = true;
+            while more {
+                let mut guard = cell.locked.lock();
+                let locked = &mut *guard;
+                for _ in 0..CHUNKS_AT_A_TIME {
+                    let Some(chunk) = locked.shard.first_of(tags, object) else {
+                        more = false;
+                        break;
+                    };
+                    let removed = self.empty_chunk(cell, locked, chunk);
+                    cell.counters.invalidates.add(removed);
+                }
+                cell.counters.metadata.set(locked.shard.paid());
             }
-            cell.counters.metadata.set(locked.shard.paid());
         }
     }
 
@@ -528,6 +556,7 @@ impl Pool {
             // Tables that grew for a page that was refused.
             let left = locked.shard.paid();
             locked.shard = Shard::default();
+            locked.queues = Vec::new();
             self.purse().refund(left);
             cell.counters.metadata.set(locked.shard.paid());
         }
@@ -584,11 +613,15 @@ fn dedup_table(
         (Dedup::Default, _) => Dedup::Off,
         (chosen, _) => chosen,
     };
-    // A key of its own for each table, from what the operating system seeded.
-    let key = std::array::from_fn(|word| {
-        std::collections::hash_map::RandomState::new().hash_one((word, hasher.hash_one(word)))
-    });
-    (dedup != Dedup::Off).then(|| DedupTable::new(dedup, key))
+    if dedup == Dedup::Off {
+        return None;
+    }
+    // A secret of its own for each table, from what the operating system seeded.
+    let seeded = std::collections::hash_map::RandomState::new();
+    let secret = (0..24u64)
+        .flat_map(|word| seeded.hash_one((word, hasher.hash_one(word))).to_ne_bytes())
+        .collect();
+    Some(DedupTable::new(dedup, secret))
 }
 
 /// What a load found under the lock.
@@ -600,6 +633,14 @@ enum Fetched {
     Bytes(Slot),
     /// They are, and the page at this place is to leave the cold tier.
     Warm(Slot, u32, u8),
+}
+
+/// Names a page to the eviction policy; not zero.
+fn fingerprint(tags: Tags<'_>, place: u8) -> u32 {
+    tags.chunk
+        .wrapping_add(u32::from(place))
+        .wrapping_mul(0x9e37_79b1)
+        | 1
 }
 
 /// What a page of a share group is charged with: what it would cost alone.

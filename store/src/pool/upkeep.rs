@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Locked, Pool, ShardCell};
+use super::{Locked, Pool, ShardCell, fingerprint};
 use crate::entry::{Entry, Kind, Slot};
 use crate::evict::Policy;
 use crate::index::{Holder, SHARDS};
@@ -45,6 +45,9 @@ impl Pool {
             index: found.number << 6,
         };
         let (_, tags) = self.tags(key);
+        if let Some((_, queue)) = locked.queues.iter_mut().find(|(m, _)| *m == member) {
+            queue.evicted(&locked.shard.nodes, number, fingerprint(tags, place));
+        }
         let bytes = match self.payload_len(entry) {
             0 => 0,
             len => slot_bytes(class_of(len)) as u64,
