@@ -143,7 +143,7 @@ fn control_sockets_that_exist_or_are_too_long_are_refused_and_none_is_left_behin
     fails(
         &[&base[..], &[long.to_str().unwrap()]].concat(),
         1,
-        &["108"],
+        &["Control socket path", "107"],
     );
     let socket = dir.path().join("socket");
     fails(
