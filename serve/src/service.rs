@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tmem_device::TmemDevice;
-use tmem_device::tmem::MetricsSnapshot;
+use tmem_device::tmem::{HostState, MetricsSnapshot};
+use tmem_protocol::EventType;
 use tmem_store::{DomainConfig, Store, StoreConfig};
 
 use crate::config::{Config, GuestConfig, MAX_GUESTS};
@@ -162,6 +163,29 @@ impl Service {
         drop(guest);
         domain.remove();
         true
+    }
+
+    /// Tells a guest what it may have now, if it listens.
+    pub fn announce(&self, name: &str) {
+        let guests = self.guests();
+        let Some(guest) = guests.get(name) else {
+            return;
+        };
+        let stats = guest.domain.stats();
+        guest.device.post_event(
+            EventType::Limits,
+            HostState {
+                limit_bytes: if stats.limit == u64::MAX {
+                    0
+                } else {
+                    stats.limit
+                },
+                used_bytes: stats.used,
+                ..HostState::default()
+            },
+        );
+        // Its thread writes to its ring.
+        guest.link.wake();
     }
 
     /// The store behind it.

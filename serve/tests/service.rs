@@ -400,6 +400,29 @@ fn a_kick_that_is_read_by_the_guest_itself_does_not_stall_the_worker() {
 }
 
 #[test]
+fn a_new_limit_is_told_to_the_guest() {
+    let host = Host::new(&["a"], "");
+    let mut guest = host.boot("a");
+    guest.descriptor(0, 0, guest::BUFFERS, 24, 2, 0);
+    guest.offer(0, 0);
+    guest.kick(0);
+    // The store is told by whoever changes it; here only the message counts.
+    let domain = host.service.store().domain("a").expect("is there");
+    let change = tmem_store::DomainChange {
+        limit: Some(1 << 20),
+        ..Default::default()
+    };
+    domain.set(change).expect("valid");
+    host.service.announce("a");
+    let limit = || -> u64 {
+        let at = GuestAddress(guest::BUFFERS + 8);
+        guest.memory.read_obj(at).expect("in memory")
+    };
+    eventually("event", || limit() == 1 << 20);
+    assert_eq!(guest.config().limit_bytes.get(), 1 << 20);
+}
+
+#[test]
 fn guests_come_and_go_while_others_work() {
     let host = Host::new(&["good"], "");
     host.bystander(|| {

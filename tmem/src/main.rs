@@ -4,9 +4,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod flush;
+mod guest;
+mod list;
 mod logger;
+mod reply;
 mod run;
 mod serve;
+mod set;
 mod stats;
 
 #[derive(Parser)]
@@ -24,6 +29,20 @@ enum Command {
     Serve(serve::Args),
     /// Show what a running tmem holds and has done.
     Stats(stats::Args),
+    /// List the guests.
+    List(list::Args),
+    /// Change what a guest may have.
+    Set(set::SetArgs),
+    /// Refuse new pages of a guest.
+    Freeze(set::NameArgs),
+    /// Accept new pages of a guest again.
+    Thaw(set::NameArgs),
+    /// Free memory that holds a guest's ephemeral pages.
+    Flush(flush::FlushArgs),
+    /// Show how much memory `flush` can free.
+    Freeable(flush::FreeableArgs),
+    /// Add and remove guests of a running service.
+    Guest(guest::Args),
 }
 
 fn main() -> ExitCode {
@@ -31,5 +50,12 @@ fn main() -> ExitCode {
         Command::Run(args) => run::main(args),
         Command::Serve(args) => serve::main(args),
         Command::Stats(args) => stats::main(args),
+        Command::List(args) => list::main(args),
+        Command::Set(args) => set::set(args),
+        Command::Freeze(args) => set::freeze(args, true),
+        Command::Thaw(args) => set::freeze(args, false),
+        Command::Flush(args) => flush::flush(args),
+        Command::Freeable(args) => flush::freeable(args),
+        Command::Guest(args) => guest::main(args),
     }
 }

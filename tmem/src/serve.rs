@@ -11,10 +11,13 @@ use std::sync::Arc;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tmem_control::{Live, Server};
+use tmem_control::{Server, Source};
 use tmem_serve::{Config, ConfigError, ConfigFile, GuestFile, Service, Size, activation};
 
 use crate::run::one_line;
+use operator::Operator;
+
+mod operator;
 
 /// Exit code for arguments that cannot be meant.
 const USAGE: u8 = 2;
@@ -84,16 +87,14 @@ fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     let sockets: BTreeMap<String, UnixListener> = activation::sockets()?;
     let control = config.control.clone();
     let service = Service::start_with(config, sockets)?;
-    let live = Arc::new(Live::new(service.store().clone()));
-    for guest in service.report() {
-        if let Some(device) = service.device(&guest.config.name) {
-            live.connect(&guest.config.name, device);
-        }
-    }
+    let operator = Arc::new(Operator::new(service));
     let server = match control {
         Some(path) => {
             tmem_serve::listen::remove_stale(&path)?;
-            Some(Server::start(&path, live)?)
+            Some(Server::start(
+                &path,
+                Arc::clone(&operator) as Arc<dyn Source>,
+            )?)
         }
         None => None,
     };
@@ -102,7 +103,7 @@ fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     notify(NotifyState::Stopping);
     // No more changes; then the guests finish what they are at.
     drop(server);
-    drop(service);
+    drop(operator);
     Ok(())
 }
 

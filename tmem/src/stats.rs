@@ -41,7 +41,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
     }
 }
 
-fn print(text: &str) -> Result<(), String> {
+pub(crate) fn print(text: &str) -> Result<(), String> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(format!("Cannot write to standard output: {error}"))
@@ -51,7 +51,7 @@ fn print(text: &str) -> Result<(), String> {
 }
 
 /// The error with its causes and, where there is one, the next thing to try. One line.
-fn explain(error: &ClientError) -> String {
+pub(crate) fn explain(error: &ClientError) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -239,7 +239,7 @@ impl Display for Latency<'_> {
 }
 
 /// Binary units from KiB on, one digit after the point.
-struct Bytes(u64);
+pub(crate) struct Bytes(pub(crate) u64);
 
 impl Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

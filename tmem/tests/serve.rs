@@ -140,3 +140,58 @@ fn arguments_that_cannot_be_meant_end_with_2_and_one_line() {
     let (code, _) = run(&["serve"]);
     assert_eq!(code, Some(2));
 }
+
+/// Runs a subcommand against the service and returns its output.
+fn ask(serve: &Serve, arguments: &[&str]) -> (Option<i32>, String) {
+    let control = serve.path("control");
+    let output = command(arguments)
+        .args(["--control", control.to_str().expect("utf-8")])
+        .output()
+        .expect("runs");
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+#[test]
+fn an_operator_can_list_change_freeze_and_flush() {
+    let serve = Serve::start();
+    let done = |arguments: &[&str], part: &str| {
+        let (code, text) = ask(&serve, arguments);
+        assert!(
+            code == Some(0) && text.contains(part),
+            "{arguments:?}: {code:?} {text}"
+        );
+    };
+    done(&["list"], "vm1                  waiting");
+    done(
+        &["set", "vm1", "weight=7", "limit=2M"],
+        "weight 7, reserve 0 B, limit 2.0 MiB",
+    );
+    done(&["set", "vm1", "limit=none", "--json"], "\"limit\": null");
+    done(&["freeze", "vm1"], "frozen");
+    done(&["list"], "vm1                  frozen");
+    done(&["thaw", "vm1"], "weight 7");
+    done(&["flush", "vm1", "1M"], "0 B freed");
+    done(&["freeable", "--json"], "\"freeable\": 0");
+    assert_eq!(ask(&serve, &["set", "vm1", "weight=0"]).0, Some(1));
+    assert_eq!(ask(&serve, &["set", "vm1", "height=0"]).0, Some(2));
+    assert_eq!(ask(&serve, &["freeze", "vm2"]).0, Some(1));
+}
+
+#[test]
+fn a_guest_can_be_added_and_removed() {
+    let serve = Serve::start();
+    let socket = serve.path("vm2");
+    let guest = format!("name=vm2,socket={},weight=3", socket.display());
+    assert_eq!(ask(&serve, &["guest", "add", &guest]).0, Some(0));
+    UnixStream::connect(&socket).expect("is served");
+    let (code, text) = ask(&serve, &["guest", "add", &guest]);
+    assert!(code == Some(1) && text.contains("409"), "{code:?} {text}");
+    assert!(ask(&serve, &["list"]).1.contains("vm2"));
+    assert_eq!(ask(&serve, &["guest", "remove", "vm2"]).0, Some(0));
+    assert!(!socket.exists());
+    assert_eq!(ask(&serve, &["guest", "remove", "vm2"]).0, Some(1));
+}

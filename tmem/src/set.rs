@@ -1,0 +1,135 @@
+//! `tmem set`, `tmem freeze`, `tmem thaw`: change what a guest may have.
+
+use std::process::ExitCode;
+
+use tmem_control::Client;
+use tmem_control::operate::{Change, Compression};
+use tmem_control::stats::Domain;
+use tmem_serve::Size;
+
+use crate::reply::{self, Bytes, Target};
+
+/// Arguments of `tmem set`.
+#[derive(clap::Args)]
+pub(crate) struct SetArgs {
+    /// Name of the guest
+    name: String,
+    /// What to change: weight=N, reserve=SIZE, limit=SIZE, limit=none, compression=fast, compression=dense
+    #[arg(required = true, value_name = "KEY=VALUE")]
+    changes: Vec<String>,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Arguments of `tmem freeze` and `tmem thaw`.
+#[derive(clap::Args)]
+pub(crate) struct NameArgs {
+    /// Name of the guest
+    name: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+pub(crate) fn set(args: SetArgs) -> ExitCode {
+    match parse(&args.changes) {
+        Ok(change) => apply(&args.name, &change, args.target),
+        Err(message) => reply::usage(&message),
+    }
+}
+
+pub(crate) fn freeze(args: NameArgs, frozen: bool) -> ExitCode {
+    let change = Change {
+        frozen: Some(frozen),
+        ..Change::default()
+    };
+    apply(&args.name, &change, args.target)
+}
+
+fn apply(name: &str, change: &Change, target: Target) -> ExitCode {
+    let reply = Client::new(target.control).change(name, change);
+    reply::finish(target.json, reply, summary)
+}
+
+fn summary(domain: &Domain) -> String {
+    let limit = domain
+        .limit
+        .map_or("none".to_owned(), |limit| Bytes(limit).to_string());
+    let frozen = if domain.frozen { ", frozen" } else { "" };
+    format!(
+        "{}: weight {}, reserve {}, limit {limit}{frozen}\n",
+        domain.name,
+        domain.weight,
+        Bytes(domain.reserve)
+    )
+}
+
+fn parse(changes: &[String]) -> Result<Change, String> {
+    let mut change = Change::default();
+    for text in changes {
+        let bad = || format!("{text:?} is not a change; see tmem set --help");
+        let (key, value) = text.split_once('=').ok_or_else(bad)?;
+        let size = || {
+            value
+                .parse::<Size>()
+                .map(|size| size.0)
+                .map_err(|error| error.to_string())
+        };
+        let again = match key {
+            "weight" => {
+                let weight = value.parse().map_err(|_| bad())?;
+                change.weight.replace(weight).is_some()
+            }
+            "reserve" => change.reserve.replace(size()?).is_some(),
+            "limit" => {
+                let limit = if value == "none" { None } else { Some(size()?) };
+                change.limit.replace(limit).is_some()
+            }
+            "compression" => {
+                let compression = match value {
+                    "fast" => Compression::Fast,
+                    "dense" => Compression::Dense,
+                    _ => return Err(bad()),
+                };
+                change.compression.replace(compression).is_some()
+            }
+            _ => return Err(bad()),
+        };
+        if again {
+            return Err(format!("{key} is given twice"));
+        }
+    }
+    Ok(change)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Change, String> {
+        super::parse(&text.split(' ').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn changes_are_read() {
+        let change = parse("weight=2 reserve=1M limit=none compression=dense").expect("valid");
+        assert_eq!(change.weight, Some(2));
+        assert_eq!(change.reserve, Some(1 << 20));
+        assert_eq!(change.limit, Some(None));
+        assert_eq!(change.compression, Some(Compression::Dense));
+        assert_eq!(change.frozen, None);
+    }
+
+    #[test]
+    fn what_is_no_change_is_refused() {
+        for text in [
+            "weight",
+            "weight=x",
+            "colour=red",
+            "limit=1X",
+            "weight=1 weight=2",
+            "limit=",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}
