@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::guest::{Guest, Setup};
 
@@ -113,29 +113,27 @@ pub(super) fn clients() -> Result<()> {
     guest.finish()?.verified(1)
 }
 
-/// Processor time of each thread that is not a vCPU, in clock ticks.
-fn ticks(process: u32) -> Result<BTreeMap<String, u64>> {
-    let mut ticks = BTreeMap::new();
+/// How often each thread that is not a vCPU has been given a processor, and for how many nanoseconds.
+fn turns(process: u32) -> Result<BTreeMap<String, (u64, u64)>> {
+    let mut turns = BTreeMap::new();
     for entry in fs::read_dir(format!("/proc/{process}/task"))? {
         let path = entry?.path();
         let name = fs::read_to_string(path.join("comm"))?.trim().to_owned();
         if name.starts_with("vcpu") {
             continue;
         }
-        let stat = fs::read_to_string(path.join("stat"))?;
-        // After the name in parentheses; user and system time are fields 14 and 15 of the whole line.
-        let fields = stat
-            .rsplit_once(')')
-            .map_or("", |(_, rest)| rest)
-            .split_whitespace();
-        let times: Vec<u64> = fields
-            .skip(11)
-            .take(2)
+        // Nanoseconds on a processor, nanoseconds waiting for one, turns.
+        let stat = fs::read_to_string(path.join("schedstat"))?;
+        let numbers: Vec<u64> = stat
+            .split_whitespace()
             .map(str::parse)
             .collect::<Result<_, _>>()?;
-        ticks.insert(format!("{name} {}", path.display()), times.iter().sum());
+        let [nanoseconds, _, count] = numbers[..] else {
+            bail!("schedstat is {stat:?}");
+        };
+        turns.insert(format!("{name} {}", path.display()), (count, nanoseconds));
     }
-    Ok(ticks)
+    Ok(turns)
 }
 
 pub(super) fn idle() -> Result<()> {
@@ -144,20 +142,22 @@ pub(super) fn idle() -> Result<()> {
         "swap_on tmemswap0; work size=32M; pause idle; echo guest awake",
     )?;
     guest.wait_for("guest pause idle")?;
-    thread::sleep(Duration::from_secs(1));
-    let before = ticks(guest.process())?;
-    ensure!(!before.is_empty(), "tmem has only vCPU threads");
+    // A request, so that every thread has been awake; then the connection's threads and timers settle.
+    guest.stats()?;
+    thread::sleep(Duration::from_secs(2));
+    let before = turns(guest.process())?;
+    ensure!(before.len() > 1, "tmem has no threads but {before:?}");
     thread::sleep(Duration::from_secs(10));
-    let after = ticks(guest.process())?;
-    for (name, start) in &before {
-        let used = after
+    let after = turns(guest.process())?;
+    for (name, (count, nanoseconds)) in &before {
+        let (more, later) = after
             .get(name)
-            .context("a thread ended while the guest was idle")?
-            - start;
-        println!("{name}: {used} ticks in 10 s");
+            .context("a thread ended while the guest was idle")?;
+        let (turns, time) = (more - count, later - nanoseconds);
+        println!("{name}: {turns} turns, {time} ns in 10 idle seconds");
         ensure!(
-            used == 0,
-            "thread {name} used {used} clock ticks in 10 idle seconds"
+            turns == 0,
+            "thread {name} woke up {turns} times in 10 idle seconds, for {time} ns"
         );
     }
     guest.go_on()?;
