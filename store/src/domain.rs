@@ -380,6 +380,12 @@ impl Domain {
         self.inner.own_freeable() + self.inner.account.shared()
     }
 
+    /// Bytes charged to the domain now; what [`Self::stats`] calls `used`, without the rest.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.inner.account.charged()
+    }
+
     /// Counters of this domain.
     #[must_use]
     pub fn stats(&self) -> DomainStats {

@@ -85,7 +85,7 @@ impl Memory {
         if self.extents[number].get().is_some() {
             return Ok(());
         }
-        let bytes = SEGMENT_BYTES * (FIRST_EXTENT as usize) << number;
+        let bytes = (SEGMENT_BYTES * (FIRST_EXTENT as usize)) << number;
         let offset = (SEGMENT_BYTES * (FIRST_EXTENT as usize) * ((1 << number) - 1)) as u64;
         rustix::fs::ftruncate(&self.file, offset + bytes as u64)?;
         // SAFETY: a new mapping at an address the kernel chooses; nothing else is affected.

@@ -56,7 +56,7 @@ impl Segment {
         let mut used = Vec::new();
         used.try_reserve_exact(words).ok()?;
         used.resize(words, 0);
-        if slots % 64 != 0 {
+        if !slots.is_multiple_of(64) {
             used[words - 1] = u64::MAX << (slots % 64);
         }
         Some(Self {

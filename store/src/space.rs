@@ -18,7 +18,7 @@ use crate::upkeep::Wake;
 
 /// A class takes frames ahead of its need, one for so many that it has, because the kernel's work for a
 /// call is as much as for a few frames.
-const AHEAD_FRACTION: u64 = 64;
+const AHEAD_FRACTION: u64 = 32;
 /// Most frames taken ahead.
 const MOST_AHEAD: u64 = 15;
 /// Slots given back to a class between two looks at its waste.

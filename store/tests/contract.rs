@@ -1,5 +1,7 @@
 //! The contract of the store, rule by rule: design section 3.
 
+#![expect(clippy::cast_possible_truncation, reason = "small numbers")]
+
 use std::time::Duration;
 
 use tmem_store::{

@@ -4,6 +4,8 @@
 //! Each thread owns its keys, so that its own maps say exactly what a load may return; pools, segments,
 //! locks, limits and the budget are everybody's. `TMEM_MODEL_OPS` sets the number of operations.
 
+#![expect(clippy::cast_possible_truncation, reason = "small numbers")]
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -45,10 +47,10 @@ struct Toy {
 impl Codec for Toy {
     fn compress(&self, page: &Page, out: &mut [u8]) -> Option<usize> {
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
-        if call % 13 == 0 {
+        if call.is_multiple_of(13) {
             std::thread::yield_now();
         }
-        if call % 97 == 0 {
+        if call.is_multiple_of(97) {
             return None;
         }
         let seed = u64::from_le_bytes(*page.first_chunk()?);
@@ -78,10 +80,10 @@ struct Miser {
 impl Gate for Miser {
     fn allow(&self, _bytes: u64) -> bool {
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
-        if call % 31 == 0 {
+        if call.is_multiple_of(31) {
             std::thread::yield_now();
         }
-        !self.mean.load(Ordering::Relaxed) || call % 53 != 0
+        !self.mean.load(Ordering::Relaxed) || !call.is_multiple_of(53)
     }
 }
 
@@ -145,10 +147,10 @@ impl Thread {
 
     fn store(&mut self, at: usize, object: u64, index: u32) {
         // Few seeds, so that pages are the same and are stored again under other keys.
-        let seed = self.rng.random_range(0..600);
+        let seed = self.rng.random_range(0..600u64);
         let id = self.object(object);
         let known = &mut self.known[at];
-        let through_peer = known.kind == Kind::Shared && seed % 2 == 0;
+        let through_peer = known.kind == Kind::Shared && seed.is_multiple_of(2);
         let stored = if through_peer {
             self.peer.store(self.peer_pool, id, index, &page(seed))
         } else {
@@ -170,7 +172,7 @@ impl Thread {
         let id = self.object(object);
         let known = &mut self.known[at];
         let mut back = [0; PAGE_SIZE];
-        let through_peer = known.kind == Kind::Shared && index % 2 == 0;
+        let through_peer = known.kind == Kind::Shared && index.is_multiple_of(2);
         let loaded = if through_peer {
             self.peer.load(self.peer_pool, id, index, &mut back)
         } else {

@@ -6,6 +6,13 @@
 //! own (LRU); what falls out of it is stored, what it misses is loaded. A shared pool keeps a page that is
 //! loaded, a private one gives it up.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    reason = "measured numbers are small"
+)]
+
 use std::collections::{HashMap, HashSet, VecDeque};
 
 type Key = u64;

@@ -3,6 +3,13 @@
 //! Every ratio compares two things done alternately in one run on the same pages, so that what the
 //! machine does meanwhile hits both. Prints tables and writes `bench/store.json` in the target directory.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    reason = "measured numbers are small"
+)]
+
 mod compare;
 mod latency;
 mod pages;

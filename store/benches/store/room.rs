@@ -118,7 +118,10 @@ pub(crate) fn cold(pages: &[Page], report: &mut Report) {
     let hot_used = hot.stats().used as f64;
     drop(hot);
     let (store, domain, pool) = filled(pages, true);
-    std::thread::sleep(Duration::from_millis(1000));
+    // As the background thread does in its own time.
+    for _ in 0..5 {
+        store.sweep_cold();
+    }
     settle(&store);
     let stats = store.stats();
     report.put(

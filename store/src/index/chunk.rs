@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn entries_come_and_go_in_any_order() {
         let mut chunk = Chunk::new(ObjectId::default(), 0);
-        let places: Vec<u8> = (0..64).map(|i| (i * 29 % 64) as u8).collect();
+        let places: Vec<u8> = (0..64u8).map(|i| i.wrapping_mul(29) % 64).collect();
         let mut paid = 0;
         for place in &places {
             paid += chunk.growth(*place);

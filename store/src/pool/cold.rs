@@ -47,10 +47,7 @@ impl Pool {
         for shard in 0..SHARDS {
             let cell = &self.shards[shard];
             let mut chunk = 0;
-            loop {
-                let Some(old) = self.age(cell, chunk, &mut coming) else {
-                    break;
-                };
+            while let Some(old) = self.age(cell, chunk, &mut coming) {
                 let mut old = old;
                 while old != 0 {
                     let place = old.trailing_zeros() as u8;

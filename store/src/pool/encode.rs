@@ -36,8 +36,8 @@ impl Encoded<'_> {
 }
 
 thread_local! {
-    static COMPRESSED: RefCell<[u8; COMPRESS_BUFFER]> = RefCell::new([0; COMPRESS_BUFFER]);
-    static SCRATCH: RefCell<[u8; COMPRESS_BUFFER]> = RefCell::new([0; COMPRESS_BUFFER]);
+    static COMPRESSED: RefCell<[u8; COMPRESS_BUFFER]> = const { RefCell::new([0; COMPRESS_BUFFER]) };
+    static SCRATCH: RefCell<[u8; COMPRESS_BUFFER]> = const { RefCell::new([0; COMPRESS_BUFFER]) };
 }
 
 impl Pool {
