@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::*;
 use tmem_device::tmem::{HostState, Malformed};
 use tmem_protocol::{Config, Event, EventType, Pressure};
@@ -125,4 +127,41 @@ fn a_corrupt_event_ring_is_reported() {
     rig.guest.set_avail(0x4000);
     let Rig { device, guest, .. } = &mut rig;
     assert!(device.process_events(&guest.mem, &mut guest.queue).is_err());
+}
+
+#[test]
+fn a_guest_whose_stores_are_refused_is_told_once_and_told_again_when_there_is_room() {
+    let mut rig = Rig::with(256, 2 << 20);
+    let pool = rig.create_pool();
+    let mut index = 0;
+    loop {
+        assert!(!rig.device.update_pressure());
+        if rig.store(pool, &[(index, page(index))]).statuses == [tmem_protocol::Status::NoSpace] {
+            break;
+        }
+        index += 1;
+    }
+    assert!(rig.device.update_pressure());
+    rig.store(pool, &[(index, page(index))]);
+    assert!(!rig.device.update_pressure(), "once");
+    let shown = |rig: &Rig| {
+        let mut config = Config::new_zeroed();
+        rig.device.read_config(0, config.as_mut_bytes());
+        config.pressure.get()
+    };
+    assert_eq!(shown(&rig), Pressure::Full as u32);
+    let all: Vec<u32> = (0..index).collect();
+    for some in all.chunks(16) {
+        rig.send(
+            &batch_request(tmem_protocol::Op::InvalidatePage, pool, some),
+            8 + some.len(),
+        );
+    }
+    // The store gives what is free back in the background.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !rig.device.update_pressure() {
+        assert!(Instant::now() < deadline, "still full");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(shown(&rig), Pressure::None as u32);
 }

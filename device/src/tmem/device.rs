@@ -14,6 +14,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::events::{Events, HostState};
 use super::metrics::{QueueMetrics, TmemMetrics};
+use super::pressure::PressureWatch;
 use super::request::{self, Answer, Batch, Malformed, PoolKind, Refusal, Request};
 use crate::chain::{self, Chain};
 use crate::queue::{self, Progress, QueueCorrupt, Served};
@@ -56,6 +57,7 @@ pub struct TmemDevice {
     /// Pools which the driver created and did not destroy.
     pools: Mutex<Vec<PoolId>>,
     events: Events,
+    pressure: PressureWatch,
     metrics: TmemMetrics,
 }
 
@@ -77,6 +79,7 @@ impl TmemDevice {
                 limit_bytes: config.limit_bytes,
                 ..HostState::default()
             }),
+            pressure: PressureWatch::default(),
             metrics: TmemMetrics::new(config.request_queues),
         }
     }
@@ -176,6 +179,22 @@ impl TmemDevice {
     pub fn post_event(&self, event_type: EventType, state: HostState) {
         self.events.post(event_type, state);
         self.metrics.events_posted.fetch_add(1, Relaxed);
+    }
+
+    /// Notes an event if the pressure on the guest changed with what was served: its stores began to
+    /// be refused, or there is room again. `true` when there is an event to deliver, as after
+    /// [`Self::post_event`]. Costs two loads when nothing changed.
+    pub fn update_pressure(&self) -> bool {
+        let Some(pressure) = self.pressure.update(|| self.domain.used()) else {
+            return false;
+        };
+        let state = HostState {
+            pressure,
+            used_bytes: self.domain.used(),
+            ..self.events.state()
+        };
+        self.post_event(EventType::Pressure, state);
+        true
     }
 
     /// Writes waiting events to the buffers of the event queue: after [`Self::post_event`], and when
@@ -392,6 +411,9 @@ impl<M: GuestMemory> Exchange<'_, M> {
                     Err(Status::Invalid)
                 }
             };
+            if result == Err(Status::NoSpace) {
+                self.device.pressure.note_refusal();
+            }
             let after = Instant::now();
             self.metrics.store_ns.record(nanoseconds(before, after));
             before = after;

@@ -5,11 +5,13 @@
 //! | `device` | [`TmemDevice`]: features, configuration space, requests, reset |
 //! | `events` | what the host tells the guest |
 //! | [`request`] | pure decoding of a request header into an enum |
+//! | `pressure` | when the guest hears of a refusal, and of room |
 //! | `metrics` | counters |
 
 mod device;
 mod events;
 mod metrics;
+mod pressure;
 pub mod request;
 
 pub use device::{TmemConfig, TmemDevice};

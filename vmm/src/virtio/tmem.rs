@@ -88,6 +88,10 @@ impl VirtioDevice for Tmem {
         // The lock is given back between rounds, so that a reset gets in; and a guest that never stops adding
         // chains cannot keep the machine from ending.
         while self.serve(queue, queues) && !queues.is_stopping() {}
+        if queue != EVENT_QUEUE && self.device.update_pressure() {
+            queues.interrupt().config_changed();
+            while self.serve(EVENT_QUEUE, queues) && !queues.is_stopping() {}
+        }
     }
 
     fn reset(&self) {
