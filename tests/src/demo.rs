@@ -14,6 +14,8 @@ const WORK_MIB: u64 = 256;
 const MIB: u64 = 1 << 20;
 /// Time between two lines of the live view.
 const GLANCE: Duration = Duration::from_secs(1);
+/// The same under emulation, where asking for the figures takes the guest's time.
+const NESTED_GLANCE: Duration = Duration::from_secs(5);
 /// Time without anything from a guest until it is given up.
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -98,7 +100,7 @@ fn with_tmem() -> Result<(Row, u64)> {
             Poll::Nothing => ensure!(heard.elapsed() < PATIENCE, "the guest is silent"),
             Poll::Ended => break Figures::default(),
         }
-        if last.elapsed() >= GLANCE {
+        if last.elapsed() >= glance_every() {
             last = Instant::now();
             // Until the control socket is there, nothing is known of the store.
             let figures = guest.stats().unwrap_or_default();
@@ -125,6 +127,14 @@ fn progress_of(words: &str) -> Option<String> {
         mib("done")?,
         mib("pages")?
     ))
+}
+
+fn glance_every() -> Duration {
+    if crate::place::inside_outer() {
+        NESTED_GLANCE
+    } else {
+        GLANCE
+    }
 }
 
 /// One line of the live view.
@@ -163,7 +173,7 @@ fn compared(name: &'static str, setup: &Setup, swap_on: &str) -> Result<Row> {
                     break;
                 }
                 if let Some(words) = line.strip_prefix("progress ")
-                    && last.elapsed() >= GLANCE
+                    && last.elapsed() >= glance_every()
                 {
                     last = Instant::now();
                     let progress = progress_of(words).unwrap_or_default();

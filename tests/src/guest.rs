@@ -1,6 +1,5 @@
 //! A guest under `tmem run`: its console, its disks, and what the host says of it.
 
-use std::env;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -71,9 +70,8 @@ impl Drop for Guest {
     }
 }
 
-/// In the outer machine the files lie in its root.
 fn file(name: &str) -> Result<PathBuf> {
-    if env::var_os("TMEM_OUTER").is_none() {
+    if !place::inside_outer() {
         return place::built(&if name == "tmem" {
             "release/tmem".to_owned()
         } else {

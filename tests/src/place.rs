@@ -32,3 +32,8 @@ pub fn built(name: &str) -> Result<PathBuf> {
     }
     Ok(path)
 }
+
+/// Are we in the outer machine? Its first process says so; the files lie in its root.
+pub fn inside_outer() -> bool {
+    env::var_os("TMEM_OUTER").is_some()
+}
