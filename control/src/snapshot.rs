@@ -147,6 +147,7 @@ impl From<&DomainStats> for Domain {
         for pool in &pools {
             counters.add(&pool.counters);
         }
+        counters.add(&Pool::from(&stats.destroyed).counters);
         counters.bytes_used = stats.used;
         Self {
             name: stats.name.clone(),

@@ -12,7 +12,7 @@ use crate::page::{Key, ObjectId, Page, PoolId};
 use crate::pool::{Pool, PoolParts, Unplaced};
 use crate::share::Group;
 use crate::space::{Refusal, Space};
-use crate::stats::{DomainStats, PoolKind};
+use crate::stats::{DomainStats, PoolKind, PoolStats};
 use crate::store::StoreInner;
 use crate::sync::Mutex;
 
@@ -38,6 +38,16 @@ pub(crate) struct DomainInner {
     pools: Box<[ArcSwapOption<Joined>]>,
     /// Held while pools are created and destroyed.
     changing: Mutex<Changing>,
+    destroyed: Mutex<Destroyed>,
+}
+
+/// Private pools that the domain no longer has.
+#[derive(Debug, Default)]
+struct Destroyed {
+    /// What the pools that are gone had counted.
+    counted: PoolStats,
+    /// Pools whose pages are being removed.
+    dying: Vec<Arc<Joined>>,
 }
 
 /// A pool as a domain knows it.
@@ -78,6 +88,7 @@ impl DomainInner {
                 used: vec![0; places],
                 removed: false,
             }),
+            destroyed: Mutex::default(),
         }
     }
 
@@ -119,14 +130,41 @@ impl DomainInner {
         let mut changing = self.changing.lock();
         changing.removed = true;
         for place in &self.pools {
-            if let Some(joined) = place.swap(None) {
-                joined.leave();
-            }
+            self.destroy(place);
         }
+    }
+
+    /// Ends what is in a place, without a moment in which its counters are missing.
+    fn destroy(&self, place: &ArcSwapOption<Joined>) {
+        let joined = {
+            let mut destroyed = self.destroyed.lock();
+            let Some(joined) = place.swap(None) else {
+                return;
+            };
+            destroyed.dying.push(Arc::clone(&joined));
+            joined
+        };
+        joined.leave();
+        let mut destroyed = self.destroyed.lock();
+        destroyed.dying.retain(|dying| !Arc::ptr_eq(dying, &joined));
+        joined.count_in(&mut destroyed.counted);
     }
 
     pub(crate) fn stats(&self) -> DomainStats {
         let usage = self.space.usage();
+        let (pools, destroyed) = {
+            let list = self.destroyed.lock();
+            let mut counted = list.counted;
+            for dying in &list.dying {
+                dying.count_in(&mut counted);
+            }
+            let mut pools: Vec<_> = self
+                .pools()
+                .map(|joined| joined.pool.stats(joined.id))
+                .collect();
+            pools.sort_by_key(|pool| pool.id);
+            (pools, counted)
+        };
         DomainStats {
             name: self.name.clone(),
             reserve: self.account.reserve(),
@@ -139,19 +177,20 @@ impl DomainInner {
             segment_bytes: usage.frames,
             slot_bytes: usage.slots,
             freeable: self.own_freeable() + self.account.shared(),
-            pools: {
-                let mut pools: Vec<_> = self
-                    .pools()
-                    .map(|joined| joined.pool.stats(joined.id))
-                    .collect();
-                pools.sort_by_key(|pool| pool.id);
-                pools
-            },
+            pools,
+            destroyed,
         }
     }
 }
 
 impl Joined {
+    /// Adds what the pool counted, if it is the domain's own.
+    fn count_in(&self, sums: &mut PoolStats) {
+        if self.group.is_none() {
+            sums.count_in(&self.pool.stats(self.id));
+        }
+    }
+
     fn leave(&self) {
         match &self.group {
             Some(group) => group.leave(self.member),
@@ -247,8 +286,8 @@ impl Domain {
         let _changing = self.inner.changing.lock();
         let joined = self.inner.joined(pool).ok_or(UnknownPool)?;
         drop(joined);
-        if let Some(joined) = self.inner.pools[pool.0 as usize & 0xff].swap(None) {
-            joined.leave();
+        if let Some(place) = self.inner.pools.get(pool.0 as usize & 0xff) {
+            self.inner.destroy(place);
         }
         Ok(())
     }

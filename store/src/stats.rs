@@ -45,6 +45,9 @@ pub struct DomainStats {
     pub freeable: u64,
     /// The pools, by id.
     pub pools: Vec<PoolStats>,
+    /// What the domain's private pools that were destroyed had counted: the sums over `pools` and
+    /// this only grow. Gauges are zero.
+    pub destroyed: PoolStats,
 }
 
 /// What kind of pool it is.
@@ -109,4 +112,22 @@ pub struct PoolStats {
     pub warmed: u64,
     /// Pages that compaction moved.
     pub moved: u64,
+}
+
+impl PoolStats {
+    /// Adds what another pool counted, and not what it holds.
+    pub(crate) fn count_in(&mut self, pool: &PoolStats) {
+        self.stores += pool.stores;
+        self.loads += pool.loads;
+        self.load_misses += pool.load_misses;
+        self.invalidates += pool.invalidates;
+        self.evictions += pool.evictions;
+        self.refused_no_space += pool.refused_no_space;
+        self.refused_frozen += pool.refused_frozen;
+        self.refused_no_memory += pool.refused_no_memory;
+        self.corrupt += pool.corrupt;
+        self.cooled += pool.cooled;
+        self.warmed += pool.warmed;
+        self.moved += pool.moved;
+    }
 }

@@ -475,3 +475,30 @@ fn nothing_of_a_removed_domain_is_left_and_its_name_is_free() {
         assert_eq!(store.stats().used, 0);
     }
 }
+
+#[test]
+fn counters_of_a_domain_grow_when_a_pool_is_destroyed() {
+    let store = Store::new(StoreConfig {
+        budget: 16 << 20,
+        ..StoreConfig::default()
+    })
+    .expect("a store");
+    let domain = store
+        .add_domain("guest", DomainConfig::default())
+        .expect("a domain");
+    let stores = || {
+        let stats = domain.stats();
+        stats.destroyed.stores + stats.pools.iter().map(|pool| pool.stores).sum::<u64>()
+    };
+    for round in 1..=3 {
+        let pool = domain.create_pool(PoolSpec::Persistent).expect("a pool");
+        for index in 0..10 {
+            domain
+                .store(pool, ObjectId([0; 3]), index, &[7; 4096])
+                .expect("stored");
+        }
+        domain.destroy_pool(pool).expect("destroyed");
+        assert_eq!(stores(), round * 10);
+        assert_eq!(domain.stats().destroyed.pages, 0);
+    }
+}
