@@ -13,12 +13,16 @@ use crate::space::Space;
 use crate::stats::PoolKind;
 use crate::store::StoreInner;
 
-/// Frames that one step gives back at most.
-const TRIM_FRAMES: usize = 64;
-/// Slots that one step moves at most.
-const MOVES: usize = 64;
-/// Pages that one step evicts at most.
-const EVICTIONS: usize = 64;
+/// Frames that one step of a store gives back at most. Each may be a call of the kernel's.
+const TRIM_FRAMES: usize = 8;
+/// Slots that one step of a store moves at most.
+const MOVES: usize = 16;
+/// Pages that one step of a store evicts at most.
+const EVICTIONS: usize = 16;
+/// Frames that one step of the background gives back at most, for a space.
+const BACKGROUND_FRAMES: usize = 64;
+/// Slots that one step of the background moves at most, for a space.
+const BACKGROUND_MOVES: usize = 64;
 
 impl StoreInner {
     /// Frees memory after a refusal. `false` when nothing is left that could be freed.
@@ -216,13 +220,13 @@ const BACKGROUND_WASTE: u64 = 10;
 fn compact_space(space: &Space, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
     let mut moved = 0;
     for class in 0..CLASSES {
-        if moved >= MOVES {
+        if moved >= BACKGROUND_MOVES {
             break;
         }
         if space.is_sparse(class, BACKGROUND_WASTE) {
-            moved += compact(space, class, MOVES - moved, &pool);
+            moved += compact(space, class, BACKGROUND_MOVES - moved, &pool);
         }
     }
-    let trimmed = space.trim(TRIM_FRAMES);
+    let trimmed = space.trim(BACKGROUND_FRAMES);
     moved > 0 || trimmed > 0
 }
