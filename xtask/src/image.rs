@@ -8,8 +8,8 @@ use tmem_tests::platform;
 
 use crate::{initramfs, kernel, packages, place};
 
-/// Builds what is missing in the cache and puts it at `target/images`.
-pub(crate) fn build() -> Result<()> {
+/// Builds what is missing in the cache and puts it at `target/images`; with `uml`, User Mode Linux too.
+pub(crate) fn build(uml: bool) -> Result<()> {
     let nested = !platform::kvm_is_usable();
     packages::require(packages::BUILD)?;
     if nested {
@@ -26,9 +26,12 @@ pub(crate) fn build() -> Result<()> {
         put(&outer.join("outer-vmlinuz"), &to)?;
         put(&outer.join("outer.cpio"), &to)?;
     }
-    let kernel = kernel::KVM.build(&cache)?;
-    for (_, product) in kernel::KVM.products {
-        put(&kernel.join(product), &to)?;
+    let kernels = [Some(kernel::KVM), uml.then_some(kernel::UML)];
+    for recipe in kernels.into_iter().flatten() {
+        let kernel = recipe.build(&cache)?;
+        for (_, product) in recipe.products {
+            put(&kernel.join(product), &to)?;
+        }
     }
     println!("images are at {}", to.display());
     Ok(())

@@ -32,6 +32,8 @@ pub(crate) struct Recipe {
     pub(crate) arch: &'static str,
     /// Configuration fragment below `images/`.
     pub(crate) config: &'static str,
+    /// Folders of patches below `images/`, in the order they are applied.
+    pub(crate) patches: &'static [&'static str],
     /// Targets of the kernel's makefile.
     pub(crate) targets: &'static [&'static str],
     /// What to publish: path in the build tree, published name.
@@ -43,8 +45,19 @@ pub(crate) const KVM: Recipe = Recipe {
     name: "kvm",
     arch: "x86_64",
     config: "kvm.config",
+    patches: &["patches"],
     targets: &["vmlinux", "bzImage"],
     products: &[("vmlinux", "vmlinux"), ("arch/x86/boot/bzImage", "bzImage")],
+};
+
+/// The guest that is a process: User Mode Linux.
+pub(crate) const UML: Recipe = Recipe {
+    name: "um",
+    arch: "um",
+    config: "um.config",
+    patches: &["patches", "um-patches"],
+    targets: &["linux"],
+    products: &[("linux", "linux-uml")],
 };
 
 /// The source tree of a recipe, and whether its content is complete.
@@ -145,8 +158,10 @@ impl Recipe {
             .text("recipe", RECIPE)
             .text("source", version)
             .text("arch", self.arch)
-            .path(&images.join(self.config))?
-            .path(&images.join("patches"))?;
+            .path(&images.join(self.config))?;
+        for folder in self.patches {
+            inputs.path(&images.join(folder))?;
+        }
         Ok(inputs)
     }
 
@@ -166,7 +181,13 @@ impl Recipe {
                         .args(["--strip-components=1", "-C"])
                         .arg(part),
                 )?;
-                for patch in place::files_below(&place::root().join("images/patches"))? {
+                let mut patches = Vec::new();
+                for folder in self.patches {
+                    patches.extend(place::files_below(
+                        &place::root().join("images").join(folder),
+                    )?);
+                }
+                for patch in patches {
                     if patch
                         .extension()
                         .is_none_or(|extension| extension != "patch")

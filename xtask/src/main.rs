@@ -40,7 +40,11 @@ enum Task {
     /// Build the static release binary target/release/tmem
     Build,
     /// Build the guest images into the cache, reachable at target/images
-    Image,
+    Image {
+        /// Also build target/images/linux-uml, the guest kernel that is a process
+        #[arg(long)]
+        uml: bool,
+    },
     /// Run every check: format, clippy, unit, property and guest tests, C checks
     Test(check::Selection),
     /// Boot a guest that swaps into host memory and watch it; compare with a disk and with zram
@@ -58,7 +62,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Build => binaries::build().map(|()| true),
-        Task::Image => image::build().map(|()| true),
+        Task::Image { uml } => image::build(uml).map(|()| true),
         Task::Test(selection) => check::test(&selection),
         Task::Demo => show::demo(),
         Task::Bench { name, arguments } => show::bench(&name, &arguments).map(|()| true),

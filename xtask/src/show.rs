@@ -15,7 +15,7 @@ const DEADLINE: Duration = Duration::from_secs(1200);
 
 /// Builds what is needed and runs the demo; `false` when a guest did not verify every byte.
 pub(crate) fn demo() -> Result<bool> {
-    image::build()?;
+    image::build(false)?;
     binaries::build()?;
     if platform::kvm_is_usable() {
         let program = place::target().join("release/tmem-scenario");
