@@ -384,6 +384,14 @@ mod tests {
     }
 
     #[test]
+    fn the_packaged_configuration_is_valid_with_its_example_too() {
+        let packaged = include_str!("../../packaging/tmem.toml");
+        assert!(parse(packaged).expect("valid").guests.is_empty());
+        let example = packaged.replace("\n#", "\n").replace("\n ", "\n# ");
+        assert_eq!(parse(&example).expect("valid").guests.len(), 1);
+    }
+
+    #[test]
     fn what_is_left_out_has_a_default() {
         let config = parse("memory = 4096\n[[guest]]\nname='a'\nsocket='/a'").expect("valid");
         assert_eq!(config.control, None);

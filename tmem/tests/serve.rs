@@ -195,3 +195,51 @@ fn a_guest_can_be_added_and_removed() {
     assert!(!socket.exists());
     assert_eq!(ask(&serve, &["guest", "remove", "vm2"]).0, Some(1));
 }
+
+#[test]
+fn it_takes_its_sockets_from_systemd_and_says_when_it_is_ready() {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let at = |name: &str| dir.path().join(name);
+    let listener = UnixListener::bind(at("made-by-systemd")).expect("binds");
+    let notify = UnixDatagram::bind(at("notify")).expect("binds");
+    notify
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .expect("is set");
+    // The socket comes as descriptor 3, and the process must be named.
+    let script =
+        "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_FDNAMES=vm1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
+    let guest = format!("--guest=name=vm1,socket={}", at("not-made").display());
+    let child = Command::new("sh")
+        .args([
+            "-c",
+            script,
+            env!("CARGO_BIN_EXE_tmem"),
+            "serve",
+            "--memory=1M",
+            &guest,
+        ])
+        .env("NOTIFY_SOCKET", at("notify"))
+        .stdin(OwnedFd::from(listener))
+        .spawn()
+        .expect("starts");
+    let mut serve = Serve { child, dir };
+    let mut text = [0u8; 64];
+    let len = notify.recv(&mut text).expect("ready");
+    assert_eq!(&text[..len], b"READY=1\n");
+    assert!(!serve.path("not-made").exists());
+    let mut guest = UnixStream::connect(serve.path("made-by-systemd")).expect("is served");
+    guest
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .expect("is set");
+    // GET_FEATURES, and 8 bytes of them.
+    use std::io::{Read, Write};
+    guest
+        .write_all(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
+        .expect("asks");
+    guest.read_exact(&mut [0u8; 20]).expect("answers");
+    kill_process(Pid::from_child(&serve.child), Signal::TERM).expect("is running");
+    assert!(serve.child.wait().expect("ends").success());
+    assert!(serve.path("made-by-systemd").exists(), "it is systemd's");
+}
