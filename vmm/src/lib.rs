@@ -30,5 +30,6 @@ pub mod vm;
 
 pub use boot::BootError;
 pub use layout::{CMDLINE_MAX, MAX_CPUS, MAX_DEVICES, MAX_MEMORY, MIN_MEMORY};
+pub use signals::Signals;
 pub use vcpu::{ExitReason, VcpuError};
 pub use vm::{Vm, VmConfig, VmError};

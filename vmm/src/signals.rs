@@ -11,14 +11,15 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 /// Catches the signals while it lives. The handlers stay with the process afterwards, without effect.
 #[derive(Debug)]
-pub(crate) struct Signals {
+pub struct Signals {
     caught: Arc<AtomicUsize>,
     wake: UnixStream,
     registered: Vec<SigId>,
 }
 
 impl Signals {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// Catches them from now on; one that comes before the machine runs ends it at once.
+    pub fn new() -> io::Result<Self> {
         let (wake, handler) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         let mut signals = Self {

@@ -68,6 +68,10 @@ pub enum VcpuError {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     result: OnceLock<Mutex<Option<Result<ExitReason, VcpuError>>>>,
+    /// A vCPU left the guest since the last look.
+    exited: AtomicBool,
+    /// Whoever looks wants to be woken by the next exit.
+    asleep: AtomicBool,
     pub(crate) wake: Wake,
 }
 
@@ -75,6 +79,8 @@ impl Outcome {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             result: OnceLock::new(),
+            exited: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
             wake: Wake::new()?,
         })
     }
@@ -82,6 +88,29 @@ impl Outcome {
     pub(crate) fn report(&self, result: Result<ExitReason, VcpuError>) {
         let _ = self.result.set(Mutex::new(Some(result)));
         self.wake.wake();
+    }
+
+    /// A vCPU left the guest. One load, but for the first exit after a look.
+    fn note_exit(&self) {
+        if self.exited.load(Ordering::Relaxed) {
+            return;
+        }
+        self.exited.store(true, Ordering::SeqCst);
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            self.wake.wake();
+        }
+    }
+
+    /// Whether a vCPU left the guest since this was asked last.
+    pub(crate) fn exits_since_last_look(&self) -> bool {
+        self.exited.swap(false, Ordering::SeqCst)
+    }
+
+    /// Asks for `wake` at the next exit; `false` when there was one already.
+    pub(crate) fn sleep_until_exit(&self) -> bool {
+        self.asleep.store(true, Ordering::SeqCst);
+        // Either this sees the exit, or the exit sees the wish.
+        !self.exited.load(Ordering::SeqCst)
     }
 
     /// What was reported, once.
@@ -268,6 +297,7 @@ impl Runner {
                 };
             }
         };
+        self.outcome.note_exit();
         let stopped = |reason: String| Some(Err(VcpuError::Stopped { id, reason }));
         match exit {
             VcpuExit::MmioWrite(address, data) => self.bus.mmio_write(address, data),
@@ -311,5 +341,31 @@ impl Runner {
                 _ => false,
             });
         self.shared.halted.store(halted, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_wakes_who_sleeps_and_is_seen_once() {
+        let outcome = Outcome::new().expect("an eventfd");
+        assert!(!outcome.exits_since_last_look());
+        outcome.note_exit();
+        assert!(!outcome.sleep_until_exit(), "there was an exit already");
+        assert!(outcome.exits_since_last_look());
+        assert!(!outcome.exits_since_last_look());
+        assert!(outcome.sleep_until_exit());
+        outcome.note_exit();
+        let mut fds = [rustix::event::PollFd::new(
+            &outcome.wake,
+            rustix::event::PollFlags::IN,
+        )];
+        let now = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        assert_eq!(rustix::event::poll(&mut fds, Some(&now)), Ok(1));
     }
 }

@@ -24,9 +24,17 @@ use crate::vcpu::{ExitReason, Outcome, VcpuError, VcpuThreads};
 use crate::virtio::mmio::{self, MmioTransport};
 use crate::virtio::{Interrupt, VirtioDevice};
 
-/// How often a machine that does nothing is asked whether it halted for good.
+/// How often a machine that has just fallen silent is asked whether it halted for good.
 const HALT_WATCH: Timespec = Timespec {
     tv_sec: 1,
+    tv_nsec: 0,
+};
+/// Looks at a machine without an exit, after which it counts as idle. A guest that halts writes so to its console
+/// just before, and three looks find it.
+const QUIET_LOOKS: u32 = 6;
+/// How often an idle machine is asked, in case it halted without a word.
+const IDLE_WATCH: Timespec = Timespec {
+    tv_sec: 60,
     tv_nsec: 0,
 };
 
@@ -180,9 +188,9 @@ impl Vm {
         &self.transports
     }
 
-    /// Runs the guest on this thread's watch until it ends, a signal comes or the escape is typed. When it returns,
-    /// every thread of the machine is joined and the terminal is as it was.
-    pub fn run(self) -> Result<ExitReason, VmError> {
+    /// Runs the guest on this thread's watch until it ends, one of `signals` comes or the escape is typed. When it
+    /// returns, every thread of the machine is joined and the terminal is as it was.
+    pub fn run(self, signals: &Signals) -> Result<ExitReason, VmError> {
         let Self {
             fd,
             run_size,
@@ -192,7 +200,6 @@ impl Vm {
             transports,
             _mem,
         } = self;
-        let signals = Signals::new().map_err(system_failed("catch signals"))?;
         let outcome = Arc::new(Outcome::new().map_err(system_failed("create an eventfd"))?);
         let quit = Arc::clone(&outcome);
         let console = Console::start(Arc::clone(&serial), move || {
@@ -203,7 +210,7 @@ impl Vm {
         let mut threads = VcpuThreads::start(vcpus, run_size, &bus, &outcome)
             .map_err(system_failed("start the vCPU threads"))?;
 
-        let ended = watch(&signals, &outcome, &mut threads);
+        let ended = watch(signals, &outcome, &mut threads);
         // A vCPU that waits for a reader of the console lets go first, then all threads end, the console last.
         stop.stop();
         drop(threads);
@@ -219,12 +226,21 @@ fn watch(
     outcome: &Outcome,
     threads: &mut VcpuThreads,
 ) -> Result<ExitReason, VmError> {
+    let mut quiet = 0;
     loop {
         let mut fds = [
             PollFd::new(signals, PollFlags::IN),
             PollFd::new(&outcome.wake, PollFlags::IN),
         ];
-        let ready = poll(&mut fds, Some(&HALT_WATCH));
+        let idle = quiet >= QUIET_LOOKS && outcome.sleep_until_exit();
+        let period = if idle { &IDLE_WATCH } else { &HALT_WATCH };
+        let ready = poll(&mut fds, Some(period));
+        outcome.wake.clear();
+        quiet = if outcome.exits_since_last_look() {
+            0
+        } else {
+            quiet.saturating_add(1)
+        };
         if let Some(result) = outcome.take() {
             return Ok(result?);
         }

@@ -144,7 +144,7 @@ pub(super) fn idle() -> Result<()> {
     guest.wait_for("guest pause idle")?;
     // A request, so that every thread has been awake; then the connection's threads and timers settle.
     guest.stats()?;
-    thread::sleep(Duration::from_secs(2));
+    thread::sleep(Duration::from_secs(12));
     let before = turns(guest.process())?;
     ensure!(before.len() > 1, "tmem has no threads but {before:?}");
     thread::sleep(Duration::from_secs(10));

@@ -9,7 +9,7 @@ use tmem_store::{DomainConfig, Store, StoreConfig};
 use tmem_vmm::virtio::VirtioDevice;
 use tmem_vmm::virtio::block::{Block, Disk};
 use tmem_vmm::virtio::tmem::Tmem;
-use tmem_vmm::{ExitReason, Vm, VmConfig};
+use tmem_vmm::{ExitReason, Signals, Vm, VmConfig};
 
 use super::Config;
 
@@ -23,6 +23,8 @@ const SIGNAL_BASE: i32 = 128;
 
 /// Runs the guest and returns the exit code of the process.
 pub(super) fn start(config: &Config) -> Result<u8, Box<dyn Error>> {
+    // Before there is anything to leave behind.
+    let signals = Signals::new()?;
     let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
     let mut source: Arc<dyn Source> = Arc::new(NoStore);
     if config.tmem > 0 {
@@ -50,7 +52,7 @@ pub(super) fn start(config: &Config) -> Result<u8, Box<dyn Error>> {
         },
         devices,
     )?;
-    Ok(exit_code(vm.run()?))
+    Ok(exit_code(vm.run(&signals)?))
 }
 
 /// The store with its one domain, and the device in front of it: a request queue for each vCPU.
