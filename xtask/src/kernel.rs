@@ -55,7 +55,7 @@ pub(crate) const UML: Recipe = Recipe {
     name: "um",
     arch: "um",
     config: "um.config",
-    patches: &["patches", "um-patches"],
+    patches: &["patches", "patches-um"],
     targets: &["linux"],
     products: &[("linux", "linux-uml")],
 };
