@@ -133,19 +133,9 @@ fn names(value: &serde_json::Value, found: &mut Vec<String>) {
 }
 
 #[test]
-fn every_resource_and_every_field_is_in_the_openapi_file() {
+fn every_field_of_the_statistics_is_in_the_openapi_file() {
     let api = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/control-api.yaml");
     let api = std::fs::read_to_string(api).expect("docs/control-api.yaml");
-    let fixture = Fixture::new(0);
-    let paths: Vec<&str> = api
-        .lines()
-        .filter_map(|line| line.strip_prefix("  /")?.strip_suffix(':'))
-        .collect();
-    assert_eq!(paths, ["v1/stats", "metrics"]);
-    for path in paths {
-        let reply = fixture.talk(format!("GET /{path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
-        assert!(reply.starts_with("HTTP/1.1 200 "), "{path}: {reply}");
-    }
     let stats = Stats {
         domains: vec![Domain {
             device: Some(Device::default()),

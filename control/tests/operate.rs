@@ -225,10 +225,10 @@ fn the_server_knows_the_resources_of_the_openapi_document_and_no_other_method() 
             .and_then(|rest| rest.strip_suffix(':'))
         {
             path = name;
-        } else if let Some(method) = line.strip_prefix("    ").and_then(|m| m.strip_suffix(':')) {
-            if ["get", "put", "post", "patch", "delete"].contains(&method) {
-                documented.insert((format!("/{path}"), method.to_uppercase()));
-            }
+        } else if let Some(method) = line.strip_prefix("    ").and_then(|m| m.strip_suffix(':'))
+            && ["get", "put", "post", "patch", "delete"].contains(&method)
+        {
+            documented.insert((format!("/{path}"), method.to_uppercase()));
         }
     }
     assert_eq!(documented.len(), 9, "{documented:?}");
