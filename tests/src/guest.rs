@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -34,6 +35,8 @@ pub struct Setup {
     pub disk: Option<u64>,
     /// Boot the compressed kernel.
     pub compressed: bool,
+    /// A terminal to be the standard input; then [`Guest::go_on`] has no way to the guest.
+    pub terminal: Option<OwnedFd>,
     /// Show the console on our own output.
     pub show: bool,
 }
@@ -47,6 +50,7 @@ impl Default for Setup {
             kernel_words: "tmem=1",
             disk: None,
             compressed: false,
+            terminal: None,
             show: true,
         }
     }
@@ -125,8 +129,14 @@ impl Guest {
                 .arg("--disk")
                 .arg(format!("path={}", path.display()));
         }
+        let stdin = match &setup.terminal {
+            Some(terminal) => {
+                Stdio::from(terminal.try_clone().context("cannot share the terminal")?)
+            }
+            None => Stdio::piped(),
+        };
         command
-            .stdin(Stdio::piped())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot run tmem")?;

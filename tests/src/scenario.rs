@@ -27,6 +27,7 @@ pub fn run(name: &str) -> Result<()> {
         "clients" => host::clients(),
         "idle" => host::idle(),
         "terminate" => host::terminate(),
+        "terminal" => host::terminal(),
         _ => bail!("there is no scenario {name:?}"),
     }
 }

@@ -111,6 +111,11 @@ fn an_idle_guest_costs_no_processor_time_in_our_threads() -> Result<()> {
 }
 
 #[test]
+fn a_terminal_is_raw_while_the_guest_runs_and_as_before_afterwards() -> Result<()> {
+    holds("terminal")
+}
+
+#[test]
 fn a_signal_ends_tmem_and_leaves_nothing_behind() -> Result<()> {
     holds("terminate")
 }

@@ -9,6 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::write;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
 
 use crate::guest::{Guest, Setup};
 
@@ -164,18 +168,65 @@ pub(super) fn idle() -> Result<()> {
     guest.finish()?.verified(1)
 }
 
+fn signal(guest: &Guest, signal: &str) -> Result<()> {
+    Command::new("kill")
+        .arg(signal)
+        .arg(guest.process().to_string())
+        .status()
+        .context("cannot run kill")?;
+    Ok(())
+}
+
+pub(super) fn terminal() -> Result<()> {
+    let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).context("no pseudo terminal")?;
+    grantpt(&keyboard)?;
+    unlockpt(&keyboard)?;
+    let name = ptsname(&keyboard, Vec::new())?;
+    let terminal = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty())?;
+    let modes = || -> Result<_> {
+        let now = tcgetattr(&terminal)?;
+        Ok((now.input_modes, now.output_modes, now.local_modes))
+    };
+    let before = modes()?;
+    for end in ["-TERM", "-HUP", "escape"] {
+        let setup = Setup {
+            terminal: Some(terminal.try_clone()?),
+            ..Setup::default()
+        };
+        let mut guest = Guest::start(&setup, "pause typing; echo guest read; pause forever")?;
+        guest.wait_for("guest pause typing")?;
+        let raw = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
+        ensure!(
+            !modes()?.2.intersects(raw),
+            "the terminal is not raw while the guest runs"
+        );
+        write(&keyboard, b"x\r")?;
+        guest.wait_for("guest pause forever")?;
+        match end {
+            "escape" => {
+                write(&keyboard, b"\x01x")?;
+            }
+            _ => signal(&guest, end)?,
+        }
+        let status = guest.ended()?;
+        println!("{end}: ended with {status}");
+        ensure!(
+            status.success() == (end == "escape"),
+            "{end} ended tmem with {status}"
+        );
+        ensure!(modes()? == before, "{end}: the terminal is not as before");
+    }
+    Ok(())
+}
+
 pub(super) fn terminate() -> Result<()> {
-    for signal in ["-TERM", "-INT"] {
+    for end in ["-TERM", "-INT"] {
         let mut guest = Guest::start(&Setup::default(), "echo guest waiting; pause forever")?;
         guest.wait_for("guest pause forever")?;
         let socket = guest.folder().join("control");
         ensure!(socket.exists(), "there is no control socket");
         let start = Instant::now();
-        Command::new("kill")
-            .arg(signal)
-            .arg(guest.process().to_string())
-            .status()
-            .context("cannot run kill")?;
+        signal(&guest, end)?;
         let status = guest.ended()?;
         println!(
             "ended with {status} after {} ms",
