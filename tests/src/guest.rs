@@ -74,6 +74,35 @@ impl Drop for Guest {
     }
 }
 
+/// What each thread of a process does, twice, a second apart.
+fn threads(process: u32) -> String {
+    let mut text = String::new();
+    for _ in 0..2 {
+        for entry in std::fs::read_dir(format!("/proc/{process}/task"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let read = |name: &str| {
+                let text = std::fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+                text.split_whitespace().collect::<Vec<_>>().join(" ")
+            };
+            let state = read("stat");
+            let state = state.rsplit_once(") ").and_then(|(_, rest)| rest.get(..1));
+            text += &format!(
+                "    | {} {} schedstat {} syscall {} stack {}\n",
+                read("comm"),
+                state.unwrap_or("?"),
+                read("schedstat"),
+                read("syscall"),
+                read("stack"),
+            );
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+    text
+}
+
 fn file(name: &str) -> Result<PathBuf> {
     if !place::inside_outer() {
         return place::built(&if name == "tmem" {
@@ -182,8 +211,9 @@ impl Guest {
             }
             Err(RecvTimeoutError::Disconnected) => Ok(None),
             Err(RecvTimeoutError::Timeout) => bail!(
-                "nothing new from the guest; its console ends:\n{}",
-                tail(&self.log)
+                "nothing new from the guest; its console ends:\n{}\nthe threads of tmem:\n{}",
+                tail(&self.log),
+                threads(self.child.id())
             ),
         }
     }
