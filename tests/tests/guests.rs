@@ -10,17 +10,12 @@ use tmem_tests::{platform, scenario};
 const DEADLINE: Duration = Duration::from_secs(400);
 
 fn holds(name: &str) -> Result<()> {
-    holds_on(name, 1)
-}
-
-fn holds_on(name: &str, cpus: u8) -> Result<()> {
     if platform::kvm_is_usable() {
         return scenario::run(name);
     }
     println!("no usable KVM here: {name} runs nested in an emulated machine");
     let status = Outer {
         arguments: name,
-        cpus,
         deadline: DEADLINE,
     }
     .run(|line| println!("{line}"))?;
@@ -57,7 +52,7 @@ fn a_guest_at_its_limit_survives_on_a_real_swap_disk() -> Result<()> {
 
 #[test]
 fn two_processors_swap_at_once() -> Result<()> {
-    holds_on("two-cpus", 2)
+    holds("two-cpus")
 }
 
 #[test]

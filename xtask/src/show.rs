@@ -31,7 +31,6 @@ pub(crate) fn demo() -> Result<bool> {
     let mut started = false;
     let status = Outer {
         arguments: "demo",
-        cpus: 1,
         deadline: DEADLINE,
     }
     .run(|line| {
