@@ -16,9 +16,8 @@ use crate::backend::{Backend, FIRST_RING_TOKEN};
 use crate::journal::Journal;
 use crate::link::Link;
 
-/// How long a ring is polled after its last request: about what it costs to sleep and to be woken.
-///
-/// Between two threads of one machine `cargo bench -p tmem-serve` measures that cost as `wake_ns`.
+/// How long a ring is polled after its last request: about what it costs to sleep and to be woken. Twice the 7 to
+/// 10 us of a wake-up, by judgement: not measured yet.
 pub const SPIN: Duration = Duration::from_micros(20);
 
 /// How long a guest that always has requests can keep its own messages waiting.
