@@ -179,9 +179,6 @@ impl Segment {
         *word &= !bit;
         self.live -= 1;
         self.low = self.low.min((at / 64) as u16);
-        if let Some(backref) = self.backrefs.get_mut(at) {
-            *backref = 0;
-        }
         true
     }
 

@@ -16,11 +16,13 @@ use crate::segment::{Backref, CLASSES, Segment, class_of, slot_bytes, slots_per_
 use crate::sync::{Counter, Mutex};
 use crate::upkeep::Wake;
 
-/// A class takes frames ahead of its need, one for so many that it has, because the kernel's work for a
-/// call is as much as for a few frames.
-const AHEAD_FRACTION: u64 = 32;
-/// Most frames taken ahead.
-const MOST_AHEAD: u64 = 15;
+/// Frames that a class of `frames` frames takes ahead of its need, because the kernel's work for a call
+/// is as much as for a few frames: few when it is small, so that a small guest pays for little that it
+/// does not use, and a 32nd when it is large, within what the overhead may be.
+fn ahead(frames: u64) -> u64 {
+    (frames / 8).min(7).max((frames / 32).min(15))
+}
+
 /// Slots given back to a class between two looks at its waste.
 const FREES_PER_LOOK: u64 = 64;
 /// Waste, in thousandths of a class's frames, for which the background thread is woken.
@@ -86,11 +88,18 @@ impl Purse {
 pub(crate) struct Space {
     memory: Memory,
     purse: Purse,
-    classes: Box<[Mutex<SizeClass>]>,
+    classes: Box<[ClassCell]>,
     spare: Mutex<Spare>,
     /// Frames of retired segments. Written under the lock of `spare`.
     retired_frames: Counter,
-    gauges: Box<[Gauges]>,
+}
+
+/// A size class, its lock and its gauges, on cache lines of their own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct ClassCell {
+    locked: Mutex<SizeClass>,
+    gauges: Gauges,
 }
 
 /// What a size class holds, for statistics. Written under the class's lock.
@@ -144,10 +153,9 @@ impl Space {
         Ok(Self {
             memory: Memory::new(name)?,
             purse,
-            classes: (0..CLASSES).map(|_| Mutex::default()).collect(),
+            classes: (0..CLASSES).map(|_| ClassCell::default()).collect(),
             spare: Mutex::default(),
             retired_frames: Counter::default(),
-            gauges: (0..CLASSES).map(|_| Gauges::default()).collect(),
         })
     }
 
@@ -185,7 +193,7 @@ impl Space {
     }
 
     fn take(&self, class: usize, backref: Backref) -> Result<(u32, u16), Refusal> {
-        let mut guard = self.classes[class].lock();
+        let mut guard = self.classes[class].locked.lock();
         let inner = &mut *guard;
         let number = match inner.open.first() {
             Some(number) => *number,
@@ -226,7 +234,7 @@ impl Space {
         let none = Refusal::Short(Short::Limit);
         let segment = inner.segments.get_mut(&number).ok_or(none)?;
         let slot = segment.find(resident_only).ok_or(none)?;
-        let gauges = &self.gauges[class];
+        let gauges = &self.classes[class].gauges;
 
         let growth = segment.growth(slot);
         if growth > 0 {
@@ -239,8 +247,7 @@ impl Space {
         }
         let missing = segment.missing(slot);
         if missing != 0 {
-            let ahead = (gauges.frames.get() / AHEAD_FRACTION).min(MOST_AHEAD);
-            let wanted = segment.run_from(missing, ahead);
+            let wanted = segment.run_from(missing, ahead(gauges.frames.get()));
             // What is taken ahead is only taken while it is there for the asking.
             let got = match self.populate(number, wanted) {
                 Err(Refusal::Short(_)) if wanted != missing => {
@@ -296,7 +303,7 @@ impl Space {
             self.purse.refund(metadata);
             return Err(Refusal::NoMemory);
         };
-        let gauges = &self.gauges[class];
+        let gauges = &self.classes[class].gauges;
         gauges.metadata.add(metadata);
         gauges.frames.add(u64::from(segment.resident.count_ones()));
         inner.segments.insert(number, Box::new(segment));
@@ -345,7 +352,7 @@ impl Space {
     }
 
     fn give(&self, class: usize, number: u32, slot: u16) {
-        let mut guard = self.classes[class].lock();
+        let mut guard = self.classes[class].locked.lock();
         let inner = &mut *guard;
         let Some(segment) = inner.segments.get_mut(&number) else {
             debug_assert!(false, "slot of an unknown segment given back");
@@ -356,13 +363,13 @@ impl Space {
             debug_assert!(false, "slot given back twice");
             return;
         }
-        self.gauges[class].live.sub(1);
+        self.classes[class].gauges.live.sub(1);
         if segment.live() == 0 {
             self.close_segment(class, inner, number);
         } else if was_full {
             inner.open.insert(number);
         }
-        let frees = &self.gauges[class].frees;
+        let frees = &self.classes[class].gauges.frees;
         frees.add(1);
         if frees.get().is_multiple_of(FREES_PER_LOOK) && self.is_sparse(class, WAKE_WASTE) {
             self.purse.wake.ask();
@@ -374,7 +381,7 @@ impl Space {
         let Some(segment) = inner.segments.remove(&number) else {
             return;
         };
-        let gauges = &self.gauges[class];
+        let gauges = &self.classes[class].gauges;
         let metadata = segment.metadata_bytes();
         gauges.metadata.sub(metadata);
         gauges.frames.sub(u64::from(segment.resident.count_ones()));
@@ -386,14 +393,14 @@ impl Space {
 
     /// Bytes of the class's frames that hold no slot in use: what compacting and trimming it may win.
     fn waste(&self, class: usize) -> u64 {
-        let gauges = &self.gauges[class];
+        let gauges = &self.classes[class].gauges;
         (gauges.frames.get() * FRAME_BYTES as u64)
             .saturating_sub(gauges.live.get() * slot_bytes(class) as u64)
     }
 
     /// Whether moving slots of the class would free more than `fraction` of its frames.
     pub(crate) fn is_sparse(&self, class: usize, per_mille: u64) -> bool {
-        let gauges = &self.gauges[class];
+        let gauges = &self.classes[class].gauges;
         let live = gauges.live.get() as usize;
         let slots = slots_per_segment(class);
         // Frames that the slots need when they lie as dense as they can.
@@ -405,7 +412,7 @@ impl Space {
 
     /// The slot at the highest address of the class, if a slot at a lower one is free.
     pub(crate) fn movable(&self, class: usize) -> Option<Movable> {
-        let inner = self.classes[class].lock();
+        let inner = self.classes[class].locked.lock();
         let (number, segment) = inner.segments.last_key_value()?;
         let (slot, backref) = segment.highest()?;
         let lowest = *inner.open.first()?;
@@ -472,7 +479,7 @@ impl Space {
     }
 
     fn trim_class(&self, class: usize, most: usize) -> usize {
-        let mut guard = self.classes[class].lock();
+        let mut guard = self.classes[class].locked.lock();
         let SizeClass { segments, open } = &mut *guard;
         let mut frames = 0;
         // From the top: low frames are the next to be used again.
@@ -490,7 +497,10 @@ impl Space {
             let left = self.punch(*number, idle);
             let gone = idle & !left;
             segment.resident &= !gone;
-            self.gauges[class].frames.sub(u64::from(gone.count_ones()));
+            self.classes[class]
+                .gauges
+                .frames
+                .sub(u64::from(gone.count_ones()));
             frames += gone.count_ones() as usize;
         }
         frames
@@ -522,7 +532,7 @@ impl Space {
             frames: self.retired_frames.get() * FRAME_BYTES as u64,
             ..SpaceUse::default()
         };
-        for (class, gauges) in self.gauges.iter().enumerate() {
+        for (class, ClassCell { gauges, .. }) in self.classes.iter().enumerate() {
             usage.frames += gauges.frames.get() * FRAME_BYTES as u64;
             usage.metadata += gauges.metadata.get();
             usage.slots += gauges.live.get() * slot_bytes(class) as u64;

@@ -9,10 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::store::StoreInner;
 
+/// Time between being asked and looking, and between two looks.
+const REST: Duration = Duration::from_millis(50);
+
 /// How the thread is woken and ended. Shared with every space.
 #[derive(Debug, Default)]
 pub(crate) struct Wake {
-    /// Something is to be done. Set before the lock is taken, so that asking twice costs nothing.
+    /// The thread looks for work, or was asked to: asking again costs nothing.
     asked: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -66,7 +69,22 @@ impl Wake {
             };
         }
         state.asked = false;
-        self.asked.store(false, Ordering::Release);
+        self.asked.store(true, Ordering::Relaxed);
+        !state.stop
+    }
+
+    /// Whoever asks from now on wakes the thread. What was asked for before is seen by a look after this.
+    fn listen(&self) {
+        self.asked.store(false, Ordering::SeqCst);
+    }
+
+    /// Pauses. `false` when the thread is to end.
+    fn rest(&self, time: Duration) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, time, |state| !state.stop)
+            .unwrap_or_else(PoisonError::into_inner);
         !state.stop
     }
 }
@@ -112,15 +130,21 @@ impl Drop for Upkeep {
 fn run(store: &Weak<StoreInner>, wake: &Wake, sweep: Duration) {
     let mut next_sweep: Option<Instant> = None;
     while wake.sleep(next_sweep) {
+        // To wake this thread costs who asks as much as a store, and to get a frame from the kernel
+        // again costs more: what is free is left for a moment to whoever needs it next.
+        loop {
+            if !wake.rest(REST) {
+                return;
+            }
+            if !compact(store) {
+                break;
+            }
+        }
+        wake.listen();
+        compact(store);
         let Some(store) = store.upgrade() else {
             return;
         };
-        while store.compact_step() {
-            std::thread::yield_now();
-            if Arc::strong_count(&store) == 1 {
-                return;
-            }
-        }
         if next_sweep.is_none_or(|at| at <= Instant::now()) {
             // Between chunks: the guests' threads come first.
             let going_on = || {
@@ -130,4 +154,17 @@ fn run(store: &Weak<StoreInner>, wake: &Wake, sweep: Duration) {
             next_sweep = store.sweep_cold(going_on).then(|| Instant::now() + sweep);
         }
     }
+}
+
+/// Compacts and trims as long as there is something to do. Returns whether there was.
+fn compact(store: &Weak<StoreInner>) -> bool {
+    let Some(store) = store.upgrade() else {
+        return false;
+    };
+    let mut any = false;
+    while Arc::strong_count(&store) > 1 && store.compact_step() {
+        any = true;
+        std::thread::yield_now();
+    }
+    any
 }

@@ -6,22 +6,24 @@ use crate::stats::PoolStats;
 use crate::sync::Counter;
 
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(crate) struct Counters {
     pub(crate) pages: Counter,
-    pub(crate) zero: Counter,
-    pub(crate) same_filled: Counter,
-    pub(crate) raw: Counter,
-    pub(crate) cold: Counter,
-    /// Pages whose entry names a record.
-    pub(crate) records: Counter,
     pub(crate) bytes_stored: Counter,
     /// Bytes of the slots of the shard's own pages.
     pub(crate) slot_bytes: Counter,
     pub(crate) metadata: Counter,
     pub(crate) stores: Counter,
     pub(crate) loads: Counter,
-    pub(crate) load_misses: Counter,
     pub(crate) invalidates: Counter,
+    // One cache line up to here: what every operation counts.
+    pub(crate) zero: Counter,
+    pub(crate) same_filled: Counter,
+    pub(crate) raw: Counter,
+    pub(crate) cold: Counter,
+    /// Pages whose entry names a record.
+    pub(crate) records: Counter,
+    pub(crate) load_misses: Counter,
     pub(crate) evictions: Counter,
     pub(crate) refused_no_space: Counter,
     pub(crate) refused_frozen: Counter,

@@ -62,10 +62,10 @@ pub(crate) struct Pool {
 
 /// A shard, its lock and its counters, on cache lines of their own.
 #[derive(Debug, Default)]
-#[repr(align(128))]
+#[repr(C, align(128))]
 struct ShardCell {
-    locked: Mutex<Locked>,
     counters: Counters,
+    locked: Mutex<Locked>,
 }
 
 #[derive(Debug, Default)]
