@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use hashbrown::HashTable;
-use xxhash_rust::xxh3::xxh3_128_with_secret;
+use twox_hash::xxhash3_128::Hasher;
 
 use crate::codec::Codecs;
 use crate::config::Dedup;
@@ -91,7 +91,7 @@ impl DedupTable {
         if self.adaptive && !self.full.load(Ordering::Relaxed) && !in_sample(page) {
             return None;
         }
-        let hash = xxh3_128_with_secret(page, &self.secret);
+        let hash = Hasher::oneshot_with_secret(&self.secret, page).ok()?;
         Some([hash as u64, (hash >> 64) as u64])
     }
 
