@@ -91,6 +91,18 @@ impl Server {
     /// # Errors
     /// See [`BindError`]. Nothing is left behind then.
     pub fn start(path: &Path, source: Arc<dyn Source>) -> Result<Self, BindError> {
+        Self::start_with(path, source, || {})
+    }
+
+    /// As [`Self::start`]; the thread calls `first` before it serves anybody: a place to confine it.
+    ///
+    /// # Errors
+    /// See [`BindError`]. Nothing is left behind then.
+    pub fn start_with(
+        path: &Path,
+        source: Arc<dyn Source>,
+        first: fn(),
+    ) -> Result<Self, BindError> {
         let (listener, file) = socket::bind(path)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -103,7 +115,10 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("tmem-control".into())
-            .spawn(move || serve(&runtime, listener, source, stopped))
+            .spawn(move || {
+                first();
+                serve(&runtime, listener, source, stopped);
+            })
             .map_err(BindError::Start)?;
         Ok(Self {
             stop: Some(stop),

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use crate::config::GuestConfig;
 use crate::journal::Journal;
 use crate::link::Link;
 use crate::listen::SocketFile;
+use crate::seccomp;
 use crate::session::{self, End};
 
 /// Most pools of one guest.
@@ -72,10 +73,23 @@ impl Guest {
             keep: config.keep,
             positions: Vec::new(),
         };
-        // The kernel keeps 15 bytes of it.
+        let (told, confined) = mpsc::sync_channel(1);
+        // The kernel keeps 15 bytes of the name.
         let thread = thread::Builder::new()
             .name(format!("guest {}", config.name))
-            .spawn(move || server.run())?;
+            .spawn(move || {
+                let confined = seccomp::confine(seccomp::Thread::Guest);
+                let serve = confined.is_ok();
+                let _ = told.send(confined);
+                if serve {
+                    server.run();
+                }
+            })?;
+        match confined.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(io::Error::other(error)),
+            Err(_) => return Err(io::Error::other("its thread ended")),
+        }
         Ok(Self {
             config,
             domain,

@@ -6,6 +6,7 @@
 //! | [`config`] | what the operator asks for, checked |
 //! | [`service`] | the store and its guests: adding, removing, reporting |
 //! | `guest` | one guest: domain, device, thread; what happens between two connections |
+//! | [`seccomp`] | what each kind of thread may ask of the kernel |
 //! | `session` | one connection: messages and rings on one thread, spinning and sleeping |
 //! | `backend` | what a front end may ask for: the vhost-user messages |
 //! | `ring` | one virtqueue with its kick and call descriptors |
@@ -26,6 +27,7 @@ mod link;
 pub mod listen;
 mod memory;
 mod ring;
+pub mod seccomp;
 pub mod service;
 mod session;
 mod sigbus;

@@ -14,6 +14,7 @@ use tmem_store::{DomainConfig, Store, StoreConfig};
 use crate::config::{Config, GuestConfig, MAX_GUESTS};
 use crate::guest::{Guest, MAX_POOLS};
 use crate::listen::{ListenError, SocketFile, listen};
+use crate::seccomp::{Thread, confine_or_abort};
 
 /// How long the guests of a service together may take to stop.
 const STOP: Duration = Duration::from_millis(700);
@@ -85,6 +86,7 @@ impl Service {
     ) -> Result<Self, StartError> {
         let store = Store::new(StoreConfig {
             budget: config.memory,
+            background_start: Some(|| confine_or_abort(Thread::Upkeep)),
             ..StoreConfig::default()
         })
         .map_err(StartError::Store)?;

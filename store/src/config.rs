@@ -21,6 +21,8 @@ pub struct StoreConfig {
     pub codecs: Codecs,
     /// Whether a thread compacts, trims and recompresses. Without it, [`crate::Store::maintain`] does.
     pub background: bool,
+    /// What that thread does first: a place to confine it.
+    pub background_start: Option<fn()>,
     /// How long a page is left alone before the cold tier takes it, at least.
     pub cold_after: Duration,
     /// Grants memory; `None` grants all that the budget does.
@@ -33,6 +35,7 @@ impl Default for StoreConfig {
             budget: 1 << 30,
             codecs: Codecs::default(),
             background: true,
+            background_start: None,
             cold_after: Duration::from_secs(60),
             gate: None,
         }

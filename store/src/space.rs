@@ -18,9 +18,9 @@ use crate::upkeep::Wake;
 
 /// Frames that a class of `frames` frames takes ahead of its need, because the kernel's work for a call
 /// is as much as for a few frames: few when it is small, so that a small guest pays for little that it
-/// does not use, and a 32nd when it is large, within what the overhead may be.
+/// does not use, and never many, because whoever stores waits until the kernel has cleared them.
 fn ahead(frames: u64) -> u64 {
-    (frames / 8).min(7).max((frames / 32).min(15))
+    (frames / 8).min(7)
 }
 
 /// Slots given back to a class between two looks at its waste.

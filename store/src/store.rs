@@ -72,9 +72,9 @@ impl Store {
         let wake = Arc::new(Wake::default());
         let inner = Arc::new(StoreInner {
             ledger: Arc::new(Ledger::new(config.budget)),
-            codecs: config.codecs,
+            codecs: config.codecs.clone(),
             hasher: hashbrown::DefaultHashBuilder::default(),
-            gate: config.gate,
+            gate: config.gate.clone(),
             registry: Mutex::default(),
             wake: Arc::clone(&wake),
             upkeep: OnceLock::new(),
@@ -82,8 +82,8 @@ impl Store {
             sweeping: Mutex::default(),
         });
         if config.background {
-            let upkeep = Upkeep::start(Arc::downgrade(&inner), wake, config.cold_after)
-                .map_err(ConfigError::Host)?;
+            let upkeep =
+                Upkeep::start(Arc::downgrade(&inner), wake, &config).map_err(ConfigError::Host)?;
             let _ = inner.upkeep.set(upkeep);
         }
         Ok(Self { inner })

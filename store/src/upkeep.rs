@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::config::StoreConfig;
 use crate::store::StoreInner;
 
 /// Time between being asked and looking, and between two looks.
@@ -100,14 +101,20 @@ impl Upkeep {
     pub(crate) fn start(
         store: Weak<StoreInner>,
         wake: Arc<Wake>,
-        cold_after: Duration,
+        config: &StoreConfig,
     ) -> std::io::Result<Self> {
         let waker = Arc::clone(&wake);
         // A page is cold at its third sweep without a touch.
-        let sweep = (cold_after / 2).max(Duration::from_millis(1));
+        let sweep = (config.cold_after / 2).max(Duration::from_millis(1));
+        let first = config.background_start;
         let thread = std::thread::Builder::new()
             .name("tmem-upkeep".to_owned())
-            .spawn(move || run(&store, &waker, sweep))?;
+            .spawn(move || {
+                if let Some(first) = first {
+                    first();
+                }
+                run(&store, &waker, sweep);
+            })?;
         Ok(Self {
             wake,
             thread: Some(thread),

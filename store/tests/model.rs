@@ -277,6 +277,7 @@ fn run(operations: u64, background: bool, seed: u64) {
             cold: toy(1500),
         },
         background,
+        background_start: None,
         cold_after: Duration::from_millis(20),
         gate: Some(miser.clone()),
     })

@@ -12,6 +12,7 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tmem_control::{Server, Source};
+use tmem_serve::seccomp::{Thread, confine, confine_or_abort};
 use tmem_serve::{Config, ConfigError, ConfigFile, GuestFile, Service, Size, activation};
 
 use crate::run::one_line;
@@ -82,6 +83,9 @@ pub(crate) fn main(args: Args) -> ExitCode {
 }
 
 fn serve(config: Config) -> Result<(), Box<dyn Error>> {
+    // For every thread from the first on; their filters follow when they are started.
+    rustix::thread::set_no_new_privs(true)?;
+    quiet_panics();
     // From here on a signal waits for its turn instead of ending the process.
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let sockets: BTreeMap<String, UnixListener> = activation::sockets()?;
@@ -91,13 +95,13 @@ fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     let server = match control {
         Some(path) => {
             tmem_serve::listen::remove_stale(&path)?;
-            Some(Server::start(
-                &path,
-                Arc::clone(&operator) as Arc<dyn Source>,
-            )?)
+            let source = Arc::clone(&operator) as Arc<dyn Source>;
+            let confine = || confine_or_abort(Thread::Control);
+            Some(Server::start_with(&path, source, confine)?)
         }
         None => None,
     };
+    confine(Thread::Main)?;
     notify(NotifyState::Ready);
     signals.forever().next();
     notify(NotifyState::Stopping);
@@ -105,6 +109,11 @@ fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     drop(server);
     drop(operator);
     Ok(())
+}
+
+/// A panic is one line in the log. A backtrace would read files, which no thread here may.
+fn quiet_panics() {
+    std::panic::set_hook(Box::new(|panic| log::error!("Bug: {panic}")));
 }
 
 /// Tells the service manager, where there is one.

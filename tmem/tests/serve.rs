@@ -85,6 +85,54 @@ fn sigterm_ends_it_within_a_second_with_success_and_without_sockets() {
     }
 }
 
+/// `NoNewPrivs` and `Seccomp` of each thread, by its name.
+fn confinement(pid: u32) -> Vec<(String, String, String)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("is running");
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_once(':'))
+            .map(|(_, value)| value.trim().to_owned())
+            .expect("is in the status of every thread")
+    };
+    tasks
+        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("status")).ok())
+        .map(|text| {
+            (
+                field(&text, "Name:"),
+                field(&text, "NoNewPrivs:"),
+                field(&text, "Seccomp:"),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn every_thread_has_a_filter_and_can_gain_no_privileges() {
+    let serve = Serve::start();
+    let client = Client::new(serve.path("control"));
+    let added = serve.path("vm2").display().to_string();
+    let guest = format!("name=vm2,socket={added}");
+    assert_eq!(ask(&serve, &["guest", "add", &guest]).0, Some(0));
+    assert!(client.stats().is_ok());
+    // The first thread confines itself last.
+    serve.eventually("all are confined", || {
+        let threads = confinement(serve.child.id());
+        let names: Vec<_> = threads.iter().map(|(name, ..)| name.as_str()).collect();
+        for name in [
+            "tmem",
+            "tmem-control",
+            "tmem-upkeep",
+            "guest vm1",
+            "guest vm2",
+        ] {
+            assert!(names.contains(&name), "{name} is not among {names:?}");
+        }
+        threads
+            .iter()
+            .all(|(_, privileges, seccomp)| privileges == "1" && seccomp == "2")
+    });
+}
+
 #[test]
 fn the_control_socket_knows_the_guests() {
     let serve = Serve::start();

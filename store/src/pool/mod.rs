@@ -1,12 +1,15 @@
 //! A pool: what happens to a page under the lock of its key's shard.
 //!
-//! `mod` has the operations a guest asks for, `encode` the work on bytes that no lock sees, `upkeep`
-//! eviction and compaction, `dedup` shared bytes, `cold` the cold tier, `counters` the numbers.
+//! `mod` puts pages in, `load` brings them back, `remove` takes away what is not wanted any more. `encode`
+//! has the work on bytes that no lock sees, `upkeep` eviction and compaction, `dedup` shared bytes, `cold`
+//! the cold tier, `counters` the numbers.
 
 mod cold;
 mod counters;
 mod dedup;
 mod encode;
+mod load;
+mod remove;
 mod upkeep;
 
 use std::hash::BuildHasher;
@@ -20,16 +23,15 @@ use dedup::{DedupTable, Inserted};
 
 pub(crate) use cold::ColdBuffers;
 pub(crate) use encode::Encoded;
-use encode::with_scratch;
 
 use crate::codec::Codecs;
 use crate::config::Dedup;
-use crate::entry::{Encoding, Entry, Kind, Slot};
-use crate::error::{LoadError, StoreError};
+use crate::entry::{Entry, Kind};
+use crate::error::StoreError;
 use crate::evict::{Links, Policy, S3Fifo};
 use crate::index::{Holder, Node, SHARDS, Shard, Tags};
 use crate::ledger::{Account, Short};
-use crate::page::{Key, ObjectId, Page, fill_page};
+use crate::page::Key;
 use crate::segment::{class_of, slot_bytes};
 use crate::space::{Purse, Refusal, Space};
 use crate::stats::{PoolKind, PoolStats};
@@ -37,9 +39,6 @@ use crate::sync::{Counter, Mutex};
 
 /// What a page of a share group costs its domain beside its slot: entry, node and their tables.
 const SHARED_PAGE_METADATA: u64 = 40;
-
-/// Chunks that are emptied before a shard's lock is let go.
-const CHUNKS_AT_A_TIME: usize = 16;
 
 /// A pool of one domain, or of one share group.
 #[derive(Debug)]
@@ -356,180 +355,6 @@ impl Pool {
         }
     }
 
-    /// Brings a page back.
-    pub(crate) fn load(&self, key: Key, page: &mut Page) -> Result<(), LoadError> {
-        let (number, tags) = self.tags(key);
-        let cell = &self.shards[number];
-        with_scratch(|scratch| {
-            let found = self.fetch(cell, tags, key, scratch, page);
-            let loaded = found.and_then(|fetched| match fetched {
-                Fetched::Page => Ok(()),
-                Fetched::Fill(word) => {
-                    fill_page(page, word);
-                    Ok(())
-                }
-                Fetched::Bytes(slot) => self.decode(slot, scratch, page),
-                Fetched::Warm(slot, chunk, place) => {
-                    self.decode(slot, scratch, page).inspect(|()| {
-                        let bytes = &scratch[..usize::from(slot.len)];
-                        self.warm(cell, (number, chunk, place), bytes, page);
-                    })
-                }
-            });
-            if loaded == Err(LoadError::Corrupt) {
-                let _locked = cell.locked.lock();
-                cell.counters.corrupt.add(1);
-            }
-            loaded
-        })
-    }
-
-    fn decode(&self, slot: Slot, bytes: &[u8], page: &mut Page) -> Result<(), LoadError> {
-        let bytes = &bytes[..usize::from(slot.len)];
-        let decoded = match slot.encoding {
-            Encoding::Raw => {
-                page.copy_from_slice(bytes);
-                true
-            }
-            Encoding::Hot => self.codecs.hot.decompress(bytes, page),
-            Encoding::Cold => self.codecs.cold.decompress(bytes, page),
-        };
-        decoded.then_some(()).ok_or(LoadError::Corrupt)
-    }
-
-    /// The part of a load that needs the lock: a copy of the slot's bytes.
-    fn fetch(
-        &self,
-        cell: &ShardCell,
-        tags: Tags<'_>,
-        key: Key,
-        scratch: &mut [u8],
-        page: &mut Page,
-    ) -> Result<Fetched, LoadError> {
-        let mut guard = cell.locked.lock();
-        let locked = &mut *guard;
-        let Some((chunk, indexed)) = locked.shard.get(tags, key) else {
-            cell.counters.load_misses.add(1);
-            return Err(LoadError::NotFound);
-        };
-        let (_, place) = key.chunk();
-        let mut entry = indexed;
-        if let Kind::Node(number) = indexed.kind() {
-            let node = locked.shard.nodes.get(number).ok_or(LoadError::NotFound)?;
-            let member = node.member;
-            entry = node.entry;
-            if self.kind == PoolKind::Shared
-                && let Some((_, queue)) = locked.queues.iter_mut().find(|(m, _)| *m == member)
-            {
-                queue.touch(&mut locked.shard.nodes, number);
-            }
-        }
-        let fetched = match entry.kind() {
-            Kind::Fill(word) => Fetched::Fill(word),
-            Kind::Slot(slot) if slot.encoding == Encoding::Raw => {
-                if !self.space.fetch(slot, page) {
-                    return Err(LoadError::Corrupt);
-                }
-                Fetched::Page
-            }
-            Kind::Slot(slot) => {
-                if !self.space.fetch(slot, scratch) {
-                    return Err(LoadError::Corrupt);
-                }
-                // Twice between two sweeps: see `cold`.
-                if slot.encoding == Encoding::Cold && entry.age() == 0 {
-                    Fetched::Warm(slot, chunk, place)
-                } else {
-                    Fetched::Bytes(slot)
-                }
-            }
-            Kind::Record(record) => {
-                let slot = self
-                    .dedup
-                    .as_ref()
-                    .and_then(|dedup| dedup.fetch(record, &self.space, scratch))
-                    .ok_or(LoadError::Corrupt)?;
-                Fetched::Bytes(slot)
-            }
-            _ => return Err(LoadError::NotFound),
-        };
-        cell.counters.loads.add(1);
-        if self.kind == PoolKind::Ephemeral {
-            self.take_out(cell, locked, tags, key);
-        } else if matches!(entry.kind(), Kind::Slot(_)) && entry.age() != 0 {
-            self.set_entry(locked, chunk, place, indexed, entry.with_age(0));
-        }
-        Ok(fetched)
-    }
-
-    /// Changes the entry of a page where it is.
-    fn set_entry(&self, locked: &mut Locked, chunk: u32, place: u8, indexed: Entry, entry: Entry) {
-        match indexed.kind() {
-            Kind::Node(node) => {
-                if let Some(node) = locked.shard.nodes.get_mut(node) {
-                    node.entry = entry;
-                }
-            }
-            _ => locked.shard.set(chunk, place, entry),
-        }
-    }
-
-    /// Removes a page, if it is there.
-    pub(crate) fn invalidate_page(&self, key: Key) {
-        let (number, tags) = self.tags(key);
-        let cell = &self.shards[number];
-        let mut locked = cell.locked.lock();
-        if self.take_out(cell, &mut locked, tags, key) {
-            cell.counters.invalidates.add(1);
-        }
-    }
-
-    /// Removes the pages of an object.
-    pub(crate) fn invalidate_object(&self, object: ObjectId) {
-        let (_, tags) = self.tags(Key { object, index: 0 });
-        for cell in &self.shards {
-            let mut more = true;
-            while more {
-                let mut guard = cell.locked.lock();
-                let locked = &mut *guard;
-                for _ in 0..CHUNKS_AT_A_TIME {
-                    let Some(chunk) = locked.shard.first_of(tags, object) else {
-                        more = false;
-                        break;
-                    };
-                    let removed = self.empty_chunk(cell, locked, chunk);
-                    cell.counters.invalidates.add(removed);
-                }
-                cell.counters.metadata.set(locked.shard.paid());
-            }
-        }
-    }
-
-    /// Removes all pages of a chunk, and the chunk.
-    fn empty_chunk(&self, cell: &ShardCell, locked: &mut Locked, chunk: u32) -> u64 {
-        let Some(found) = locked.shard.chunk(chunk) else {
-            return 0;
-        };
-        let (object, number) = (found.object, found.number);
-        let mut present = found.present();
-        let removed = u64::from(present.count_ones());
-        let (_, tags) = self.tags(Key {
-            object,
-            index: number << 6,
-        });
-        while present != 0 {
-            let place = present.trailing_zeros() as u8;
-            present &= present - 1;
-            let entry = locked
-                .shard
-                .chunk(chunk)
-                .map_or(Entry::EMPTY, |found| found.get(place));
-            self.discard(cell, locked, entry);
-            locked.shard.remove(self.purse(), chunk, place, tags);
-        }
-        removed
-    }
-
     /// A store that ends in a refusal: nothing stays under the key.
     pub(crate) fn refuse(&self, key: Key, error: StoreError) {
         let (number, tags) = self.tags(key);
@@ -541,24 +366,6 @@ impl Pool {
             StoreError::Frozen => cell.counters.refused_frozen.add(1),
             StoreError::NoMemory => cell.counters.refused_no_memory.add(1),
             StoreError::NoPool => {}
-        }
-    }
-
-    /// Ends the pool: removes all pages, and refuses those that are on their way.
-    pub(crate) fn kill(&self) {
-        for cell in &self.shards {
-            let mut guard = cell.locked.lock();
-            let locked = &mut *guard;
-            locked.dead = true;
-            for chunk in 0..locked.shard.end() {
-                self.empty_chunk(cell, locked, chunk);
-            }
-            // Tables that grew for a page that was refused.
-            let left = locked.shard.paid();
-            locked.shard = Shard::default();
-            locked.queues = Vec::new();
-            self.purse().refund(left);
-            cell.counters.metadata.set(locked.shard.paid());
         }
     }
 
@@ -622,17 +429,6 @@ fn dedup_table(
         .flat_map(|word| seeded.hash_one((word, hasher.hash_one(word))).to_ne_bytes())
         .collect();
     Some(DedupTable::new(dedup, secret))
-}
-
-/// What a load found under the lock.
-enum Fetched {
-    /// The page is in its place.
-    Page,
-    Fill(u64),
-    /// The slot's bytes are in the scratch buffer.
-    Bytes(Slot),
-    /// They are, and the page at this place is to leave the cold tier.
-    Warm(Slot, u32, u8),
 }
 
 /// Names a page to the eviction policy; not zero.

@@ -1,0 +1,320 @@
+//! What each kind of thread may ask of the kernel.
+//!
+//! A thread that is taken over by a guest or a client finds no way to a file, a network or another
+//! program: any call that is not in [`CALLS`] ends the process. The table is the same in debug builds.
+//! Seccomp(2) has the rules: a thread inherits the filter of the thread that makes it, and both hold.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition,
+    SeccompFilter, SeccompRule,
+};
+
+/// A kind of thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thread {
+    /// The first one, from when everything is started: it waits for a signal and stops the others.
+    Main,
+    /// The control server. It also starts the threads of guests that are added.
+    Control,
+    /// Serves one guest.
+    Guest,
+    /// The background thread of the store.
+    Upkeep,
+}
+
+/// Why a thread was not confined.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfineError {
+    /// The table does not make a filter.
+    #[error("The table of system calls is wrong")]
+    Table(#[source] seccompiler::BackendError),
+    /// The kernel does not take it.
+    #[error("The kernel takes no seccomp filter")]
+    Kernel(#[source] seccompiler::Error),
+}
+
+/// Calls are allowed with any arguments, or only like this.
+enum Only {
+    Any,
+    /// Argument, and its value in 32 bits.
+    Is(u8, u32),
+    /// The request of an `ioctl`.
+    Request(u64),
+    /// The first argument is one of two.
+    OneOf(u32, u32),
+    /// No memory that can be executed: the third argument has protection bits.
+    NotExecutable,
+    /// The first argument has all these bits.
+    Has(u32),
+    /// The first argument is this process.
+    Own,
+}
+
+use Only::{Any, Has, Is, NotExecutable, OneOf, Own, Request};
+
+const M: u8 = 1 << Thread::Main as u8;
+const C: u8 = 1 << Thread::Control as u8;
+const G: u8 = 1 << Thread::Guest as u8;
+const U: u8 = 1 << Thread::Upkeep as u8;
+const ALL: u8 = M | C | G | U;
+
+/// Call, the threads that may make it, how, and what for.
+#[rustfmt::skip]
+const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
+    // The language and the C library.
+    (libc::SYS_brk, ALL, Any, "heap"),
+    (libc::SYS_mmap, ALL, NotExecutable, "heap, stacks; guest and segment memory; SIGBUS handler"),
+    (libc::SYS_mprotect, ALL, NotExecutable, "heap of a thread, guard pages"),
+    (libc::SYS_mremap, ALL, Any, "heap: large lists grow"),
+    (libc::SYS_munmap, ALL, Any, "heap, stacks, guest memory, segments of a domain that ends"),
+    (libc::SYS_madvise, ALL, Any, "heap; frames for segments, stacks given back"),
+    (libc::SYS_futex, ALL, Any, "locks, waiting for a thread"),
+    (libc::SYS_sched_yield, ALL, Any, "upkeep lets others go first"),
+    (libc::SYS_getrandom, ALL, Any, "keys of hash tables"),
+    (libc::SYS_clock_gettime, ALL, Any, "clocks that the vDSO does not read"),
+    (libc::SYS_clock_nanosleep, ALL, Any, "waiting for a thread to end"),
+    (libc::SYS_nanosleep, ALL, Any, "as above, older C libraries"),
+    (libc::SYS_gettid, ALL, Any, "start of a thread"),
+    (libc::SYS_getpid, ALL, Any, "signals to own threads"),
+    (libc::SYS_sched_getaffinity, ALL, Any, "start of a thread: size of its stack guard and heaps"),
+    (libc::SYS_set_robust_list, ALL, Any, "start of a thread"),
+    (libc::SYS_rseq, ALL, Any, "start of a thread"),
+    (libc::SYS_prctl, ALL, OneOf(libc::PR_SET_NAME as u32, libc::PR_SET_NO_NEW_PRIVS as u32), "name of a thread; its filter"),
+    (libc::SYS_seccomp, ALL, Is(0, libc::SECCOMP_SET_MODE_FILTER), "a thread confines itself further"),
+    (libc::SYS_sigaltstack, ALL, Any, "stack overflow is told apart"),
+    (libc::SYS_rt_sigprocmask, ALL, Any, "start and end of a thread"),
+    (libc::SYS_rt_sigaction, ALL, Any, "handlers of SIGBUS and of the nudge; abort"),
+    (libc::SYS_rt_sigreturn, ALL, Any, "end of a handler"),
+    (libc::SYS_tgkill, ALL, Own, "nudge of a guest's thread; abort"),
+    (libc::SYS_restart_syscall, ALL, Any, "a wait goes on after a signal"),
+    (libc::SYS_exit, ALL, Any, "end of a thread"),
+    (libc::SYS_exit_group, ALL, Any, "end of the process; abort"),
+    (libc::SYS_write, ALL, Any, "log; eventfds: wake-ups, calls of rings"),
+    (libc::SYS_writev, ALL, Any, "log; replies of the control server"),
+    (libc::SYS_close, ALL, Any, "descriptors"),
+    (libc::SYS_fcntl, ALL, Any, "descriptors are duplicated, made non-blocking, checked when closed"),
+    // Segments of the store: it makes room on the thread that needs it.
+    (libc::SYS_fallocate, ALL, Any, "frames go back to the kernel"),
+    (libc::SYS_ftruncate, ALL, Any, "the file behind segments grows"),
+    (libc::SYS_memfd_create, M | C | G, Any, "the file behind segments of a domain or share group"),
+    // Waiting for many things.
+    (libc::SYS_epoll_create1, C | G, Any, "a connection's rings and messages"),
+    (libc::SYS_epoll_ctl, M | C | G, Any, "as above"),
+    (libc::SYS_epoll_pwait, M | C | G, Any, "as above"),
+    (libc::SYS_ppoll, M | C | G, Any, "a connection or a wake-up; a signal"),
+    (libc::SYS_eventfd2, C | G, Any, "wake-ups of a guest that is added"),
+    (libc::SYS_read, M | C | G, Any, "eventfds: kicks, wake-ups; signals"),
+    (libc::SYS_readv, C | G, Any, "requests of clients"),
+    (libc::SYS_recvfrom, M | C | G, Any, "requests of clients; signals"),
+    (libc::SYS_sendto, M | C | G, Any, "calls of rings that are sockets; replies; the service manager"),
+    (libc::SYS_recvmsg, C | G, Any, "messages of a front end, with descriptors"),
+    (libc::SYS_sendmsg, M | C | G, Any, "replies to a front end; the service manager"),
+    (libc::SYS_accept4, C | G, Any, "connections"),
+    (libc::SYS_shutdown, M | C | G, Any, "ends connections"),
+    (libc::SYS_fstat, C | G, Any, "size of the file behind guest memory"),
+    (libc::SYS_lseek, C | G, Any, "as above"),
+    (libc::SYS_getsockopt, M | C | G, Any, "errors of a connection"),
+    // Guests that are added and removed, and the end.
+    (libc::SYS_clone3, C, Any, "a thread for a guest; what it could start beside has this filter"),
+    (libc::SYS_clone, C, Has(libc::CLONE_THREAD as u32), "as above, older C libraries"),
+    (libc::SYS_socket, M | C, Is(0, libc::AF_UNIX as u32), "socket of a guest; the service manager"),
+    (libc::SYS_bind, C, Any, "socket of a guest"),
+    (libc::SYS_listen, C, Any, "as above"),
+    (libc::SYS_connect, M | C, Any, "is the owner of a socket file alive; the service manager"),
+    (libc::SYS_ioctl, C, Request(libc::FIONBIO), "a socket becomes non-blocking"),
+    (libc::SYS_fchmod, C, Any, "mode of a socket, before it listens"),
+    (libc::SYS_fchmodat, C, Any, "mode of a socket file"),
+    (libc::SYS_umask, C, Any, "as above"),
+    (libc::SYS_unlinkat, M | C, Any, "socket files are removed"),
+    (libc::SYS_statx, M | C, Any, "is a socket file still ours"),
+    (libc::SYS_newfstatat, M | C, Any, "as above"),
+    (libc::SYS_setpriority, C, Is(0, libc::PRIO_PROCESS), "the control thread steps behind guests"),
+];
+
+/// Calls that newer architectures do not have.
+#[cfg(target_arch = "x86_64")]
+#[rustfmt::skip]
+const OLD_CALLS: &[(libc::c_long, u8, Only, &str)] = &[
+    (libc::SYS_epoll_wait, M | C | G, Any, "as `epoll_pwait`"),
+    (libc::SYS_poll, M | C | G, Any, "as `ppoll`"),
+    (libc::SYS_unlink, M | C, Any, "as `unlinkat`"),
+    (libc::SYS_stat, M | C, Any, "as `statx`"),
+    (libc::SYS_chmod, C, Any, "as `fchmodat`"),
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD_CALLS: &[(libc::c_long, u8, Only, &str)] = &[];
+
+/// Confines the calling thread for the rest of its life, and keeps it from gaining privileges.
+///
+/// # Errors
+/// See [`ConfineError`]. The thread is not confined then.
+pub fn confine(thread: Thread) -> Result<(), ConfineError> {
+    static PROGRAMS: [OnceLock<BpfProgram>; 4] = [const { OnceLock::new() }; 4];
+    let known = &PROGRAMS[thread as usize];
+    let program = match known.get() {
+        Some(program) => program,
+        None => {
+            let program = compile(thread).map_err(ConfineError::Table)?;
+            known.get_or_init(|| program)
+        }
+    };
+    seccompiler::apply_filter(program).map_err(ConfineError::Kernel)
+}
+
+/// [`confine`] where nobody is left to tell: ends the process when it fails.
+pub fn confine_or_abort(thread: Thread) {
+    if let Err(error) = confine(thread) {
+        log::error!("Cannot confine a thread: {error}");
+        std::process::abort();
+    }
+}
+
+fn compile(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut rules = BTreeMap::<i64, Vec<SeccompRule>>::new();
+    for (call, threads, only, _) in CALLS.iter().chain(OLD_CALLS) {
+        if threads & 1 << thread as u8 != 0 {
+            rules.insert(*call, only.rules()?);
+        }
+    }
+    let arch = std::env::consts::ARCH.try_into()?;
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        arch,
+    )?;
+    filter.try_into()
+}
+
+impl Only {
+    fn rules(&self) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+        let one = |argument, operator, value: u32| {
+            let condition =
+                SeccompCondition::new(argument, Len::Dword, operator, u64::from(value))?;
+            SeccompRule::new(vec![condition])
+        };
+        let masked = |bits: u32| Op::MaskedEq(u64::from(bits));
+        Ok(match *self {
+            Any => Vec::new(),
+            Is(argument, value) => vec![one(argument, Op::Eq, value)?],
+            Request(value) => {
+                let condition = SeccompCondition::new(1, Len::Qword, Op::Eq, value)?;
+                vec![SeccompRule::new(vec![condition])?]
+            }
+            OneOf(a, b) => vec![one(0, Op::Eq, a)?, one(0, Op::Eq, b)?],
+            NotExecutable => vec![one(2, masked(libc::PROT_EXEC.cast_unsigned()), 0)?],
+            Has(bits) => vec![one(0, masked(bits), bits)?],
+            Own => vec![one(0, Op::Eq, std::process::id())?],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+
+    const KINDS: [Thread; 4] = [Thread::Main, Thread::Control, Thread::Guest, Thread::Upkeep];
+
+    /// What a confined thread tries in the child below, by the number in its environment.
+    fn forbidden(number: usize) {
+        let file = || drop(std::fs::File::open("/etc/hostname"));
+        let network = || drop(std::net::UdpSocket::bind("127.0.0.1:0"));
+        let program = || drop(Command::new("/bin/true").status());
+        let code = || {
+            // SAFETY: a new mapping at an address that the kernel chooses.
+            let made = unsafe {
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    4096,
+                    libc::PROT_READ | libc::PROT_EXEC,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                    -1,
+                    0,
+                )
+            };
+            assert_ne!(made, libc::MAP_FAILED);
+        };
+        let attempts: [&dyn Fn(); 4] = [&file, &network, &program, &code];
+        attempts[number % 4]();
+    }
+
+    fn child(number: usize) -> std::process::ExitStatus {
+        Command::new(std::env::current_exe().expect("own path"))
+            .args(["--ignored", "--exact", "seccomp::tests::confined_child"])
+            .env("TMEM_TEST_CALL", number.to_string())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .status()
+            .expect("starts")
+    }
+
+    #[test]
+    fn a_forbidden_call_kills_the_process_whatever_thread_makes_it() {
+        for number in 0..KINDS.len() * 4 {
+            let status = child(number);
+            assert_eq!(status.signal(), Some(libc::SIGSYS), "{number}: {status}");
+        }
+    }
+
+    #[test]
+    fn a_thread_that_keeps_to_its_table_lives_and_cannot_gain_privileges() {
+        for kind in KINDS {
+            let status = std::thread::spawn(move || {
+                // Read through what was open before.
+                let mut file = std::fs::File::open("/proc/thread-self/status").expect("proc");
+                confine(kind).expect("confined");
+                let list: Vec<u64> = (0..1 << 20).collect();
+                assert_eq!(list.len(), 1 << 20);
+                let mut text = [0; 4096];
+                // Not every kind reads; `recv` and friends are not for files.
+                if kind != Thread::Upkeep {
+                    let _ = std::io::Read::read(&mut file, &mut text);
+                }
+                text
+            })
+            .join()
+            .expect("lives");
+            if kind != Thread::Upkeep {
+                let text = String::from_utf8_lossy(&status).into_owned();
+                assert!(text.contains("NoNewPrivs:\t1"), "{kind:?}: {text}");
+                assert!(text.contains("Seccomp:\t2"), "{kind:?}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_call_is_there_once_and_says_why() {
+        let mut seen = std::collections::BTreeSet::new();
+        for (call, threads, _, why) in CALLS.iter().chain(OLD_CALLS) {
+            assert!(seen.insert(*call), "call {call} is there twice");
+            assert!(*threads != 0 && !why.is_empty());
+        }
+        // The way out of a sandbox, and the ways to what is not ours.
+        for call in [
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_ptrace,
+            libc::SYS_openat,
+            libc::SYS_process_vm_readv,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_io_uring_setup,
+        ] {
+            assert!(!seen.contains(&call));
+        }
+    }
+
+    #[test]
+    #[ignore = "run by a_forbidden_call_kills_the_process_whatever_thread_makes_it"]
+    fn confined_child() {
+        let number = std::env::var("TMEM_TEST_CALL").expect("set");
+        let number: usize = number.parse().expect("a number");
+        confine(KINDS[number / 4]).expect("confined");
+        forbidden(number);
+    }
+}
