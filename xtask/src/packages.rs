@@ -109,7 +109,8 @@ fn apt_as_root(arguments: &[&str]) -> Result<()> {
     println!("apt-get {}", arguments.join(" "));
     command::run(
         apt.env("DEBIAN_FRONTEND", "noninteractive")
-            .arg("-q")
+            // A machine that just started may be updating itself.
+            .args(["-q", "-o", "DPkg::Lock::Timeout=300"])
             .args(arguments),
     )
     .with_context(by_hand)
