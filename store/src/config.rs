@@ -108,8 +108,7 @@ pub enum Dedup {
     On,
     /// While it pays: one store in 32 is looked at to find out.
     Adaptive,
-    /// As the pool's kind has it: [`Dedup::Adaptive`] for shared pools, [`Dedup::Off`] for private
-    /// ones.
+    /// As the pool's kind has it: [`Dedup::On`] for shared pools, [`Dedup::Off`] for private ones.
     #[default]
     Default,
 }

@@ -388,6 +388,54 @@ fn pages_of_one_group_share_bytes_and_each_domain_pays_as_if_alone() {
 }
 
 #[test]
+fn the_adaptive_mode_stops_to_look_where_nothing_repeats_and_begins_again_where_it_does() {
+    let store = store(256 << 20);
+    let domain = member(&store, "a");
+    let pools = [Dedup::On, Dedup::Adaptive].map(|dedup| {
+        domain
+            .create_pool_with(PoolSpec::Ephemeral, dedup)
+            .expect("pool")
+    });
+    let figures = |pool: usize| {
+        let stats = domain.stats();
+        let found = stats.pools.iter().find(|p| p.id == pools[pool].0);
+        let found = found.expect("the pool is there");
+        (found.metadata_bytes, found.deduplicated)
+    };
+    let fill = |indexes: std::ops::Range<u32>, each: u32| {
+        for index in indexes {
+            for pool in pools {
+                let page = page(u64::from(index / each), 100);
+                assert_eq!(domain.store(pool, OBJECT, index, &page), Ok(()));
+            }
+        }
+    };
+    let grows = |indexes: std::ops::Range<u32>, each: u32| {
+        let before = [0, 1].map(figures);
+        fill(indexes, each);
+        let after = [0, 1].map(figures);
+        [0, 1].map(|pool| {
+            (
+                after[pool].0.saturating_sub(before[pool].0),
+                after[pool].1.saturating_sub(before[pool].1),
+            )
+        })
+    };
+    // It looks at all pages at first, and gives up when it has seen that they differ.
+    fill(0..1000, 1);
+    let [(on, _), (adaptive, shared)] = grows(1000..4000, 1);
+    assert_eq!(shared, 0);
+    assert!(
+        adaptive + 3000 * 40 < on,
+        "3000 pages cost {adaptive} bytes of index, {on} with all of them in the table"
+    );
+    // Each page twice: one in 32 is looked at, which is enough to see that it pays.
+    fill(1_000_000..1_040_000, 2);
+    let [(_, on), (_, adaptive)] = grows(1_040_000..1_042_000, 2);
+    assert_eq!((on, adaptive), (1000, 1000));
+}
+
+#[test]
 fn untouched_pages_get_denser_and_a_second_load_brings_them_back() {
     let store = Store::new(StoreConfig {
         budget: 64 * MIB,

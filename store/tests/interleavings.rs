@@ -5,8 +5,8 @@
 
 use shuttle::thread;
 use tmem_store::{
-    Dedup, Domain, DomainConfig, LoadError, ObjectId, PAGE_SIZE, Page, PoolId, PoolSpec, Store,
-    StoreConfig,
+    Dedup, Domain, DomainChange, DomainConfig, LoadError, ObjectId, PAGE_SIZE, Page, PoolId,
+    PoolSpec, Store, StoreConfig,
 };
 
 const OBJECT: ObjectId = ObjectId([7, 0, 0]);
@@ -127,5 +127,135 @@ fn a_pool_that_goes_while_pages_come_leaves_nothing() {
             assert_eq!(store.stats().domains.len(), 0);
         },
         3000,
+    );
+}
+
+#[test]
+fn a_page_that_is_loaded_and_replaced_while_it_is_swept_keeps_its_bytes() {
+    shuttle::check_random(
+        || {
+            let (store, domain) = store(16 << 20);
+            let change = DomainChange {
+                cold: Some(true),
+                ..DomainChange::default()
+            };
+            domain.set(change).expect("within the budget");
+            let pool = domain.create_pool(PoolSpec::Persistent).expect("room");
+            for index in 0..2 {
+                domain
+                    .store(pool, OBJECT, index, &page(index as u8))
+                    .expect("room");
+            }
+            // Old enough for the next sweep to take them.
+            store.sweep_cold();
+            store.sweep_cold();
+            let sweeper = {
+                let store = store.clone();
+                thread::spawn(move || {
+                    store.sweep_cold();
+                    store.maintain();
+                })
+            };
+            let loader = {
+                let domain = domain.clone();
+                thread::spawn(move || {
+                    for _ in 0..3 {
+                        let mut back = [0; PAGE_SIZE];
+                        assert_eq!(domain.load(pool, OBJECT, 0, &mut back), Ok(()));
+                        assert!(back == page(0), "other bytes came back");
+                    }
+                })
+            };
+            domain.store(pool, OBJECT, 1, &page(5)).expect("room");
+            loader.join().expect("no panic");
+            sweeper.join().expect("no panic");
+            for (index, seed) in [(0, 0), (1, 5)] {
+                let mut back = [0; PAGE_SIZE];
+                assert_eq!(domain.load(pool, OBJECT, index, &mut back), Ok(()));
+                assert!(back == page(seed), "other bytes came back");
+            }
+            domain.remove();
+            assert_eq!(store.stats().used, 0);
+        },
+        3000,
+    );
+}
+
+#[test]
+fn a_member_that_leaves_a_group_takes_its_pages_and_no_others() {
+    shuttle::check_random(
+        || {
+            let (store, _) = store(16 << 20);
+            let group = PoolSpec::Shared { group: "files" };
+            let members = ["a", "b"].map(|name| {
+                let config = DomainConfig {
+                    groups: vec!["files".to_owned()],
+                    ..DomainConfig::default()
+                };
+                let domain = store.add_domain(name, config).expect("new name");
+                let pool = domain.create_pool(group).expect("room");
+                (domain, pool)
+            });
+            let [(a, a_pool), (b, b_pool)] = members;
+            // The same bytes under two keys: one record.
+            a.store(a_pool, OBJECT, 0, &page(9)).expect("room");
+            b.store(b_pool, OBJECT, 1, &page(9)).expect("room");
+            let leaver = thread::spawn(move || {
+                let _ = a.store(a_pool, OBJECT, 2, &page(9));
+                a.remove();
+                assert_eq!(a.freeable(), 0);
+            });
+            loads_one_of(&b, b_pool, 0, &[9]);
+            b.store(b_pool, OBJECT, 2, &page(3)).expect("room");
+            leaver.join().expect("no panic");
+            let mut back = [0; PAGE_SIZE];
+            assert_eq!(b.load(b_pool, OBJECT, 1, &mut back), Ok(()));
+            assert!(back == page(9));
+            assert_eq!(
+                b.load(b_pool, OBJECT, 0, &mut back),
+                Err(LoadError::NotFound)
+            );
+            loads_one_of(&b, b_pool, 2, &[3]);
+            b.remove();
+            assert_eq!(store.stats().used, 0);
+        },
+        3000,
+    );
+}
+
+#[test]
+fn stores_at_a_limit_evict_and_never_pass_it() {
+    shuttle::check_random(
+        || {
+            let (store, domain) = store(16 << 20);
+            let pool = domain.create_pool(PoolSpec::Ephemeral).expect("room");
+            let limit = domain.used() + (24 << 10);
+            let change = DomainChange {
+                limit: Some(limit),
+                ..DomainChange::default()
+            };
+            domain.set(change).expect("within the budget");
+            let threads: Vec<_> = (0..2u32)
+                .map(|number| {
+                    let domain = domain.clone();
+                    thread::spawn(move || {
+                        for index in 0..4u32 {
+                            let at = number * 4 + index;
+                            let raw: Page = std::array::from_fn(|byte| {
+                                (byte as u32 * (byte as u32 + at) >> 3) as u8 ^ byte as u8
+                            });
+                            let _ = domain.store(pool, OBJECT, at, &raw);
+                            assert!(domain.used() <= limit, "more than the limit");
+                        }
+                    })
+                })
+                .collect();
+            for thread in threads {
+                thread.join().expect("no panic");
+            }
+            domain.remove();
+            assert_eq!(store.stats().used, 0);
+        },
+        1000,
     );
 }

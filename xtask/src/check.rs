@@ -37,6 +37,8 @@ const STEPS: &[Step] = &[
     ("clippy", clippy),
     ("tests", tests),
     ("documentation tests", documentation_tests),
+    ("interleavings", interleavings),
+    ("memory errors", memory_errors),
     ("dependencies", dependencies),
     ("driver style", driver_style),
     ("driver warnings", driver_warnings),
@@ -117,6 +119,43 @@ fn tests() -> Result<Outcome> {
 
 fn documentation_tests() -> Result<Outcome> {
     command::run(cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;
+    Ok(Passed)
+}
+
+/// The lock protocol of the store under the shuttle checker, in a target folder of its own: another `cfg` builds
+/// everything anew.
+fn interleavings() -> Result<Outcome> {
+    command::run(
+        cargo()
+            .args(["nextest", "run", "--package", "tmem-store"])
+            .args(["--test", "interleavings", "--target-dir"])
+            .arg(place::target().join("shuttle"))
+            .env("RUSTFLAGS", "--cfg shuttle"),
+    )?;
+    Ok(Passed)
+}
+
+/// The store's module with `unsafe`, and what uses it most, under valgrind.
+fn memory_errors() -> Result<Outcome> {
+    packages::require(packages::CHECK)?;
+    for tests in [
+        &["--lib", "memory::"][..],
+        &["--test", "contract", "an_accepted_page"],
+        &["--test", "contract", "compaction"],
+        &["--test", "contract", "untouched_pages"],
+        &["--test", "model", "random_operations"],
+    ] {
+        command::run(
+            cargo()
+                .args(["test", "--quiet", "--package", "tmem-store"])
+                .args(tests)
+                .env(
+                    "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER",
+                    "valgrind --quiet --error-exitcode=1",
+                )
+                .env("TMEM_MODEL_OPS", "40000"),
+        )?;
+    }
     Ok(Passed)
 }
 

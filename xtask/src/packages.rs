@@ -23,8 +23,8 @@ pub(crate) const BUILD: &[&str] = &[
     "perl",
     "xz-utils",
 ];
-/// What the checks of the C code need besides.
-pub(crate) const CHECK: &[&str] = &["sparse"];
+/// What the checks need besides.
+pub(crate) const CHECK: &[&str] = &["sparse", "valgrind"];
 /// What runs the outer machine where KVM is not usable.
 pub(crate) const OUTER: &[&str] = &["qemu-system-x86"];
 

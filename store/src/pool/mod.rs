@@ -416,7 +416,7 @@ fn dedup_table(
     hasher: &hashbrown::DefaultHashBuilder,
 ) -> Option<DedupTable> {
     let dedup = match (dedup, kind) {
-        (Dedup::Default, PoolKind::Shared) => Dedup::Adaptive,
+        (Dedup::Default, PoolKind::Shared) => Dedup::On,
         (Dedup::Default, _) => Dedup::Off,
         (chosen, _) => chosen,
     };
