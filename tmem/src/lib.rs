@@ -1,8 +1,11 @@
 //! `tmem`: transcendent memory for KVM guests. Each subcommand is a module of its own.
+//!
+//! A library so that the man pages and completions are made from the same definition of the command
+//! line (`examples/documents.rs`); the binary only calls [`main`].
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 mod flush;
 mod guest;
@@ -45,7 +48,13 @@ enum Command {
     Guest(guest::Args),
 }
 
-fn main() -> ExitCode {
+/// The command line, for what documents it.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Does what the arguments of this process say.
+pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::main(args),
         Command::Serve(args) => serve::main(args),
