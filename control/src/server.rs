@@ -8,6 +8,7 @@
 use std::{
     convert::Infallible,
     io,
+    os::unix::net,
     path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -82,7 +83,8 @@ pub trait Source: Send + Sync + 'static {
 pub struct Server {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    _file: SocketFile,
+    /// Absent where somebody else made the socket.
+    _file: Option<SocketFile>,
 }
 
 impl Server {
@@ -104,6 +106,29 @@ impl Server {
         first: fn(),
     ) -> Result<Self, BindError> {
         let (listener, file) = socket::bind(path)?;
+        Self::serve(listener, Some(file), source, first)
+    }
+
+    /// As [`Self::start_with`] on a listening socket that somebody else made, such as systemd. Its file
+    /// is left alone.
+    ///
+    /// # Errors
+    /// See [`BindError::Start`].
+    pub fn start_on(
+        listener: net::UnixListener,
+        source: Arc<dyn Source>,
+        first: fn(),
+    ) -> Result<Self, BindError> {
+        listener.set_nonblocking(true).map_err(BindError::Start)?;
+        Self::serve(listener, None, source, first)
+    }
+
+    fn serve(
+        listener: net::UnixListener,
+        file: Option<SocketFile>,
+        source: Arc<dyn Source>,
+        first: fn(),
+    ) -> Result<Self, BindError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -1,9 +1,7 @@
 //! `tmem serve`: one store for the guests of a machine. Arguments become a [`Config`] that can be
 //! compared, which then is started.
 
-use std::collections::BTreeMap;
 use std::error::Error;
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,8 +10,9 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tmem_control::{Server, Source};
+use tmem_serve::activation::Sockets;
 use tmem_serve::seccomp::{Thread, confine, confine_or_abort};
-use tmem_serve::{Config, ConfigError, ConfigFile, GuestFile, Service, Size, activation};
+use tmem_serve::{Config, ConfigError, ConfigFile, GuestFile, Service, Size};
 
 use crate::run::one_line;
 use operator::Operator;
@@ -73,7 +72,15 @@ pub(crate) fn main(args: Args) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    match serve(config) {
+    // What was passed and what is configured must agree: it is a usage error too.
+    let sockets = match Sockets::take(&config) {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            eprintln!("tmem: {}", one_line(&error));
+            return ExitCode::from(USAGE);
+        }
+    };
+    match serve(config, sockets) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tmem: {}", one_line(&*error));
@@ -82,24 +89,24 @@ pub(crate) fn main(args: Args) -> ExitCode {
     }
 }
 
-fn serve(config: Config) -> Result<(), Box<dyn Error>> {
+fn serve(config: Config, sockets: Sockets) -> Result<(), Box<dyn Error>> {
     // For every thread from the first on; their filters follow when they are started.
     rustix::thread::set_no_new_privs(true)?;
     quiet_panics();
     // From here on a signal waits for its turn instead of ending the process.
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let sockets: BTreeMap<String, UnixListener> = activation::sockets()?;
     let control = config.control.clone();
-    let service = Service::start_with(config, sockets)?;
+    let service = Service::start_with(config, sockets.guests)?;
     let operator = Arc::new(Operator::new(service));
-    let server = match control {
-        Some(path) => {
+    let source = Arc::clone(&operator) as Arc<dyn Source>;
+    let confine_control = || confine_or_abort(Thread::Control);
+    let server = match (sockets.control, control) {
+        (Some(listener), _) => Some(Server::start_on(listener, source, confine_control)?),
+        (None, Some(path)) => {
             tmem_serve::listen::remove_stale(&path)?;
-            let source = Arc::clone(&operator) as Arc<dyn Source>;
-            let confine = || confine_or_abort(Thread::Control);
-            Some(Server::start_with(&path, source, confine)?)
+            Some(Server::start_with(&path, source, confine_control)?)
         }
-        None => None,
+        (None, None) => None,
     };
     confine(Thread::Main)?;
     notify(NotifyState::Ready);

@@ -1,0 +1,322 @@
+//! `tmem serve` as systemd starts it: sockets passed to it, readiness, the filter of the unit.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tmem_control::Client;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A temporary folder, and in it the socket of a service manager.
+struct Manager {
+    dir: tempfile::TempDir,
+    notify: UnixDatagram,
+}
+
+impl Manager {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let notify = UnixDatagram::bind(dir.path().join("notify")).expect("binds");
+        notify.set_read_timeout(Some(PATIENCE)).expect("is set");
+        Self { dir, notify }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn listener(&self, name: &str) -> OwnedFd {
+        UnixListener::bind(self.path(name)).expect("binds").into()
+    }
+
+    /// `--guest` for a guest whose configured socket is NAME.own.
+    fn guest(&self, name: &str) -> String {
+        let socket = self.path(&format!("{name}.own"));
+        format!("--guest=name={name},socket={}", socket.display())
+    }
+
+    /// `tmem serve` with these options, and descriptors by name.
+    fn serve(&self, options: &[String], passed: Vec<(&str, OwnedFd)>) -> Command {
+        // The shell is the process that becomes tmem: LISTEN_PID must be its number.
+        let script = "LISTEN_PID=$$ exec \"$0\" \"$@\"";
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script, env!("CARGO_BIN_EXE_tmem"), "serve"])
+            .arg("--memory=16M")
+            .args(options)
+            .env("NOTIFY_SOCKET", self.path("notify"))
+            .stdin(Stdio::null());
+        if !passed.is_empty() {
+            let names: Vec<&str> = passed.iter().map(|(name, _)| *name).collect();
+            command.env("LISTEN_FDS", passed.len().to_string());
+            command.env("LISTEN_FDNAMES", names.join(":"));
+        }
+        let passed: Vec<OwnedFd> = passed.into_iter().map(|(_, fd)| fd).collect();
+        // SAFETY: between fork and exec only fcntl and dup2 are called, on descriptors that the
+        // closure owns.
+        unsafe { command.pre_exec(move || renumber(&passed)) };
+        command
+    }
+
+    fn started(&self, options: &[String], passed: Vec<(&str, OwnedFd)>) -> Serve {
+        Serve(self.serve(options, passed).spawn().expect("starts"))
+    }
+
+    fn message(&self) -> String {
+        let mut text = [0u8; 256];
+        let len = self.notify.recv(&mut text).expect("a message in time");
+        String::from_utf8_lossy(&text[..len]).into_owned()
+    }
+}
+
+/// Descriptors from 3 on, as sd_listen_fds(3) wants them.
+fn renumber(passed: &[OwnedFd]) -> std::io::Result<()> {
+    const FIRST: i32 = 3;
+    const ASIDE: i32 = 100;
+    let count = i32::try_from(passed.len()).unwrap_or(i32::MAX);
+    // Aside first: what is in the way at 3 may be one that is still to come.
+    for (target, fd) in (ASIDE..).zip(passed) {
+        // SAFETY: plain system call on a descriptor that is open.
+        if unsafe { libc::dup2(fd.as_raw_fd(), target) } < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    for index in 0..count {
+        // SAFETY: as above.
+        if unsafe { libc::dup2(ASIDE + index, FIRST + index) } < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: opened by the loop above, and nobody else's.
+        drop(unsafe { OwnedFd::from_raw_fd(ASIDE + index) });
+    }
+    Ok(())
+}
+
+struct Serve(Child);
+
+impl Serve {
+    fn end(mut self) -> std::process::ExitStatus {
+        kill_process(Pid::from_child(&self.0), Signal::TERM).expect("is running");
+        self.0.wait().expect("ends")
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Asks for the features of the device behind a vhost-user socket.
+fn is_served(path: PathBuf) {
+    let mut guest = UnixStream::connect(path).expect("somebody listens");
+    guest.set_read_timeout(Some(PATIENCE)).expect("is set");
+    // GET_FEATURES, and 8 bytes of them.
+    guest
+        .write_all(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
+        .expect("asks");
+    guest.read_exact(&mut [0u8; 20]).expect("answers");
+}
+
+#[test]
+fn ready_is_said_when_every_socket_listens_and_stopping_on_sigterm() {
+    let manager = Manager::new();
+    let names: Vec<String> = (0..50).map(|number| format!("vm{number}")).collect();
+    let mut options: Vec<String> = names.iter().map(|name| manager.guest(name)).collect();
+    options.push(format!("--control={}", manager.path("control").display()));
+    let serve = manager.started(&options, Vec::new());
+    assert_eq!(manager.message(), "READY=1\n");
+    for name in &names {
+        let socket = manager.path(&format!("{name}.own"));
+        UnixStream::connect(socket).expect("listens when ready");
+    }
+    UnixStream::connect(manager.path("control")).expect("listens when ready");
+    assert!(serve.end().success());
+    assert_eq!(manager.message(), "STOPPING=1\n");
+}
+
+#[test]
+fn sockets_that_were_passed_are_used_by_name_and_left_in_place() {
+    let manager = Manager::new();
+    let passed = vec![
+        ("vm2", manager.listener("second")),
+        ("@control", manager.listener("control")),
+        ("vm1", manager.listener("first")),
+    ];
+    let guests = ["vm1", "vm2", "vm3"].map(|name| manager.guest(name));
+    // The one in the configuration does not count then.
+    let control = format!("--control={}", manager.path("control.own").display());
+    let serve = manager.started(&[guests.as_slice(), &[control]].concat(), passed);
+    assert_eq!(manager.message(), "READY=1\n");
+    let client = Client::new(manager.path("control"));
+    let connected = |name: &str| {
+        let domains = client.stats().expect("answers").domains;
+        let domain = domains.into_iter().find(|domain| domain.name == name);
+        domain.expect("is configured").device.is_some()
+    };
+    for (socket, own) in [("first", "vm1"), ("second", "vm2"), ("vm3.own", "vm3")] {
+        let mut guest = UnixStream::connect(manager.path(socket)).expect("listens");
+        guest
+            .write_all(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
+            .expect("asks");
+        guest.read_exact(&mut [0u8; 20]).expect("answers");
+        assert!(connected(own), "{socket} is the socket of {own}");
+    }
+    for own in ["vm1.own", "vm2.own", "control.own"] {
+        assert!(!manager.path(own).exists(), "{own} was not needed");
+    }
+    assert!(serve.end().success());
+    assert_eq!(manager.message(), "STOPPING=1\n");
+    for theirs in ["first", "second", "control"] {
+        assert!(manager.path(theirs).exists(), "{theirs} is systemd's");
+    }
+    assert!(!manager.path("vm3.own").exists());
+}
+
+#[test]
+fn a_socket_without_a_use_ends_it_with_2_and_one_line() {
+    let refused = |name: &str, fd: OwnedFd, part: &str| {
+        let manager = Manager::new();
+        let mut command = manager.serve(&[manager.guest("vm1")], vec![(name, fd)]);
+        let Output { status, stderr, .. } = command.output().expect("runs");
+        let error = String::from_utf8_lossy(&stderr);
+        assert_eq!(status.code(), Some(2), "{error}");
+        assert!(
+            error.starts_with("tmem: ") && error.contains(part),
+            "{error}"
+        );
+        assert_eq!(error.trim_end().lines().count(), 1, "{error}");
+        assert!(!manager.path("vm1.own").exists(), "nothing was started");
+    };
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let listener = |name: &str| UnixListener::bind(dir.path().join(name)).expect("binds");
+    refused("vm2", listener("a").into(), "\"vm2\"");
+    refused("control", listener("b").into(), "\"control\"");
+    let (connected, _other) = UnixStream::pair().expect("a pair");
+    refused("vm1", connected.into(), "not a listening");
+    let network = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    refused("vm1", network.into(), "not a listening");
+}
+
+/// The calls that the unit allows, as systemd expands its sets; `None` without systemd.
+fn allowed_calls() -> Option<Vec<String>> {
+    let unit = include_str!("../../packaging/tmem.service");
+    let mut allowed = Vec::new();
+    for line in unit.lines() {
+        let Some(words) = line.strip_prefix("SystemCallFilter=") else {
+            continue;
+        };
+        let (take, words) = match words.strip_prefix('~') {
+            Some(words) => (false, words),
+            None => (true, words),
+        };
+        for word in words.split_whitespace() {
+            let calls = expand(word)?;
+            allowed.retain(|call| !calls.contains(call));
+            if take {
+                allowed.extend(calls);
+            }
+        }
+    }
+    // What every unit may do.
+    allowed.extend(expand("@default")?);
+    allowed.sort();
+    allowed.dedup();
+    Some(allowed)
+}
+
+fn expand(word: &str) -> Option<Vec<String>> {
+    if !word.starts_with('@') {
+        return Some(vec![word.to_owned()]);
+    }
+    let output = Command::new("systemd-analyze")
+        .args(["syscall-filter", "--no-pager", word])
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).expect("utf-8");
+    assert!(output.status.success(), "{word}: {text}");
+    let members = text.lines().map(str::trim).skip(1);
+    let members = members.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    members
+        .map(expand)
+        .collect::<Option<Vec<_>>>()
+        .map(|sets| sets.concat())
+}
+
+#[test]
+fn the_filter_of_the_unit_allows_all_that_the_service_does() {
+    let Some(allowed) = allowed_calls() else {
+        eprintln!("systemd-analyze is not installed: the filter is not tried");
+        return;
+    };
+    let filter = filter::compile(&allowed);
+    let manager = Manager::new();
+    let passed = vec![
+        ("@control", manager.listener("control")),
+        ("vm1", manager.listener("first")),
+    ];
+    let guests = ["vm1", "vm2"].map(|name| manager.guest(name));
+    let mut command = manager.serve(&guests, passed);
+    let apply = move || seccompiler::apply_filter(&filter).map_err(std::io::Error::other);
+    // SAFETY: one prctl and one seccomp call between fork and exec; the filter was made before.
+    unsafe { command.pre_exec(apply) };
+    let serve = Serve(command.spawn().expect("starts"));
+    assert_eq!(manager.message(), "READY=1\n");
+    is_served(manager.path("first"));
+    is_served(manager.path("vm2.own"));
+    let client = Client::new(manager.path("control"));
+    let added = manager.path("vm3");
+    let guest = tmem_control::operate::NewGuest {
+        name: "vm3".to_owned(),
+        socket: added.display().to_string(),
+        reserve: None,
+        limit: None,
+        weight: None,
+        swap: None,
+        queues: None,
+        keep_seconds: None,
+    };
+    client.add_guest(&guest).expect("is added");
+    is_served(added);
+    client.remove_guest("vm3").expect("is removed");
+    let status = serve.end();
+    assert!(status.success(), "{status}");
+    assert_eq!(manager.message(), "STOPPING=1\n");
+}
+
+/// The filter that systemd would make.
+mod filter {
+    use seccompiler::{BpfProgram, compile_from_json};
+
+    fn try_compile(calls: &[String]) -> Result<BpfProgram, seccompiler::Error> {
+        let rules: Vec<_> = calls
+            .iter()
+            .map(|call| serde_json::json!({ "syscall": call }))
+            .collect();
+        let json = serde_json::json!({
+            "unit": {
+                "mismatch_action": "kill_process",
+                "match_action": "allow",
+                "filter": rules,
+            }
+        });
+        let arch = std::env::consts::ARCH.try_into().expect("is known");
+        let mut filters = compile_from_json(json.to_string().as_bytes(), arch)?;
+        Ok(filters.remove("unit").expect("was made"))
+    }
+
+    /// Of the calls that this architecture has.
+    pub(super) fn compile(calls: &[String]) -> BpfProgram {
+        let here = |call: &&String| try_compile(std::slice::from_ref(*call)).is_ok();
+        let known: Vec<String> = calls.iter().filter(here).cloned().collect();
+        assert!(known.len() > 100, "only {known:?}");
+        try_compile(&known).expect("each of them compiles")
+    }
+}
