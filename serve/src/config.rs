@@ -391,6 +391,41 @@ mod tests {
         assert_eq!(parse(&example).expect("valid").guests.len(), 1);
     }
 
+    /// The keys that a refusal of an unknown one lists.
+    fn known_keys(refusal: &str) -> BTreeSet<String> {
+        let (_, expected) = refusal.split_once("expected").expect(refusal);
+        let keys = expected.split('`').skip(1).step_by(2);
+        keys.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_manual_has_every_key_and_no_other() {
+        let manual = include_str!("../../packaging/tmem.toml.5");
+        let keys_of = |section: &str| -> BTreeSet<String> {
+            let (_, text) = manual.split_once(section).expect(section);
+            let text = text.split("\n.SH").next().unwrap_or_default();
+            let tags = text.split(".TP\n.B ").skip(1);
+            let tags = tags.filter_map(|tag| tag.lines().next());
+            tags.map(|tag| tag.replace('\\', "")).collect()
+        };
+        let service = known_keys(&refusal("memory = 1\nnonsense = 1"));
+        assert!(service.contains("memory"), "{service:?}");
+        assert_eq!(keys_of(".SH KEYS OF THE SERVICE"), service);
+        let guest = "name=a,socket=/a,nonsense=1".parse::<GuestFile>();
+        let guest = known_keys(&guest.expect_err("no such key").to_string());
+        assert!(guest.contains("keep-seconds"), "{guest:?}");
+        assert_eq!(keys_of(".SH KEYS OF A GUEST"), guest);
+    }
+
+    #[test]
+    fn the_example_of_the_manual_is_valid() {
+        let manual = include_str!("../../packaging/tmem.toml.5");
+        let (_, example) = manual.split_once(".EX\n").expect("has one");
+        let (example, _) = example.split_once(".EE").expect("has an end");
+        let example = example.replace("\\(dq", "\"").replace("\\-", "-");
+        assert_eq!(parse(&example).expect("valid").guests.len(), 1);
+    }
+
     #[test]
     fn what_is_left_out_has_a_default() {
         let config = parse("memory = 4096\n[[guest]]\nname='a'\nsocket='/a'").expect("valid");
