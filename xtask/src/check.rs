@@ -9,7 +9,7 @@ use tmem_tests::platform;
 
 use crate::binaries::cargo;
 use crate::kernel::{self, Tree};
-use crate::{binaries, command, image, packages, place};
+use crate::{binaries, command, contents, image, package, packages, place};
 
 /// Which checks to run; all of them without an option.
 #[derive(clap::Args)]
@@ -35,6 +35,7 @@ const STEPS: &[Step] = &[
     ("images", || image::build(false).map(|()| Passed)),
     ("binaries", || binaries::build().map(|()| Passed)),
     ("clippy", clippy),
+    ("package", package),
     ("tests", tests),
     ("documentation tests", documentation_tests),
     ("interleavings", interleavings),
@@ -114,6 +115,15 @@ fn tests() -> Result<Outcome> {
             .context("install cargo-nextest by hand, then try again")?;
     }
     command::run(cargo().args(["nextest", "run", "--workspace"]))?;
+    Ok(Passed)
+}
+
+/// The package, from the binary of the step before.
+fn package() -> Result<Outcome> {
+    if !command::exists("dpkg-deb") {
+        return Ok(Skipped("this is not a Debian system".to_owned()));
+    }
+    contents::check(&package::assemble()?)?;
     Ok(Passed)
 }
 

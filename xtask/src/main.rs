@@ -10,15 +10,19 @@
 //! | [`initramfs`] | the guest's and the outer machine's initramfs |
 //! | [`image`] | `image`: all of the above, reachable at `target/images` |
 //! | [`binaries`] | `build`: the static release binaries |
+//! | [`package`] | `package`: the Debian package |
+//! | [`contents`] | what the package must hold, checked |
 //! | [`check`] | `test`: every check, in steps |
 //! | [`show`] | `demo` and `bench` |
 
 mod binaries;
 mod check;
 mod command;
+mod contents;
 mod image;
 mod initramfs;
 mod kernel;
+mod package;
 mod packages;
 mod place;
 mod progress;
@@ -39,6 +43,8 @@ struct Arguments {
 enum Task {
     /// Build the static release binary target/release/tmem
     Build,
+    /// Build the Debian package target/debian/tmem_VERSION_amd64.deb
+    Package,
     /// Build the guest images into the cache, reachable at target/images
     Image {
         /// Also build target/images/linux-uml, the guest kernel that is a process
@@ -62,6 +68,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Build => binaries::build().map(|()| true),
+        Task::Package => package::build().map(|_| true),
         Task::Image { uml } => image::build(uml).map(|()| true),
         Task::Test(selection) => check::test(&selection),
         Task::Demo => show::demo(),

@@ -25,6 +25,8 @@ pub(crate) const BUILD: &[&str] = &[
 ];
 /// What the checks need besides.
 pub(crate) const CHECK: &[&str] = &["sparse", "valgrind"];
+/// What formats the man pages for the checks of the package.
+pub(crate) const PAGES: &[&str] = &["groff-base"];
 /// What runs the outer machine where KVM is not usable.
 pub(crate) const OUTER: &[&str] = &["qemu-system-x86"];
 
