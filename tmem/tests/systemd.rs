@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tmem_control::Client;
@@ -185,8 +185,18 @@ fn a_socket_without_a_use_ends_it_with_2_and_one_line() {
     let refused = |name: &str, fd: OwnedFd, part: &str| {
         let manager = Manager::new();
         let mut command = manager.serve(&[manager.guest("vm1")], vec![(name, fd)]);
-        let Output { status, stderr, .. } = command.output().expect("runs");
-        let error = String::from_utf8_lossy(&stderr);
+        let mut serve = Serve(command.stderr(Stdio::piped()).spawn().expect("starts"));
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = serve.0.try_wait().expect("is a child") {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "{name} is taken");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let mut error = String::new();
+        let stderr = serve.0.stderr.as_mut().expect("is piped");
+        stderr.read_to_string(&mut error).expect("is text");
         assert_eq!(status.code(), Some(2), "{error}");
         assert!(
             error.starts_with("tmem: ") && error.contains(part),

@@ -171,7 +171,6 @@ fn pages(root: &Path, commands: &[String]) -> Result<()> {
         }
         for words in formatters {
             let said = said(words, &page)?;
-            // mandoc looks for other pages where they are not installed.
             ensure!(said.is_empty(), "{}: {name}:\n{said}", words.join(" "));
         }
     }
