@@ -294,12 +294,11 @@ fuzz_target!(|input: (u8, Vec<Action>)| {
                 }
             }
             Action::Load { index } => {
-                if let Some(answer) = guest.batch(Op::Load, index.into(), &[], PAGE_SIZE) {
-                    if let Some(fill) = guest.model.get(&index.into()) {
+                if let Some(answer) = guest.batch(Op::Load, index.into(), &[], PAGE_SIZE)
+                    && let Some(fill) = guest.model.get(&index.into()) {
                         assert_eq!(answer[8], Status::Ok as u8);
                         assert!(answer[9..].iter().all(|byte| byte == fill));
                     }
-                }
             }
             Action::Invalidate { index } => {
                 if let Some(answer) = guest.batch(Op::InvalidatePage, index.into(), &[], 0) {

@@ -40,6 +40,7 @@ const STEPS: &[Step] = &[
     ("documentation tests", documentation_tests),
     ("interleavings", interleavings),
     ("memory errors", memory_errors),
+    ("fuzz targets", fuzz_targets),
     ("dependencies", dependencies),
     ("driver style", driver_style),
     ("driver warnings", driver_warnings),
@@ -166,6 +167,21 @@ fn memory_errors() -> Result<Outcome> {
                 .env("TMEM_MODEL_OPS", "40000"),
         )?;
     }
+    Ok(Passed)
+}
+
+/// The fuzz targets, which are no part of the workspace, build without a warning.
+fn fuzz_targets() -> Result<Outcome> {
+    packages::require(packages::CHECK)?;
+    let manifest = place::root().join("fuzz/Cargo.toml");
+    command::run(
+        cargo()
+            .args(["clippy", "--quiet", "--locked", "--manifest-path"])
+            .arg(manifest)
+            .arg("--target-dir")
+            .arg(place::target().join("fuzz"))
+            .args(["--", "-D", "warnings"]),
+    )?;
     Ok(Passed)
 }
 

@@ -24,7 +24,7 @@ pub(crate) const BUILD: &[&str] = &[
     "xz-utils",
 ];
 /// What the checks need besides.
-pub(crate) const CHECK: &[&str] = &["sparse", "valgrind"];
+pub(crate) const CHECK: &[&str] = &["g++", "sparse", "valgrind"];
 /// What formats the man pages for the checks of the package.
 pub(crate) const PAGES: &[&str] = &["groff-base"];
 /// What runs the outer machine where KVM is not usable.
