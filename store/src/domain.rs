@@ -425,6 +425,12 @@ impl Domain {
         self.inner.account.charged()
     }
 
+    /// Most bytes the domain may use; `u64::MAX` for none.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.inner.account.limit()
+    }
+
     /// Counters of this domain.
     #[must_use]
     pub fn stats(&self) -> DomainStats {

@@ -5,9 +5,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tmem_protocol::{
-    Config, Entry, Event, EventType, MAX_BATCH, PAGE_SIZE, RequestHeader, Response, Status, feature,
+    Config, Entry, Event, EventType, MAX_BATCH, PAGE_SIZE, Pressure, RequestHeader, Response,
+    Status, feature,
 };
-use tmem_store::{CreatePoolError, Domain, LoadError, ObjectId, PoolId, PoolSpec, StoreError};
+use tmem_store::{
+    CreatePoolError, Dedup, Domain, LoadError, ObjectId, PoolId, PoolSpec, StoreError,
+};
 use virtio_queue::{DescriptorChain, QueueT};
 use vm_memory::GuestMemory;
 use zerocopy::{FromZeros, IntoBytes};
@@ -33,6 +36,9 @@ pub struct TmemConfig {
     /// The most that the pages of this guest may use, in bytes; 0 is no limit. Only shown to the
     /// guest: the store enforces its own.
     pub limit_bytes: u64,
+    /// When its pools keep one copy of pages with the same bytes. A share group has the choice of the
+    /// member that joined first.
+    pub dedup: Dedup,
 }
 
 impl Default for TmemConfig {
@@ -43,6 +49,7 @@ impl Default for TmemConfig {
             max_pools: 32,
             swap_bytes: 0,
             limit_bytes: 0,
+            dedup: Dedup::Default,
         }
     }
 }
@@ -197,6 +204,28 @@ impl TmemDevice {
         true
     }
 
+    /// Notes that the operator changed what the guest may have: `limit_bytes` as in [`TmemConfig`]. A
+    /// guest whose stores were refused may try again; it hears so, and of the next refusal.
+    pub fn post_limits(&self, limit_bytes: u64) {
+        let before = self.events.state();
+        let lowered =
+            limit_bytes != 0 && (before.limit_bytes == 0 || limit_bytes < before.limit_bytes);
+        let eased = !lowered && self.pressure.ease();
+        let state = HostState {
+            pressure: if eased {
+                Pressure::None
+            } else {
+                before.pressure
+            },
+            limit_bytes,
+            used_bytes: self.domain.used(),
+        };
+        if eased {
+            self.post_event(EventType::Pressure, state);
+        }
+        self.post_event(EventType::Limits, state);
+    }
+
     /// Writes waiting events to the buffers of the event queue: after [`Self::post_event`], and when
     /// the doorbell of the event queue rang.
     ///
@@ -291,7 +320,10 @@ impl TmemDevice {
                 group: group.as_str(),
             },
         };
-        let pool = self.domain.create_pool(spec).map_err(create_pool_status)?;
+        let pool = self
+            .domain
+            .create_pool_with(spec, self.config.dedup)
+            .map_err(create_pool_status)?;
         pools.push(pool);
         Ok(pool)
     }

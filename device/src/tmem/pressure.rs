@@ -24,6 +24,12 @@ impl PressureWatch {
         }
     }
 
+    /// There may be room again: the next refusal counts as the first. Returns whether the level was full.
+    pub(super) fn ease(&self) -> bool {
+        self.refused.store(false, Relaxed);
+        self.full_at.swap(0, Relaxed) != 0
+    }
+
     /// The new level, if it changed. Of several threads that ask at once one hears of it.
     pub(super) fn update(&self, used: impl FnOnce() -> u64) -> Option<Pressure> {
         let full_at = self.full_at.load(Relaxed);
@@ -64,5 +70,17 @@ mod tests {
         assert_eq!(watch.update(|| 700), None);
         watch.note_refusal();
         assert_eq!(watch.update(|| 700), Some(Pressure::Full));
+    }
+
+    #[test]
+    fn a_guest_that_got_more_room_hears_of_the_next_refusal() {
+        let watch = PressureWatch::default();
+        watch.note_refusal();
+        assert_eq!(watch.update(|| 800), Some(Pressure::Full));
+        assert!(watch.ease());
+        assert!(!watch.ease());
+        assert_eq!(watch.update(|| 800), None);
+        watch.note_refusal();
+        assert_eq!(watch.update(|| 900), Some(Pressure::Full));
     }
 }
