@@ -5,12 +5,17 @@
 //! Seccomp(2) has the rules: a thread inherits the filter of the thread that makes it, and both hold.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition,
     SeccompFilter, SeccompRule,
 };
+
+/// Heaps that the threads share.
+#[cfg(target_env = "gnu")]
+const ARENAS: libc::c_int = 8;
 
 /// A kind of thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +114,7 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_read, M | C | G, Any, "eventfds: kicks, wake-ups; signals"),
     (libc::SYS_readv, C | G, Any, "requests of clients"),
     (libc::SYS_recvfrom, M | C | G, Any, "requests of clients; signals"),
-    (libc::SYS_sendto, M | C | G, Any, "calls of rings that are sockets; replies; the service manager"),
+    (libc::SYS_sendto, ALL, Any, "calls of rings that are sockets; replies; a signal, on any thread, wakes the first"),
     (libc::SYS_recvmsg, C | G, Any, "messages of a front end, with descriptors"),
     (libc::SYS_sendmsg, M | C | G, Any, "replies to a front end; the service manager"),
     (libc::SYS_accept4, C | G, Any, "connections"),
@@ -118,16 +123,14 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_lseek, C | G, Any, "as above"),
     (libc::SYS_getsockopt, M | C | G, Any, "errors of a connection"),
     // Guests that are added and removed, and the end.
-    (libc::SYS_clone3, C, Any, "a thread for a guest; what it could start beside has this filter"),
-    (libc::SYS_clone, C, Has(libc::CLONE_THREAD as u32), "as above, older C libraries"),
+    (libc::SYS_clone3, C, Any, "answered with ENOSYS by a second filter: its flags are in memory, where no filter looks"),
+    (libc::SYS_clone, C, Has(libc::CLONE_THREAD as u32), "a thread for a guest, and no process"),
     (libc::SYS_socket, M | C, Is(0, libc::AF_UNIX as u32), "socket of a guest; the service manager"),
     (libc::SYS_bind, C, Any, "socket of a guest"),
     (libc::SYS_listen, C, Any, "as above"),
     (libc::SYS_connect, M | C, Any, "is the owner of a socket file alive; the service manager"),
     (libc::SYS_ioctl, C, Request(libc::FIONBIO), "a socket becomes non-blocking"),
     (libc::SYS_fchmod, C, Any, "mode of a socket, before it listens"),
-    (libc::SYS_fchmodat, C, Any, "mode of a socket file"),
-    (libc::SYS_umask, C, Any, "as above"),
     (libc::SYS_unlinkat, M | C, Any, "socket files are removed"),
     (libc::SYS_statx, M | C, Any, "is a socket file still ours"),
     (libc::SYS_newfstatat, M | C, Any, "as above"),
@@ -142,10 +145,45 @@ const OLD_CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_poll, M | C | G, Any, "as `ppoll`"),
     (libc::SYS_unlink, M | C, Any, "as `unlinkat`"),
     (libc::SYS_stat, M | C, Any, "as `statx`"),
-    (libc::SYS_chmod, C, Any, "as `fchmodat`"),
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD_CALLS: &[(libc::c_long, u8, Only, &str)] = &[];
+
+/// Has the C library do now what it would do later, when it no longer may, and lets the process have as
+/// many descriptors as the system grants. To be called before the first thread is confined.
+pub fn prepare() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if let Err(error) = raise_descriptor_limit() {
+            log::warn!("Cannot raise the limit of descriptors: {error}");
+        }
+        #[cfg(target_env = "gnu")]
+        // It would count the processors of the machine, with files in older versions.
+        // SAFETY: sets a number inside the allocator.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+        }
+        // The first time that a thread's heap shrinks, glibc reads a file (overcommit_memory).
+        let shrinks = std::thread::spawn(|| {
+            let list: Vec<Vec<u8>> = (0..128).map(|_| Vec::with_capacity(16 << 10)).collect();
+            drop(std::hint::black_box(list));
+        });
+        if shrinks.join().is_err() {
+            log::warn!("Cannot prepare the heap of threads");
+        }
+    });
+}
+
+fn raise_descriptor_limit() -> Result<(), rustix::io::Errno> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    )
+}
 
 /// Confines the calling thread for the rest of its life, and keeps it from gaining privileges.
 ///
@@ -161,6 +199,11 @@ pub fn confine(thread: Thread) -> Result<(), ConfineError> {
             known.get_or_init(|| program)
         }
     };
+    if thread == Thread::Control {
+        // Of two filters the stricter answer holds, and an error is stricter than leave.
+        let program = without_clone3().map_err(ConfineError::Table)?;
+        seccompiler::apply_filter(&program).map_err(ConfineError::Kernel)?;
+    }
     seccompiler::apply_filter(program).map_err(ConfineError::Kernel)
 }
 
@@ -170,6 +213,17 @@ pub fn confine_or_abort(thread: Thread) {
         log::error!("Cannot confine a thread: {error}");
         std::process::abort();
     }
+}
+
+/// Sends the C library back to `clone`, whose flags can be seen.
+fn without_clone3() -> Result<BpfProgram, seccompiler::BackendError> {
+    let filter = SeccompFilter::new(
+        BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
+        std::env::consts::ARCH.try_into()?,
+    )?;
+    filter.try_into()
 }
 
 fn compile(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
@@ -219,6 +273,9 @@ mod tests {
 
     use super::*;
 
+    /// Calls that no thread may make.
+    const ATTEMPTS: usize = 8;
+
     const KINDS: [Thread; 4] = [Thread::Main, Thread::Control, Thread::Guest, Thread::Upkeep];
 
     /// What a confined thread tries in the child below, by the number in its environment.
@@ -240,8 +297,34 @@ mod tests {
             };
             assert_ne!(made, libc::MAP_FAILED);
         };
-        let attempts: [&dyn Fn(); 4] = [&file, &network, &program, &code];
-        attempts[number % 4]();
+        // SAFETY: the child of it, if there should be one, ends at once.
+        let process = || match unsafe { libc::fork() } {
+            0 => std::process::exit(0),
+            _ => {}
+        };
+        let signal = || {
+            // SAFETY: the signal 0 does nothing to anybody.
+            unsafe { libc::kill(libc::getppid(), 0) };
+        };
+        let late_code = || {
+            let page = vec![0u8; 8192];
+            let at = page.as_ptr().map_addr(|at| at.next_multiple_of(4096));
+            // SAFETY: a whole page of an own allocation, which stays readable.
+            unsafe {
+                libc::mprotect(
+                    at.cast_mut().cast(),
+                    4096,
+                    libc::PROT_READ | libc::PROT_EXEC,
+                );
+            }
+        };
+        let terminal = || {
+            std::io::IsTerminal::is_terminal(&std::io::stdin());
+        };
+        let attempts: [&dyn Fn(); ATTEMPTS] = [
+            &file, &network, &program, &code, &process, &signal, &late_code, &terminal,
+        ];
+        attempts[number % ATTEMPTS]();
     }
 
     fn child(number: usize) -> std::process::ExitStatus {
@@ -256,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_forbidden_call_kills_the_process_whatever_thread_makes_it() {
-        for number in 0..KINDS.len() * 4 {
+        for number in 0..KINDS.len() * ATTEMPTS {
             let status = child(number);
             assert_eq!(status.signal(), Some(libc::SIGSYS), "{number}: {status}");
         }
@@ -289,6 +372,42 @@ mod tests {
     }
 
     #[test]
+    fn a_confined_thread_can_give_memory_back() {
+        prepare();
+        for kind in KINDS {
+            let child = std::thread::spawn(move || {
+                confine(kind).expect("confined");
+                let list: Vec<Vec<u8>> = (0..1024).map(|_| Vec::with_capacity(16 << 10)).collect();
+                drop(std::hint::black_box(list));
+            });
+            child.join().expect("lives");
+        }
+    }
+
+    #[test]
+    fn the_control_thread_can_start_a_thread_for_a_guest() {
+        prepare();
+        let outer = std::thread::spawn(|| {
+            confine(Thread::Control).expect("confined");
+            std::thread::spawn(|| {
+                confine(Thread::Guest).expect("confined twice");
+                std::thread::current().id()
+            })
+            .join()
+            .expect("lives")
+        });
+        outer.join().expect("lives");
+    }
+
+    #[test]
+    fn a_guest_that_was_added_later_may_do_what_the_others_may() {
+        // Its thread has the filter of the control thread too.
+        for (call, threads, ..) in CALLS.iter().chain(OLD_CALLS) {
+            assert!(threads & G == 0 || threads & C != 0, "call {call}");
+        }
+    }
+
+    #[test]
     fn every_call_is_there_once_and_says_why() {
         let mut seen = std::collections::BTreeSet::new();
         for (call, threads, _, why) in CALLS.iter().chain(OLD_CALLS) {
@@ -314,7 +433,7 @@ mod tests {
     fn confined_child() {
         let number = std::env::var("TMEM_TEST_CALL").expect("set");
         let number: usize = number.parse().expect("a number");
-        confine(KINDS[number / 4]).expect("confined");
+        confine(KINDS[number / ATTEMPTS]).expect("confined");
         forbidden(number);
     }
 }

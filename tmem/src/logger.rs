@@ -1,7 +1,7 @@
 //! Log lines on standard error, limited so that a guest that misbehaves cannot flood them.
 
 use std::io::{IsTerminal, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Lines in one period; the rest is counted.
@@ -10,6 +10,8 @@ const PERIOD: Duration = Duration::from_secs(10);
 
 struct Logger {
     window: Mutex<Window>,
+    /// Asked once: a confined thread may not ask a terminal anything.
+    terminal: OnceLock<bool>,
 }
 
 struct Window {
@@ -43,10 +45,14 @@ static LOGGER: Logger = Logger {
         lines: 0,
         suppressed: 0,
     }),
+    terminal: OnceLock::new(),
 };
 
 /// Makes this the logger of the process: warnings and errors.
 pub(crate) fn install() {
+    LOGGER
+        .terminal
+        .get_or_init(|| std::io::stderr().is_terminal());
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(log::LevelFilter::Warn);
     }
@@ -69,7 +75,8 @@ impl log::Log for Logger {
         let Some(suppressed) = admitted else { return };
         let mut stderr = std::io::stderr();
         // A terminal may be raw.
-        let end = if stderr.is_terminal() { "\r\n" } else { "\n" };
+        let terminal = self.terminal.get().is_some_and(|terminal| *terminal);
+        let end = if terminal { "\r\n" } else { "\n" };
         let more = if suppressed > 0 {
             format!(" ({suppressed} lines left out before)")
         } else {
