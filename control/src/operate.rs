@@ -104,6 +104,32 @@ pub struct NewGuest {
     /// Seconds that its pools outlive a lost connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_seconds: Option<u32>,
+    /// Share groups that it may join.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// How hard its pages are compressed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
+    /// When its pools keep one copy of pages with the same bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dedup: Option<Dedup>,
+    /// Whether its pages are refused to begin with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<bool>,
+}
+
+/// When the pools of a guest keep one copy of pages with the same bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dedup {
+    /// While it pays in shared pools, never in private ones.
+    Auto,
+    /// Never.
+    Off,
+    /// Always.
+    On,
+    /// While it pays.
+    Adaptive,
 }
 
 /// Something to be done.

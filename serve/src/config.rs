@@ -13,6 +13,9 @@ pub const MAX_GUESTS: usize = 100;
 pub const MAX_REQUEST_QUEUES: u16 = 64;
 /// Longest name of a guest, in bytes.
 pub const MAX_NAME: usize = 64;
+
+/// Most share groups of one guest.
+pub const MAX_GROUPS: usize = 16;
 /// What fits `sun_path` with its terminator.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -46,6 +49,52 @@ pub struct GuestConfig {
     pub queues: u16,
     /// How long its pools outlive a lost connection.
     pub keep: Duration,
+    /// Share groups that it may join. A guest that names another one is refused.
+    pub groups: Vec<String>,
+    /// Whether pages that nobody has used for a while are compressed harder.
+    pub compression: Compression,
+    /// When its pools keep one copy of pages with the same bytes.
+    pub dedup: Dedup,
+    /// Whether its pages are refused to begin with.
+    pub frozen: bool,
+}
+
+/// How hard the pages of a guest are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// Once, when they are stored.
+    #[default]
+    Fast,
+    /// Again, and denser, when nobody has used them for a while.
+    Dense,
+}
+
+/// When the pools of a guest keep one copy of pages with the same bytes. Within a share group, the choice
+/// of the member that joined first holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dedup {
+    /// While it pays in shared pools, and never in private ones.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// Always.
+    On,
+    /// While it pays.
+    Adaptive,
+}
+
+impl From<Dedup> for tmem_store::Dedup {
+    fn from(dedup: Dedup) -> Self {
+        match dedup {
+            Dedup::Auto => Self::Default,
+            Dedup::Off => Self::Off,
+            Dedup::On => Self::On,
+            Dedup::Adaptive => Self::Adaptive,
+        }
+    }
 }
 
 /// Why a configuration is refused.
@@ -191,6 +240,15 @@ pub struct GuestFile {
     pub queues: Option<u16>,
     /// [`GuestConfig::keep`] in seconds; 0 when absent.
     pub keep_seconds: Option<u32>,
+    /// [`GuestConfig::groups`]; none when absent.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// [`GuestConfig::compression`]; fast when absent.
+    pub compression: Option<Compression>,
+    /// [`GuestConfig::dedup`]; auto when absent.
+    pub dedup: Option<Dedup>,
+    /// [`GuestConfig::frozen`]; not when absent.
+    pub frozen: Option<bool>,
 }
 
 impl ConfigFile {
@@ -223,15 +281,26 @@ impl ConfigFile {
 impl FromStr for GuestFile {
     type Err = ConfigError;
 
-    /// Reads `name=vm1,socket=/run/tmem/vm1.sock,reserve=256M,limit=1G,weight=200,swap=1G`.
+    /// Reads `name=vm1,socket=/run/tmem/vm1.sock,reserve=256M,limit=1G,weight=200,swap=1G`. Each `group=NAME`
+    /// adds one.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let bad = |what: String| ConfigError::GuestFlag(text.to_owned(), what);
         let mut table = toml::Table::new();
+        let mut groups = Vec::new();
         for pair in text.split(',') {
             let (key, value) = pair
                 .split_once('=')
                 .ok_or_else(|| bad(format!("{pair:?} is not key=value")))?;
             let value = match key {
+                "group" => {
+                    groups.push(toml::Value::String(value.to_owned()));
+                    continue;
+                }
+                "frozen" => toml::Value::Boolean(
+                    value
+                        .parse()
+                        .map_err(|_| bad(format!("frozen {value:?} is not true or false")))?,
+                ),
                 "weight" | "queues" | "keep-seconds" => toml::Value::Integer(
                     value
                         .parse()
@@ -242,6 +311,13 @@ impl FromStr for GuestFile {
             if table.insert(key.to_owned(), value).is_some() {
                 return Err(bad(format!("{key} is given twice")));
             }
+        }
+        if !groups.is_empty()
+            && table
+                .insert("groups".to_owned(), toml::Value::Array(groups))
+                .is_some()
+        {
+            return Err(bad("write group=NAME for each group".to_owned()));
         }
         table
             .try_into()
@@ -292,8 +368,7 @@ impl TryFrom<GuestFile> for GuestConfig {
     type Error = ConfigError;
 
     fn try_from(file: GuestFile) -> Result<Self, ConfigError> {
-        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if file.name.is_empty() || file.name.len() > MAX_NAME || !file.name.chars().all(known) {
+        if file.name.is_empty() || file.name.len() > MAX_NAME || !file.name.chars().all(is_plain) {
             return Err(ConfigError::Name(file.name));
         }
         check_socket(&file.socket)?;
@@ -304,6 +379,10 @@ impl TryFrom<GuestFile> for GuestConfig {
             swap: file.swap.map_or(0, |size| size.0),
             queues: file.queues.unwrap_or(4),
             keep: Duration::from_secs(file.keep_seconds.unwrap_or(0).into()),
+            groups: file.groups,
+            compression: file.compression.unwrap_or_default(),
+            dedup: file.dedup.unwrap_or_default(),
+            frozen: file.frozen.unwrap_or(false),
             name: file.name,
             socket: file.socket,
         };
@@ -315,6 +394,10 @@ impl TryFrom<GuestFile> for GuestConfig {
             "limit is 0; leave it out for no limit"
         } else if config.limit.is_some_and(|limit| limit < config.reserve) {
             "limit is less than reserve"
+        } else if config.groups.len() > MAX_GROUPS {
+            "more than 16 share groups"
+        } else if !config.groups.iter().all(|group| is_group(group)) {
+            "a share group is not 1 to 24 letters, digits, '.', '_' and '-'"
         } else {
             return Ok(config);
         };
@@ -323,6 +406,15 @@ impl TryFrom<GuestFile> for GuestConfig {
             what,
         })
     }
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
+/// What a guest can name in a request ([`tmem_protocol::GROUP_LEN`]), and an operator can read.
+fn is_group(name: &str) -> bool {
+    (1..=tmem_protocol::GROUP_LEN).contains(&name.len()) && name.chars().all(is_plain)
 }
 
 fn check_socket(path: &Path) -> Result<(), ConfigError> {
@@ -365,6 +457,10 @@ mod tests {
             swap = "1G"
             queues = 2
             keep-seconds = 30
+            groups = ["web", "db"]
+            compression = "dense"
+            dedup = "off"
+            frozen = true
             "#,
         )
         .expect("valid");
@@ -372,7 +468,7 @@ mod tests {
             memory: Some("4096MiB".parse().expect("a size")),
             control: Some("/run/tmem.sock".into()),
             guests: vec![
-                "name=vm1,socket=/run/tmem/vm1.sock,reserve=256M,limit=1G,weight=200,swap=1G,queues=2,keep-seconds=30"
+                "name=vm1,socket=/run/tmem/vm1.sock,reserve=256M,limit=1G,weight=200,swap=1G,queues=2,keep-seconds=30,group=web,compression=dense,group=db,dedup=off,frozen=true"
                     .parse()
                     .expect("a guest"),
             ],
@@ -381,6 +477,10 @@ mod tests {
         assert_eq!(file, flags);
         assert_eq!(file.guests[0].limit, Some(1 << 30));
         assert_eq!(file.guests[0].keep, Duration::from_secs(30));
+        assert_eq!(file.guests[0].groups, ["web", "db"]);
+        assert_eq!(file.guests[0].compression, Compression::Dense);
+        assert_eq!(file.guests[0].dedup, Dedup::Off);
+        assert!(file.guests[0].frozen);
     }
 
     #[test]
@@ -436,6 +536,11 @@ mod tests {
             (guest.swap, guest.queues, guest.keep),
             (0, 4, Duration::ZERO)
         );
+        assert!(guest.groups.is_empty() && !guest.frozen);
+        assert_eq!(
+            (guest.compression, guest.dedup),
+            (Compression::Fast, Dedup::Auto)
+        );
     }
 
     #[test]
@@ -452,6 +557,11 @@ mod tests {
         assert!(refusal(&guest("limit=0")).contains("limit"));
         assert!(refusal(&guest("reserve='2M'\nlimit='1M'")).contains("reserve"));
         assert!(refusal(&guest("reserve='2G'")).contains("reserve"));
+        assert!(refusal(&guest("groups=['web','']")).contains("share group"));
+        assert!(refusal(&guest("groups=['a/b']")).contains("share group"));
+        assert!(refusal(&guest("groups=['abcdefghijklmnopqrstuvwxy']")).contains("24"));
+        assert!(refusal(&guest("compression='more'")).contains("dense"));
+        assert!(refusal(&guest("dedup=1")).contains("line 5"));
         assert!(refusal(&guest("[[guest]]\nname='a'\nsocket='/b'")).contains("two guests"));
         assert!(refusal(&guest("[[guest]]\nname='b'\nsocket='/a'")).contains("twice"));
         assert!(refusal(&guest("[[guest]]\nname='a/b'\nsocket='/b'")).contains("a/b"));
@@ -465,6 +575,9 @@ mod tests {
             ("name=a,socket=/a,weight=many", "many"),
             ("name=a,socket=/a,colour=red", "colour"),
             ("name=a,name=b,socket=/a", "twice"),
+            ("name=a,socket=/a,frozen=maybe", "maybe"),
+            ("name=a,socket=/a,groups=web", "group"),
+            ("name=a,socket=/a,compression=most", "most"),
             ("name", "key=value"),
         ] {
             let error = flag.parse::<GuestFile>().expect_err(flag).to_string();

@@ -32,6 +32,8 @@ pub mod service;
 mod session;
 mod sigbus;
 
-pub use config::{Config, ConfigError, ConfigFile, GuestConfig, GuestFile, Size};
+pub use config::{
+    Compression, Config, ConfigError, ConfigFile, Dedup, GuestConfig, GuestFile, Size,
+};
 pub use service::{GuestReport, Service, StartError};
 pub use session::SPIN;

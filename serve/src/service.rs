@@ -6,18 +6,28 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit};
 use tmem_device::TmemDevice;
-use tmem_device::tmem::{HostState, MetricsSnapshot};
-use tmem_protocol::EventType;
+use tmem_device::tmem::MetricsSnapshot;
 use tmem_store::{DomainConfig, Store, StoreConfig};
 
-use crate::config::{Config, GuestConfig, MAX_GUESTS};
+use crate::config::{Compression, Config, GuestConfig, MAX_GUESTS};
 use crate::guest::{Guest, MAX_POOLS};
 use crate::listen::{ListenError, SocketFile, listen};
-use crate::seccomp::{Thread, confine_or_abort};
+use crate::seccomp::{Thread, confine_or_abort, prepare};
 
 /// How long the guests of a service together may take to stop.
 const STOP: Duration = Duration::from_millis(700);
+
+/// Descriptors of a ring: kick, call, error.
+const RING_DESCRIPTORS: u64 = 3;
+
+/// Further descriptors of a guest: 8 memory regions and 32 that come with one message (`vhost`), the
+/// listener, the connection twice, epoll, the wake-up, the file behind its pages; and some room.
+const GUEST_DESCRIPTORS: u64 = 8 + 32 + 6 + 2;
+
+/// Descriptors that are nobody's: control plane, signals, standard streams.
+const OWN_DESCRIPTORS: u64 = 64;
 
 /// Why a service or a guest of it does not start.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +52,14 @@ pub enum StartError {
     /// More guests than the service takes.
     #[error("There are {MAX_GUESTS} guests already")]
     TooManyGuests,
+    /// Each guest can hold so many descriptors that there would be none for others.
+    #[error("The guests can need {needed} descriptors, and the limit of the process is {limit}")]
+    Descriptors {
+        /// What all guests together can need.
+        needed: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// No thread, or no descriptor for it.
     #[error("Cannot start a thread")]
     Thread(#[source] io::Error),
@@ -51,6 +69,8 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Service {
     store: Store,
+    /// Most descriptors of the process; asked for while that is allowed.
+    descriptors: Option<u64>,
     guests: Mutex<BTreeMap<String, Guest>>,
 }
 
@@ -84,6 +104,7 @@ impl Service {
         config: Config,
         mut sockets: BTreeMap<String, UnixListener>,
     ) -> Result<Self, StartError> {
+        prepare();
         let store = Store::new(StoreConfig {
             budget: config.memory,
             background_start: Some(|| confine_or_abort(Thread::Upkeep)),
@@ -92,6 +113,7 @@ impl Service {
         .map_err(StartError::Store)?;
         let service = Self {
             store,
+            descriptors: getrlimit(Resource::Nofile).current,
             guests: Mutex::new(BTreeMap::new()),
         };
         for guest in config.guests {
@@ -126,6 +148,11 @@ impl Service {
         if guests.len() >= MAX_GUESTS {
             return Err(StartError::TooManyGuests);
         }
+        let configs = guests.values().map(|guest| &guest.config);
+        let needed = descriptors(configs.chain([&config]));
+        if let Some(limit) = self.descriptors.filter(|limit| needed > *limit) {
+            return Err(StartError::Descriptors { needed, limit });
+        }
         let (listener, file): (UnixListener, Option<SocketFile>) = match socket {
             Some(listener) => (listener, None),
             None => {
@@ -142,10 +169,14 @@ impl Service {
                     limit: config.limit.unwrap_or(u64::MAX),
                     weight: config.weight,
                     max_pools: MAX_POOLS,
-                    ..DomainConfig::default()
+                    cold: config.compression == Compression::Dense,
+                    groups: config.groups.clone(),
                 },
             )
             .map_err(StartError::Store)?;
+        if config.frozen {
+            domain.freeze();
+        }
         let name = config.name.clone();
         let guest = Guest::start(config, domain.clone(), listener, file).map_err(|error| {
             domain.remove();
@@ -173,19 +204,10 @@ impl Service {
         let Some(guest) = guests.get(name) else {
             return;
         };
-        let stats = guest.domain.stats();
-        guest.device.post_event(
-            EventType::Limits,
-            HostState {
-                limit_bytes: if stats.limit == u64::MAX {
-                    0
-                } else {
-                    stats.limit
-                },
-                used_bytes: stats.used,
-                ..HostState::default()
-            },
-        );
+        let limit = guest.domain.limit();
+        guest
+            .device
+            .post_limits(if limit == u64::MAX { 0 } else { limit });
         // Its thread writes to its ring.
         guest.link.wake();
     }
@@ -217,6 +239,19 @@ impl Service {
         // Every critical section leaves the map whole.
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Descriptors that these guests can make the process have open at one time.
+fn descriptors<'a>(guests: impl Iterator<Item = &'a GuestConfig>) -> u64 {
+    let each = guests.map(|guest| {
+        let rings = u64::from(guest.queues).saturating_add(1);
+        let groups = u64::try_from(guest.groups.len()).unwrap_or(u64::MAX);
+        rings
+            .saturating_mul(RING_DESCRIPTORS)
+            .saturating_add(GUEST_DESCRIPTORS)
+            .saturating_add(groups)
+    });
+    each.fold(OWN_DESCRIPTORS, u64::saturating_add)
 }
 
 impl Drop for Service {

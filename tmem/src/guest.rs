@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use tmem_control::Client;
-use tmem_control::operate::NewGuest;
-use tmem_serve::{GuestConfig, GuestFile};
+use tmem_control::operate::{self, NewGuest};
+use tmem_serve::{Compression, Dedup, GuestConfig, GuestFile};
 
 use crate::reply::{self, Target};
 
@@ -21,7 +21,7 @@ enum Action {
     Add {
         /// The guest, as after --guest of `tmem serve`
         #[arg(
-            value_name = "name=NAME,socket=PATH[,reserve=SIZE][,limit=SIZE][,weight=N][,swap=SIZE][,queues=N][,keep-seconds=N]"
+            value_name = "name=NAME,socket=PATH[,reserve=SIZE][,limit=SIZE][,weight=N][,swap=SIZE][,queues=N][,keep-seconds=N][,group=NAME]...[,compression=fast|dense][,dedup=auto|off|on|adaptive][,frozen=true]"
         )]
         guest: String,
         #[command(flatten)]
@@ -73,5 +73,17 @@ fn new_guest(text: &str) -> Result<NewGuest, String> {
         swap: file.swap.map(|size| size.0),
         queues: file.queues,
         keep_seconds: file.keep_seconds,
+        groups: file.groups,
+        compression: file.compression.map(|compression| match compression {
+            Compression::Fast => operate::Compression::Fast,
+            Compression::Dense => operate::Compression::Dense,
+        }),
+        dedup: file.dedup.map(|dedup| match dedup {
+            Dedup::Auto => operate::Dedup::Auto,
+            Dedup::Off => operate::Dedup::Off,
+            Dedup::On => operate::Dedup::On,
+            Dedup::Adaptive => operate::Dedup::Adaptive,
+        }),
+        frozen: file.frozen,
     })
 }

@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// A guest, and the vhost-user socket to make for it; can be given several times
     #[arg(
         long,
-        value_name = "name=NAME,socket=PATH[,reserve=SIZE][,limit=SIZE][,weight=N][,swap=SIZE][,queues=N][,keep-seconds=N]"
+        value_name = "name=NAME,socket=PATH[,reserve=SIZE][,limit=SIZE][,weight=N][,swap=SIZE][,queues=N][,keep-seconds=N][,group=NAME]...[,compression=fast|dense][,dedup=auto|off|on|adaptive][,frozen=true]"
     )]
     guest: Vec<String>,
 }

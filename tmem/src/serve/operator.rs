@@ -1,9 +1,11 @@
 //! What clients of the control socket may see and do of a running service.
 
-use tmem_control::operate::NewGuest;
+use tmem_control::operate::{self, NewGuest};
 use tmem_control::{Done, Live, Operation, Refused, Source, Stats};
 use tmem_serve::listen::ListenError;
-use tmem_serve::{ConfigError, GuestConfig, GuestFile, Service, Size, StartError};
+use tmem_serve::{
+    Compression, ConfigError, Dedup, GuestConfig, GuestFile, Service, Size, StartError,
+};
 
 use crate::run::one_line;
 
@@ -42,6 +44,18 @@ impl Operator {
             swap: guest.swap.map(Size),
             queues: guest.queues,
             keep_seconds: guest.keep_seconds,
+            groups: guest.groups,
+            compression: guest.compression.map(|compression| match compression {
+                operate::Compression::Fast => Compression::Fast,
+                operate::Compression::Dense => Compression::Dense,
+            }),
+            dedup: guest.dedup.map(|dedup| match dedup {
+                operate::Dedup::Auto => Dedup::Auto,
+                operate::Dedup::Off => Dedup::Off,
+                operate::Dedup::On => Dedup::On,
+                operate::Dedup::Adaptive => Dedup::Adaptive,
+            }),
+            frozen: guest.frozen,
         })
         .map_err(|error: ConfigError| Refused::Invalid(one_line(&error)))?;
         let name = config.name.clone();
