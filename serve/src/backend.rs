@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::event::epoll;
 use tmem_device::{QueueCorrupt, TmemDevice};
@@ -120,8 +121,25 @@ impl Backend {
                     break;
                 }
             }
+            // Zero pages took the place of its memory: no more of them than one ring can fill.
+            if ram.is_broken() {
+                break;
+            }
+        }
+        if chains > 0 && self.device.update_pressure() {
+            self.deliver_events();
         }
         chains
+    }
+
+    /// Answers what the rings hold now, before the end of the service.
+    pub(crate) fn finish(&mut self, deadline: Instant) {
+        // What comes meanwhile comes too late; a full ring is served in as many turns.
+        for _ in 0..MAX_QUEUE_SIZE / TURN {
+            if self.is_broken() || Instant::now() >= deadline || self.serve() == 0 {
+                break;
+            }
+        }
     }
 
     /// Writes waiting events to the event ring.
@@ -281,6 +299,10 @@ impl VhostUserBackendReqHandlerMut for Backend {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> VhostResult<Option<Vec<VhostUserMemoryRegionBase>>> {
+        if self.is_broken() {
+            // A new table would make it look whole.
+            return Err(VhostError::InvalidParam);
+        }
         self.ram = None;
         let ram = GuestRam::map(table, files).map_err(refused)?;
         for ring in &mut self.rings {
@@ -377,13 +399,15 @@ impl VhostUserBackendReqHandlerMut for Backend {
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> VhostResult<()> {
-        self.ring(index.into())?.set_call(file);
-        Ok(())
+        self.ring(index.into())?
+            .set_call(file)
+            .map_err(|error| refused(io::Error::from(error)))
     }
 
     fn set_vring_err(&mut self, index: u8, file: Option<File>) -> VhostResult<()> {
-        self.ring(index.into())?.set_error(file);
-        Ok(())
+        self.ring(index.into())?
+            .set_error(file)
+            .map_err(|error| refused(io::Error::from(error)))
     }
 
     fn get_protocol_features(&mut self) -> VhostResult<VhostUserProtocolFeatures> {

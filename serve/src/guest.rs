@@ -57,10 +57,11 @@ impl Guest {
             domain.clone(),
             TmemConfig {
                 request_queues: config.queues,
-                features: feature::bit(feature::EVENTS) | feature::bit(feature::EPHEMERAL),
+                features: features(&config),
                 max_pools: MAX_POOLS.into(),
                 swap_bytes: config.swap,
                 limit_bytes: config.limit.unwrap_or(0),
+                dedup: config.dedup.into(),
             },
         ));
         let link = Arc::new(Link::new()?);
@@ -134,6 +135,15 @@ impl Drop for Guest {
     }
 }
 
+/// What the device offers. Shared pools work for those who may join a group.
+fn features(config: &GuestConfig) -> u64 {
+    let mut features = feature::bit(feature::EVENTS) | feature::bit(feature::EPHEMERAL);
+    if !config.groups.is_empty() {
+        features |= feature::bit(feature::SHARED);
+    }
+    features
+}
+
 /// The signal that interrupts a system call of a guest's thread and does nothing else.
 fn nudge() -> libc::c_int {
     vmm_sys_util::signal::SIGRTMIN()
@@ -166,16 +176,16 @@ impl Server {
     fn run(mut self) {
         let mut kept_until = None;
         while !self.link.is_stopped() {
-            let stream = match self.accept(kept_until) {
+            let accepted = self.accept(kept_until);
+            // First of all: who comes in the moment in which the time is over comes too late.
+            if kept_until.is_some_and(|until| Instant::now() >= until) {
+                self.journal.info(format_args!("Its pools are freed"));
+                kept_until = None;
+                self.forget();
+            }
+            let stream = match accepted {
                 Ok(Some(stream)) => stream,
-                Ok(None) => {
-                    if kept_until.is_some_and(|until| Instant::now() >= until) {
-                        self.journal.info(format_args!("Its pools are freed"));
-                        kept_until = None;
-                        self.forget();
-                    }
-                    continue;
-                }
+                Ok(None) => continue,
                 Err(error) => {
                     self.journal.warn(format_args!("Cannot accept: {error}"));
                     self.rest(PAUSE);

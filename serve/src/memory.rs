@@ -22,6 +22,8 @@ pub(crate) enum MapError {
     Alignment(u64),
     #[error("Region at {0:#x} cannot be mapped")]
     Map(u64, #[source] vhost::vhost_user::Error),
+    #[error("Region at {0:#x} is longer than its file")]
+    Short(u64),
     #[error("Regions overlap")]
     Overlap(#[source] vm_memory::GuestRegionCollectionError),
 }
@@ -62,6 +64,10 @@ impl GuestRam {
             if (guest | entry.memory_size | entry.mmap_offset) % 4096 != 0 {
                 return Err(MapError::Alignment(guest));
             }
+            // Only for a better message: the file can become shorter at any time (`sigbus`).
+            if is_short(entry, &file) {
+                return Err(MapError::Short(guest));
+            }
             let mapping: MmapRegion = entry
                 .mmap_region(file)
                 .map_err(|source| MapError::Map(guest, source))?;
@@ -101,4 +107,15 @@ impl GuestRam {
             (offset < region.len).then(|| region.guest.checked_add(offset))?
         })
     }
+}
+
+/// Whether a region reaches beyond the end of its file, as far as it has one.
+fn is_short(region: &VhostUserMemoryRegion, file: &File) -> bool {
+    let Ok(stat) = rustix::fs::fstat(file) else {
+        return true;
+    };
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    let end = region.mmap_offset.checked_add(region.memory_size);
+    rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile
+        && end.is_none_or(|end| end > size)
 }

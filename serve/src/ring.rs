@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use virtio_queue::{Queue, QueueT};
@@ -78,12 +79,14 @@ impl Ring {
         self.queue.next_avail()
     }
 
-    pub(crate) fn set_call(&mut self, file: Option<File>) {
-        self.call = file.map(Call::new);
+    pub(crate) fn set_call(&mut self, file: Option<File>) -> Result<(), Errno> {
+        self.call = file.map(Call::new).transpose()?;
+        Ok(())
     }
 
-    pub(crate) fn set_error(&mut self, file: Option<File>) {
-        self.error = file.map(Call::new);
+    pub(crate) fn set_error(&mut self, file: Option<File>) -> Result<(), Errno> {
+        self.error = file.map(Call::new).transpose()?;
+        Ok(())
     }
 
     /// Interrupts the guest, if it wants to be.
@@ -111,11 +114,17 @@ struct Call {
 }
 
 impl Call {
-    fn new(file: File) -> Self {
-        let is_socket = rustix::fs::fstat(&file).is_ok_and(|stat| {
-            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Socket
-        });
-        Self { file, is_socket }
+    /// Refuses what is in a file system: a guest must not have us write there, who may write where it
+    /// may not.
+    fn new(file: File) -> Result<Self, Errno> {
+        let stat = rustix::fs::fstat(&file)?;
+        let is_socket = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Socket => true,
+            // Eventfds have no type.
+            FileType::Fifo | FileType::Unknown => false,
+            _ => return Err(Errno::INVAL),
+        };
+        Ok(Self { file, is_socket })
     }
 
     /// Every outcome is fine: a full eventfd or socket still wakes the front end, and a closed one
@@ -144,7 +153,7 @@ mod tests {
     #[test]
     fn a_call_writes_eight_bytes_to_a_socket_and_never_waits() {
         let (ours, mut theirs) = UnixStream::pair().expect("socket pair");
-        let call = Call::new(File::from(OwnedFd::from(ours)));
+        let call = Call::new(File::from(OwnedFd::from(ours))).expect("a socket");
         assert!(call.is_socket);
         call.ring();
         let mut bytes = [0u8; 8];
@@ -160,7 +169,25 @@ mod tests {
     fn a_call_of_a_front_end_that_went_away_is_no_error() {
         let (ours, theirs) = UnixStream::pair().expect("socket pair");
         drop(theirs);
-        Call::new(File::from(OwnedFd::from(ours))).ring();
+        Call::new(File::from(OwnedFd::from(ours)))
+            .expect("a socket")
+            .ring();
+    }
+
+    #[test]
+    fn a_call_is_no_file_that_the_guest_could_have_us_write() {
+        let file = tempfile::tempfile().expect("temporary file");
+        assert!(Call::new(file).is_err());
+        for path in ["/dev/null", "/"] {
+            assert!(
+                Call::new(File::open(path).expect("opens")).is_err(),
+                "{path}"
+            );
+        }
+        let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
+        Call::new(File::from(eventfd.expect("eventfd"))).expect("an eventfd");
+        let (_read, write) = std::io::pipe().expect("pipe");
+        Call::new(File::from(OwnedFd::from(write))).expect("a pipe");
     }
 
     #[test]

@@ -23,6 +23,9 @@ pub const SPIN: Duration = Duration::from_micros(20);
 /// How long a guest that always has requests can keep its own messages waiting.
 const TURN: Duration = Duration::from_millis(1);
 
+/// How long a service that ends goes on with requests that are there.
+const FINISH: Duration = Duration::from_millis(200);
+
 const CONTROL: u64 = 0;
 const WAKE: u64 = 1;
 
@@ -72,6 +75,9 @@ pub(crate) fn run(stream: UnixStream, guest: Guest<'_>) -> End {
         link,
     };
     let end = session.run(&events);
+    if link.is_stopped() {
+        lock(&session.backend).finish(Instant::now() + FINISH);
+    }
     *guest.positions = lock(&session.backend).positions();
     end
 }
