@@ -5,78 +5,15 @@ mod guest;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use guest::host::Host;
 use guest::{TestGuest, eventually, page};
 use tmem_protocol::{Op, Status};
-use tmem_serve::{Config, ConfigFile, GuestFile, Service};
+use tmem_serve::GuestFile;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vm_memory::{Bytes, GuestAddress};
-
-struct Host {
-    service: Service,
-    dir: tempfile::TempDir,
-}
-
-impl Host {
-    /// A service with 64 MiB for guests named as said; `more` is added to each.
-    fn new(names: &[&str], more: &str) -> Self {
-        let dir = tempfile::tempdir().expect("temporary folder");
-        let guests = names.iter().map(|name| {
-            let socket = dir.path().join(name);
-            format!("name={name},socket={}{more}", socket.display())
-                .parse::<GuestFile>()
-                .expect("a guest")
-        });
-        let config = ConfigFile {
-            memory: Some("64M".parse().expect("a size")),
-            control: None,
-            guests: guests.collect(),
-        };
-        let config = Config::try_from(config).expect("valid");
-        let service = Service::start(config).expect("starts");
-        Self { service, dir }
-    }
-
-    fn socket(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn boot(&self, name: &str) -> TestGuest {
-        TestGuest::boot(&self.socket(name))
-    }
-
-    fn is_connected(&self, name: &str) -> bool {
-        let report = self.service.report();
-        let guest = report.iter().find(|guest| guest.config.name == name);
-        guest.expect("is there").connected
-    }
-
-    fn pages(&self, name: &str) -> u64 {
-        let stats = self.service.store().stats();
-        let domain = stats.domains.iter().find(|domain| domain.name == name);
-        let pools = &domain.expect("is there").pools;
-        pools.iter().map(|pool| pool.pages).sum()
-    }
-
-    /// Runs `harm` while another guest works, and checks that it gets all its pages, in time.
-    fn bystander(&self, harm: impl FnOnce()) {
-        let mut bystander = self.boot("good");
-        let pool = bystander.create_pool();
-        for index in 0..64 {
-            assert_eq!(
-                bystander.store(pool, index, &page(index.into())),
-                Status::Ok
-            );
-        }
-        harm();
-        for index in 0..64 {
-            assert_eq!(bystander.load(pool, index), Ok(page(index.into())));
-        }
-    }
-}
 
 #[test]
 fn a_page_comes_back_as_it_was_stored() {

@@ -4,6 +4,9 @@
 #![allow(dead_code, reason = "each test and bench uses a part of it")]
 #![allow(missing_docs, unreachable_pub, reason = "no public interface")]
 
+pub mod host;
+pub mod raw;
+
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
@@ -72,6 +75,13 @@ pub fn memfd(len: u64) -> File {
     let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     file.set_len(len).expect("sized");
     file
+}
+
+impl Ring {
+    /// Index that the next chain gets.
+    pub fn next(&self) -> u16 {
+        self.next_avail
+    }
 }
 
 impl TestGuest {
@@ -221,6 +231,12 @@ impl TestGuest {
             .expect("in memory");
     }
 
+    /// After a restart: what was offered up to `next` still is.
+    pub fn resume(&mut self, ring: usize, next: u16) {
+        self.rings[ring].next_avail = next;
+        self.set_available(ring, next);
+    }
+
     pub fn kick(&self, ring: usize) {
         self.rings[ring].kick.write(1).expect("kicks");
     }
@@ -327,6 +343,22 @@ impl TestGuest {
         let answer = self.request(Op::CreatePool, 0, [0; 3], &[], &[]);
         assert_eq!(answer.status(), Status::Ok);
         answer.response.pool.get()
+    }
+
+    /// Joins a share group.
+    pub fn join(&mut self, group: &str) -> Result<u32, Status> {
+        let mut name = [0u8; 24];
+        name[..group.len()].copy_from_slice(group.as_bytes());
+        let mut words = name
+            .chunks_exact(8)
+            .map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
+        let object = std::array::from_fn(|_| words.next().expect("3 words"));
+        // Ephemeral and shared.
+        let answer = self.request(Op::CreatePool, 0x3, object, &[], &[]);
+        match answer.status() {
+            Status::Ok => Ok(answer.response.pool.get()),
+            status => Err(status),
+        }
     }
 
     pub fn store(&mut self, pool: u32, index: u32, page: &[u8; 4096]) -> Status {

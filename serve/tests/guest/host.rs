@@ -1,0 +1,118 @@
+//! A service in this process.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+
+use tmem_protocol::Status;
+use tmem_serve::{Config, ConfigFile, GuestFile, Service};
+
+use super::{TestGuest, eventually, page};
+
+pub struct Host {
+    pub service: Service,
+    pub dir: tempfile::TempDir,
+}
+
+impl Host {
+    /// A service with 64 MiB for guests named as said; `more` is added to each.
+    pub fn new(names: &[&str], more: &str) -> Self {
+        let guests: Vec<_> = names.iter().map(|name| (*name, more)).collect();
+        Self::with("64M", &guests)
+    }
+
+    /// A service for guests of which each has a name and more keys.
+    pub fn with(memory: &str, guests: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let guests = guests.iter().map(|(name, more)| {
+            let socket = dir.path().join(name);
+            format!("name={name},socket={}{more}", socket.display())
+                .parse::<GuestFile>()
+                .expect("a guest")
+        });
+        let config = ConfigFile {
+            memory: Some(memory.parse().expect("a size")),
+            control: None,
+            guests: guests.collect(),
+        };
+        let config = Config::try_from(config).expect("valid");
+        let service = Service::start(config).expect("starts");
+        Self { service, dir }
+    }
+
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn boot(&self, name: &str) -> TestGuest {
+        TestGuest::boot(&self.socket(name))
+    }
+
+    pub fn is_connected(&self, name: &str) -> bool {
+        let report = self.service.report();
+        let guest = report.iter().find(|guest| guest.config.name == name);
+        guest.expect("is there").connected
+    }
+
+    pub fn pages(&self, name: &str) -> u64 {
+        let stats = self.service.store().stats();
+        let domain = stats.domains.iter().find(|domain| domain.name == name);
+        let pools = &domain.expect("is there").pools;
+        pools.iter().map(|pool| pool.pages).sum()
+    }
+
+    /// Runs `harm` while another guest works, and checks that it gets all its pages, in time.
+    pub fn bystander(&self, harm: impl FnOnce()) {
+        let mut bystander = self.boot("good");
+        let pool = bystander.create_pool();
+        for index in 0..64 {
+            assert_eq!(
+                bystander.store(pool, index, &page(index.into())),
+                Status::Ok
+            );
+        }
+        harm();
+        for index in 0..64 {
+            assert_eq!(bystander.load(pool, index), Ok(page(index.into())));
+        }
+    }
+
+    /// Runs `harm` while guest `good` stores, loads and compares without pause, on another thread. Its pages
+    /// from before are there at the end, and it went on meanwhile.
+    pub fn beside<T>(&self, harm: impl FnOnce() -> T) -> T {
+        let (stop, rounds) = (AtomicBool::new(false), AtomicU32::new(0));
+        let socket = self.socket("good");
+        std::thread::scope(|scope| {
+            let neighbour = scope.spawn(|| {
+                let mut good = TestGuest::boot(&socket);
+                let pool = good.create_pool();
+                for index in 0..32 {
+                    assert_eq!(good.store(pool, index, &page(index.into())), Status::Ok);
+                }
+                while !stop.load(Relaxed) {
+                    let round = rounds.fetch_add(1, Relaxed);
+                    let index = 32 + round % 32;
+                    assert_eq!(good.store(pool, index, &page(round.into())), Status::Ok);
+                    assert_eq!(good.load(pool, index), Ok(page(round.into())));
+                }
+                for index in 0..32 {
+                    assert_eq!(good.load(pool, index), Ok(page(index.into())));
+                }
+            });
+            let went_on = |from: u32| {
+                eventually("neighbour goes on", || {
+                    neighbour.is_finished() || rounds.load(Relaxed) > from
+                });
+            };
+            went_on(0);
+            // Ends the neighbour also when the harm fails.
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(harm));
+            let rounds = rounds.load(Relaxed);
+            if done.is_ok() {
+                went_on(rounds);
+            }
+            stop.store(true, Relaxed);
+            neighbour.join().expect("the neighbour has all its pages");
+            done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}

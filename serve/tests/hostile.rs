@@ -1,0 +1,632 @@
+//! Guests that do harm on purpose, each beside one that works all the time and compares its bytes.
+
+mod guest;
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use guest::host::Host;
+use guest::raw::{self, Raw};
+use guest::{MEMORY, TestGuest, eventually, memfd, page};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tmem_protocol::{Op, Status};
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserConfigFlags;
+use vhost::{VhostBackend, VringConfigData};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+fn host() -> Host {
+    Host::new(&["bad", "good"], "")
+}
+
+/// The socket of the guest that did harm works for one that does not.
+fn works_again(host: &Host) {
+    eventually("cut off", || !host.is_connected("bad"));
+    let mut again = host.boot("bad");
+    let pool = again.create_pool();
+    assert_eq!(again.store(pool, 1, &page(1)), Status::Ok);
+    assert_eq!(again.load(pool, 1), Ok(page(1)));
+}
+
+#[test]
+fn memory_that_is_truncated_while_pages_are_copied_costs_only_its_guest() {
+    let host = Host::new(&["bad", "good"], ",keep-seconds=60");
+    host.beside(|| {
+        for round in 0..40 {
+            let mut bad = host.boot("bad");
+            let pool = bad.create_pool();
+            let file = bad.file.try_clone().expect("clones");
+            // The requests come from this side's own copy of what is mapped, so they must not touch it
+            // themselves after the cut: it is done in the middle of what the service has to do.
+            for slot in 0..16 {
+                let op = if slot % 2 == 0 { Op::Store } else { Op::Load };
+                let data = page(slot.into());
+                let data = if op == Op::Store { &data[..] } else { &[] };
+                bad.submit(slot, op, pool, [0; 3], &[slot.into()], data);
+            }
+            bad.kick(1);
+            // Sooner and later within the work.
+            for _ in 0..round * 50 {
+                std::hint::spin_loop();
+            }
+            file.set_len([0, guest::BUFFERS, 8 * 4096][round % 3])
+                .expect("truncates");
+            // What is beyond may never be touched again, then the guest is only short of memory.
+            bad.rings[1].kick.write(1).expect("kicks");
+            drop(bad);
+            eventually("gone", || !host.is_connected("bad"));
+        }
+    });
+    works_again(&host);
+}
+
+#[test]
+fn memory_that_is_truncated_and_grows_again_costs_only_its_guest() {
+    let host = host();
+    host.beside(|| {
+        for round in 0..20u64 {
+            let mut bad = host.boot("bad");
+            let pool = bad.create_pool();
+            assert_eq!(bad.store(pool, 0, &page(round)), Status::Ok);
+            bad.submit(0, Op::Load, pool, [1, 2, 3], &[0], &[]);
+            bad.kick(1);
+            bad.file.set_len(0).expect("truncates");
+            bad.file.set_len(MEMORY).expect("grows");
+            // Zeros throughout: the ring makes no sense, or was found to be short. New rings in the same
+            // connection are a new start either way.
+            bad.rings[1].kick.write(1).expect("kicks");
+            drop(bad);
+            eventually("gone", || !host.is_connected("bad"));
+            assert_eq!(host.pages("bad"), 0);
+        }
+    });
+    works_again(&host);
+}
+
+#[test]
+fn a_new_memory_table_does_not_hide_that_the_old_one_was_short() {
+    let host = host();
+    host.beside(|| {
+        let mut bad = host.boot("bad");
+        bad.create_pool();
+        let device = host.service.device("bad").expect("is there");
+        bad.file.set_len(0).expect("truncates");
+        bad.rings[1].kick.write(1).expect("kicks");
+        let _ = bad.frontend.set_mem_table(&[]);
+        eventually("cut off", || !host.is_connected("bad"));
+        eventually("forgotten", || device.metrics().snapshot().resets > 0);
+    });
+    works_again(&host);
+}
+
+#[test]
+fn tables_that_overlap_wrap_or_cannot_be_mapped_end_the_connection() {
+    let host = host();
+    let plain = memfd(MEMORY);
+    let (pipe, _write) = std::io::pipe().expect("pipe");
+    let (socket, _peer) = UnixStream::pair().expect("pair");
+    let event = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+    let null = File::open("/dev/null").expect("opens");
+    let folder = File::open(host.dir.path()).expect("opens");
+    let read_only = {
+        let path = host.dir.path().join("read-only");
+        std::fs::write(&path, vec![0; 1 << 16]).expect("writes");
+        File::open(path).expect("opens")
+    };
+    let good = plain.as_raw_fd();
+    let one = |fd: RawFd| (vec![[0, 0x1_0000, 0x1000_0000, 0]], vec![fd]);
+    let two = |a: [u64; 4], b: [u64; 4]| (vec![a, b], vec![good, good]);
+    let cases: Vec<(&str, (Vec<[u64; 4]>, Vec<RawFd>))> = vec![
+        ("pipe", one(pipe.as_raw_fd())),
+        ("socket", one(socket.as_raw_fd())),
+        ("eventfd", one(event.as_raw_fd())),
+        ("null", one(null.as_raw_fd())),
+        ("folder", one(folder.as_raw_fd())),
+        ("read-only", one(read_only.as_raw_fd())),
+        (
+            "overlap",
+            two([0, 0x2000, 0x10_0000, 0], [0x1000, 0x2000, 0x20_0000, 0]),
+        ),
+        (
+            "same twice",
+            two([0, 0x2000, 0x10_0000, 0], [0, 0x2000, 0x10_0000, 0]),
+        ),
+        (
+            "guest address wraps",
+            (vec![[u64::MAX - 0xfff, 0x2000, 0, 0]], vec![good]),
+        ),
+        (
+            "user address wraps",
+            (vec![[0, 0x2000, u64::MAX - 0xfff, 0]], vec![good]),
+        ),
+        (
+            "offset wraps",
+            (vec![[0, 0x2000, 0, u64::MAX - 0xfff]], vec![good]),
+        ),
+        ("beyond the file", (vec![[0, MEMORY * 2, 0, 0]], vec![good])),
+        ("larger than all", (vec![[0, 1 << 62, 0, 0]], vec![good])),
+        ("no bytes", (vec![[0, 0, 0, 0]], vec![good])),
+        ("not pages", (vec![[1, 0x1001, 0, 0]], vec![good])),
+        ("no descriptor", (vec![[0, 0x1000, 0, 0]], vec![])),
+        ("more descriptors", (vec![[0, 0x1000, 0, 0]], vec![good; 8])),
+        (
+            "nine regions",
+            (
+                (0..9).map(|at| [at << 20, 0x1000, at << 20, 0]).collect(),
+                vec![good; 9],
+            ),
+        ),
+    ];
+    host.beside(|| {
+        for (name, (regions, fds)) in cases {
+            let bad = Raw::open(&host.socket("bad"));
+            let answer = bad.ask(raw::SET_MEM_TABLE, &raw::table(&regions), &fds);
+            assert_ne!(answer, Some(0), "{name} was accepted");
+            drop(bad);
+            eventually("gone", || !host.is_connected("bad"));
+        }
+    });
+    works_again(&host);
+}
+
+#[test]
+fn a_table_whose_user_addresses_overlap_stays_within_the_guests_own_memory() {
+    // Only a translation of the guest's own; whatever it gives lies in its memory.
+    let host = host();
+    host.beside(|| {
+        let file = memfd(MEMORY);
+        let fd = file.as_raw_fd();
+        let bad = Raw::open(&host.socket("bad"));
+        let regions = [
+            [0, 0x10_0000, 0x10_0000, 0],
+            [0x10_0000, 0x10_0000, 0x18_0000, 0x10_0000],
+        ];
+        bad.ask(raw::SET_MEM_TABLE, &raw::table(&regions), &[fd, fd]);
+        for at in [0x10_0000, 0x17_f000, 0x1f_f000, 0x27_f000, 0x28_0000] {
+            let body = [raw::state(1, 0), raw::words(&[at, at, at, 0])].concat();
+            bad.ask(raw::SET_VRING_ADDR, &body, &[]);
+        }
+    });
+    works_again(&host);
+}
+
+/// Descriptors that are open in this process, without the one that looks.
+fn descriptors() -> Vec<String> {
+    let list = std::fs::read_dir("/proc/self/fd").expect("proc");
+    let mut list: Vec<String> = list
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .map(|link| link.display().to_string())
+        .filter(|link| !link.starts_with("/proc"))
+        .collect();
+    list.sort();
+    list
+}
+
+#[test]
+fn a_thousand_hostile_connections_leave_no_descriptor_behind() {
+    let names: Vec<String> = (0..8).map(|index| format!("bad{index}")).collect();
+    let mut all: Vec<&str> = names.iter().map(String::as_str).collect();
+    all.push("good");
+    let host = Host::new(&all, "");
+    let mut good = host.boot("good");
+    // Answered: all its messages were handled.
+    good.create_pool();
+    let before = descriptors();
+    std::thread::scope(|scope| {
+        for name in &names {
+            let socket = host.socket(name);
+            scope.spawn(move || (0..125).for_each(|round| hostile_connection(&socket, round)));
+        }
+    });
+    let deadline = Instant::now() + guest::PATIENCE;
+    while descriptors().len() != before.len() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(descriptors(), before);
+    for name in &names {
+        let mut again = host.boot(name);
+        let pool = again.create_pool();
+        assert_eq!(again.store(pool, 1, &page(1)), Status::Ok);
+    }
+}
+
+/// A connection that sends descriptors where they belong, where they do not, and too many.
+fn hostile_connection(socket: &Path, round: usize) {
+    let bad = Raw::open(socket);
+    let file = memfd(MEMORY);
+    let fd = file.as_raw_fd();
+    let body = raw::words(&[1]);
+    match round % 8 {
+        0 => drop(bad.send(raw::GET_FEATURES, &[], &[fd; 32])),
+        1 => drop(bad.send(raw::SET_VRING_KICK, &body, &[fd; 2])),
+        2 => drop(bad.send(raw::SET_VRING_CALL, &body, &[fd; 253])),
+        3 => drop(bad.send(
+            raw::SET_MEM_TABLE,
+            &raw::table(&[[0, 0x1000, 0, 0]]),
+            &[fd; 32],
+        )),
+        4 => {
+            // The memory and both sorts of ring, and then not a word.
+            bad.ask(
+                raw::SET_MEM_TABLE,
+                &raw::table(&[[0, MEMORY, 0x1000, 0]]),
+                &[fd],
+            );
+            let event = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+            for code in [raw::SET_VRING_CALL, raw::SET_VRING_ERR] {
+                for ring in 0..5 {
+                    bad.ask(code, &raw::words(&[ring]), &[event.as_raw_fd()]);
+                }
+            }
+        }
+        5 => {
+            // Descriptors with the body instead of the header.
+            use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+            let bytes = raw::message(raw::SET_VRING_CALL, 1, &body);
+            let (head, rest) = bytes.split_at(12);
+            let _ = bad.stream.send_with_fds(&[head], &[]);
+            let _ = bad.stream.send_with_fds(&[rest], &[fd; 16]);
+            let _ = bad.ask(raw::GET_FEATURES, &[], &[]);
+        }
+        6 => {
+            // Both ends of a connection, which then nobody else has.
+            let (one, other) = UnixStream::pair().expect("pair");
+            bad.ask(raw::SET_VRING_CALL, &body, &[one.as_raw_fd()]);
+            bad.ask(raw::SET_VRING_ERR, &body, &[other.as_raw_fd()]);
+        }
+        _ => {
+            // Every descriptor of one ring replaced many times.
+            for _ in 0..20 {
+                let event = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+                bad.ask(raw::SET_VRING_CALL, &body, &[event.as_raw_fd()]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_gives_its_own_end_away_can_be_removed() {
+    let host = host();
+    host.beside(|| {
+        let bad = Raw::open(&host.socket("bad"));
+        let own = bad.stream.as_raw_fd();
+        bad.ask(raw::SET_VRING_CALL, &raw::words(&[1]), &[own]);
+        drop(bad);
+        // It looks connected, as it holds its own other end.
+        let before = Instant::now();
+        assert!(host.service.remove_guest("bad"));
+        assert!(before.elapsed() < Duration::from_millis(900));
+    });
+}
+
+#[test]
+fn a_message_that_comes_byte_by_byte_or_only_in_part_costs_only_its_sender() {
+    let host = host();
+    host.beside(|| {
+        let bytes = [
+            raw::message(raw::GET_FEATURES, 1, &[]),
+            raw::message(raw::SET_FEATURES, 1, &0u64.to_le_bytes()),
+        ]
+        .concat();
+        for cut in 1..bytes.len() {
+            use std::io::Write;
+            let bad = Raw::connect(&host.socket("bad"));
+            let (first, _) = bytes.split_at(cut);
+            let _ = (&bad.stream).write_all(first);
+            if cut % 4 == 0 {
+                // The rest never comes; a stop, a removal or this end it.
+                let _ = bad.stream.shutdown(std::net::Shutdown::Write);
+            }
+            drop(bad);
+        }
+        let bad = Raw::connect(&host.socket("bad"));
+        for byte in &bytes {
+            use std::io::Write;
+            // Refused or answered, as the framing likes.
+            if (&bad.stream).write_all(&[*byte]).is_err() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(bad);
+    });
+    works_again(&host);
+}
+
+#[test]
+fn ring_sizes_and_places_that_make_no_sense_are_refused() {
+    let host = host();
+    host.beside(|| {
+        for num in [0, 3, 65, 2048, 65536, u32::MAX] {
+            let bad = Raw::open(&host.socket("bad"));
+            let answer = bad.ask(raw::SET_VRING_NUM, &raw::state(1, num), &[]);
+            assert_ne!(answer, Some(0), "size {num}");
+        }
+        for ring in [5, 255, 256, u32::MAX] {
+            for code in [
+                raw::SET_VRING_NUM,
+                raw::SET_VRING_BASE,
+                raw::GET_VRING_BASE,
+                raw::SET_VRING_ENABLE,
+            ] {
+                let bad = Raw::open(&host.socket("bad"));
+                let answer = bad.ask(code, &raw::state(ring, 1), &[]);
+                assert_ne!(answer, Some(0), "ring {ring}");
+            }
+        }
+        // A base that no 16-bit index has, a place outside memory, a kick without memory.
+        let body = [raw::state(1, 0), raw::words(&[0, 0, 0, 0])].concat();
+        for (code, body) in [
+            (raw::SET_VRING_BASE, raw::state(1, 65536)),
+            (raw::SET_VRING_ADDR, body),
+            (raw::SET_VRING_KICK, raw::words(&[0x101])),
+            (raw::SET_VRING_ENABLE, raw::state(1, 2)),
+        ] {
+            let bad = Raw::open(&host.socket("bad"));
+            assert_ne!(bad.ask(code, &body, &[]), Some(0), "{code}");
+        }
+    });
+    works_again(&host);
+}
+
+#[test]
+fn a_ring_in_use_is_not_moved_and_one_that_was_stopped_loses_no_request() {
+    let host = host();
+    host.beside(|| {
+        let mut bad = host.boot("bad");
+        let pool = bad.create_pool();
+        for round in 0..50 {
+            bad.submit(0, Op::Store, pool, [1, 2, 3], &[7], &page(round));
+            bad.kick(1);
+            // Under way or done: it stops at a whole request, and the place is in memory too.
+            let base = bad.frontend.get_vring_base(1).expect("base");
+            let base = u16::try_from(base).expect("16 bits");
+            bad.frontend.get_vring_base(0).expect("base");
+            let next = bad.rings[1].next();
+            bad.rings.clear();
+            bad.start_rings(base);
+            bad.resume(1, next);
+            bad.kick(1);
+            bad.wait();
+            assert_eq!(bad.load(pool, 7), Ok(page(round)));
+        }
+        let user = bad.user_address();
+        let place = VringConfigData {
+            queue_max_size: 64,
+            queue_size: 64,
+            flags: 0,
+            desc_table_addr: user,
+            used_ring_addr: user + 0x2000,
+            avail_ring_addr: user + 0x1000,
+            log_addr: None,
+        };
+        let mut refused = bad.frontend.set_vring_addr(1, &place).is_err();
+        // Without acknowledgements the refusal is the end of the connection.
+        refused |= bad.frontend.get_features().is_err();
+        assert!(refused);
+    });
+    works_again(&host);
+}
+
+#[test]
+fn rings_that_are_restarted_under_load_lose_nothing_of_others() {
+    let host = host();
+    host.beside(|| {
+        let mut bad = host.boot("bad");
+        let pool = bad.create_pool();
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < deadline {
+            for slot in 0..16 {
+                bad.submit(
+                    slot,
+                    Op::Store,
+                    pool,
+                    [0; 3],
+                    &[slot.into()],
+                    &page(slot.into()),
+                );
+            }
+            bad.kick(1);
+            let _ = bad.frontend.set_vring_enable(1, false);
+            let _ = bad.frontend.set_vring_enable(1, true);
+            bad.share_memory();
+            bad.kick(1);
+            bad.wait();
+        }
+    });
+    works_again(&host);
+}
+
+#[test]
+fn strange_descriptors_for_kick_call_and_error_cost_only_their_guest() {
+    let host = host();
+    let file = File::options()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .open(host.dir.path().join("file"))
+        .expect("opens");
+    host.beside(|| {
+        for code in [raw::SET_VRING_KICK, raw::SET_VRING_CALL, raw::SET_VRING_ERR] {
+            let (pipe_read, pipe_write) = std::io::pipe().expect("pipe");
+            let (broken_read, broken_write) = std::io::pipe().expect("pipe");
+            drop(broken_read);
+            let (socket, closed) = UnixStream::pair().expect("pair");
+            drop(closed);
+            let blocking = EventFd::new(0).expect("eventfd");
+            let null = File::options()
+                .write(true)
+                .open("/dev/null")
+                .expect("opens");
+            let fds: [OwnedFd; 7] = [
+                pipe_read.into(),
+                pipe_write.into(),
+                broken_write.into(),
+                socket.into(),
+                File::from(null).into(),
+                file.try_clone().expect("clones").into(),
+                // SAFETY: a copy of a descriptor that is open.
+                unsafe { std::os::fd::BorrowedFd::borrow_raw(blocking.as_raw_fd()) }
+                    .try_clone_to_owned()
+                    .expect("clones"),
+            ];
+            for fd in fds {
+                let mut bad = host.boot("bad");
+                let pool = bad.create_pool();
+                // Behind the back of `vhost`, which only sends eventfds.
+                let stream = raw::of(&bad.frontend);
+                stream.send(code, &raw::words(&[1]), &[fd.as_raw_fd()]);
+                for slot in 0..4 {
+                    bad.submit(slot, Op::Store, pool, [0; 3], &[1], &page(1));
+                }
+                bad.rings[1].kick.write(1).expect("kicks");
+                // Full, if it is one that can be.
+                bad.set_available(1, 9999);
+                bad.rings[1].kick.write(1).expect("kicks");
+                drop(stream);
+                drop(bad);
+                eventually("gone", || !host.is_connected("bad"));
+            }
+        }
+    });
+    assert_eq!(
+        file.metadata().expect("is there").len(),
+        0,
+        "nobody wrote to it"
+    );
+    works_again(&host);
+}
+
+#[test]
+fn the_configuration_space_is_read_at_any_offset_and_never_beyond_its_end() {
+    let host = host();
+    host.beside(|| {
+        for offset in [0, 1, 31, 32, 39, 40, 200, 255, 256, 0x1000, u32::MAX] {
+            for size in [1u32, 4, 40, 255, 256, 4000] {
+                let mut bad = TestGuest::connect(&host.socket("bad"));
+                let empty = vec![0u8; size as usize];
+                let flags = VhostUserConfigFlags::empty();
+                // Our own side of the framing refuses much of it; the rest is sent below as it is.
+                if let Ok((_, bytes)) = bad.frontend.get_config(offset, size, flags, &empty) {
+                    assert_eq!(bytes.len(), size as usize);
+                    let beyond = 40usize.saturating_sub(offset as usize);
+                    assert!(bytes.iter().skip(beyond).all(|byte| *byte == 0));
+                }
+                drop(bad);
+                let bad = Raw::open(&host.socket("bad"));
+                let head: Vec<u8> = [offset, size, 0]
+                    .iter()
+                    .flat_map(|w| w.to_le_bytes())
+                    .collect();
+                bad.send(raw::GET_CONFIG, &[head.clone(), empty].concat(), &[]);
+                bad.send(raw::GET_CONFIG, &head, &[]);
+            }
+        }
+    });
+    works_again(&host);
+}
+
+#[test]
+fn any_messages_in_any_order_cost_only_their_sender() {
+    let seed = std::env::var("TMEM_SEED").map_or(1, |seed| seed.parse().expect("a number"));
+    let host = Host::new(&["bad", "worse", "good"], "");
+    host.beside(|| {
+        std::thread::scope(|scope| {
+            for (name, first) in [("bad", seed), ("worse", seed + 1000)] {
+                let socket = host.socket(name);
+                scope.spawn(move || (first..first + 40).for_each(|seed| random(&socket, seed)));
+            }
+        });
+    });
+    works_again(&host);
+}
+
+/// A connection that says what a table of dice tells it. Whatever it does, the service goes on.
+fn random(socket: &Path, seed: u64) {
+    let mut dice = StdRng::seed_from_u64(seed);
+    let bad = Raw::open(socket);
+    let file = memfd(MEMORY);
+    let events: Vec<EventFd> = (0..4)
+        .map(|_| EventFd::new(EFD_NONBLOCK).expect("eventfd"))
+        .collect();
+    let (pipe, _) = std::io::pipe().expect("pipe");
+    let user = 0x7f00_0000_0000u64;
+    for _ in 0..dice.random_range(1..80) {
+        let ring = dice.random_range(0..6u32);
+        let event = events[dice.random_range(0..events.len())].as_raw_fd();
+        let any = dice.random_range(0..MEMORY) & [!0, !0xfff, !0xf][dice.random_range(0..3)];
+        let (code, body, fds) = match dice.random_range(0..14) {
+            0 | 1 => {
+                let table = raw::table(&[[0, MEMORY, user, 0]]);
+                (raw::SET_MEM_TABLE, table, vec![file.as_raw_fd()])
+            }
+            2 => (
+                raw::SET_VRING_NUM,
+                raw::state(ring, 1 << dice.random_range(0..11)),
+                vec![],
+            ),
+            3 | 4 => {
+                let places = [user, user + 0x1000, user + 0x2000, 0];
+                let body = [raw::state(ring, 0), raw::words(&places)].concat();
+                (raw::SET_VRING_ADDR, body, vec![])
+            }
+            5 => {
+                let places = [
+                    user + any,
+                    user + (any ^ 0x1000),
+                    user + (any ^ 0x4000),
+                    any,
+                ];
+                let body = [raw::state(ring, 0), raw::words(&places)].concat();
+                (raw::SET_VRING_ADDR, body, vec![])
+            }
+            6 => (
+                raw::SET_VRING_BASE,
+                raw::state(ring, dice.random_range(0..3)),
+                vec![],
+            ),
+            7 => (raw::GET_VRING_BASE, raw::state(ring, 0), vec![]),
+            8 => (raw::SET_VRING_KICK, raw::words(&[ring.into()]), vec![event]),
+            9 => (raw::SET_VRING_CALL, raw::words(&[ring.into()]), vec![event]),
+            10 => (
+                raw::SET_VRING_ENABLE,
+                raw::state(ring, dice.random_range(0..2)),
+                vec![],
+            ),
+            11 => {
+                // What is in memory changes, and the ring is rung.
+                use std::os::unix::fs::FileExt;
+                let bytes: Vec<u8> = (0..dice.random_range(1..4096))
+                    .map(|_| dice.random())
+                    .collect();
+                let _ = file.write_at(&bytes, any & 0x3fff);
+                let _ = events.iter().try_for_each(|event| event.write(1));
+                continue;
+            }
+            12 => {
+                let len = [0, MEMORY, any][dice.random_range(0..3)];
+                let _ = file.set_len(len);
+                continue;
+            }
+            _ => {
+                let len = dice.random_range(0..64);
+                let body = (0..len).map(|_| dice.random()).collect();
+                let fds = vec![pipe.as_raw_fd(); dice.random_range(0..3)];
+                (dice.random_range(0..raw::CODES), body, fds)
+            }
+        };
+        let flags = if dice.random_range(0..20) == 0 {
+            dice.random()
+        } else {
+            1
+        };
+        if !bad.send_with(code, flags, &body, &fds) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! `tmem serve` as it is run: confined, perhaps not as root, with a log, and told to stop.
+
+#[path = "../../serve/tests/guest/mod.rs"]
+mod guest;
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use guest::raw::{self, Raw};
+use guest::{TestGuest, eventually, page};
+use rustix::process::{Pid, Signal, kill_process};
+use tmem_control::Client;
+use tmem_control::operate::{Change, NewGuest};
+use tmem_protocol::{Op, Status};
+
+struct Serve {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+/// A user that owns nothing; who runs the tests as another user than root has no choice.
+const NOBODY: u32 = 65534;
+
+impl Serve {
+    /// Guests by name, each with more keys. Its log is in the file `log`.
+    fn start(guests: &[(String, &str)]) -> Self {
+        Self::start_with(guests, |_| {})
+    }
+
+    fn start_with(guests: &[(String, &str)], change: impl FnOnce(&mut Command)) -> Self {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let at = |name: &str| dir.path().join(name);
+        let log = std::fs::File::create(at("log")).expect("makes");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tmem"));
+        command
+            .args(["serve", "--memory=256M"])
+            .stdin(Stdio::null());
+        command.stderr(log).arg("--control").arg(at("control"));
+        for (name, more) in guests {
+            let socket = at(name);
+            command.arg(format!(
+                "--guest=name={name},socket={}{more}",
+                socket.display()
+            ));
+        }
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).expect("is ours");
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        change(&mut command);
+        let child = command.spawn().expect("starts");
+        let serve = Self { child, dir };
+        eventually("answers", || serve.client().stats().is_ok());
+        serve
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn client(&self) -> Client {
+        Client::new(self.path("control"))
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).expect("is there")
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    fn pages(&self, name: &str) -> u64 {
+        let stats = self.client().stats().expect("answers");
+        let domain = stats.domains.into_iter().find(|domain| domain.name == name);
+        domain.expect("is there").counters.pages
+    }
+
+    fn is_connected(&self, name: &str) -> bool {
+        let stats = self.client().stats().expect("answers");
+        let domain = stats.domains.into_iter().find(|domain| domain.name == name);
+        domain.expect("is there").device.is_some()
+    }
+
+    /// Numbers and names of its threads.
+    fn threads(&self) -> Vec<(i32, String)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        tasks
+            .expect("is running")
+            .filter_map(|task| {
+                let task = task.ok()?;
+                let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+                let number = task.file_name().to_str()?.parse().ok()?;
+                Some((number, name.trim().to_owned()))
+            })
+            .collect()
+    }
+
+    fn status(&self, name: &str) -> String {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.expect("is running");
+        let line = status.lines().find(|line| line.starts_with(name));
+        let value = line
+            .and_then(|line| line.split_once(':'))
+            .expect("is there")
+            .1;
+        value.trim().to_owned()
+    }
+
+    /// Stops it; it has a second.
+    fn stop(mut self) -> tempfile::TempDir {
+        let before = Instant::now();
+        kill_process(self.pid(), Signal::TERM).expect("is running");
+        let status = self.child.wait().expect("ends");
+        assert!(status.success(), "{status}\n{}", self.log());
+        assert!(
+            before.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            before.elapsed()
+        );
+        std::mem::replace(
+            &mut self.dir,
+            tempfile::tempdir().expect("temporary folder"),
+        )
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn names<'a>(names: &[&str], more: &'a str) -> Vec<(String, &'a str)> {
+    names
+        .iter()
+        .map(|name| ((*name).to_owned(), more))
+        .collect()
+}
+
+/// What a guest does all day.
+fn works(guest: &mut TestGuest) {
+    let pool = guest.create_pool();
+    for index in 0..512 {
+        assert_eq!(guest.store(pool, index, &page(index.into())), Status::Ok);
+    }
+    for index in 0..512 {
+        assert_eq!(guest.load(pool, index), Ok(page(index.into())));
+    }
+    let answer = guest.request(Op::InvalidateObject, pool, [1, 2, 3], &[], &[]);
+    assert_eq!(answer.status(), Status::Ok);
+}
+
+#[test]
+fn everything_works_confined_and_as_a_user_that_owns_nothing() {
+    let serve = Serve::start(&names(
+        &["good", "bad"],
+        ",group=web,limit=64M,keep-seconds=1",
+    ));
+    assert_eq!(serve.status("NoNewPrivs"), "1");
+    assert_eq!(serve.status("Seccomp"), "2");
+    let ids = serve.status("Uid");
+    if rustix::process::geteuid().is_root() {
+        assert!(
+            ids.split_whitespace().all(|id| id == NOBODY.to_string()),
+            "{ids}"
+        );
+    }
+    let mut good = TestGuest::boot(&serve.path("good"));
+    works(&mut good);
+    let group = good.join("web").expect("may join");
+    assert_eq!(good.store(group, 1, &page(1)), Status::Ok);
+    // Each way in which a connection can end, most with a line in the log.
+    for round in 0..40u64 {
+        let bad = Raw::open(&serve.path("bad"));
+        match round % 4 {
+            0 => drop(bad.send(raw::GET_FEATURES, &[0; 9], &[])),
+            1 => drop(bad.ask(raw::SET_MEM_TABLE, &raw::table(&[[0, 4096, 0, 0]]), &[2])),
+            2 => drop(bad.send(raw::SET_VRING_NUM, &raw::state(99, 99), &[])),
+            _ => {
+                drop(bad);
+                let mut bad = TestGuest::boot(&serve.path("bad"));
+                let pool = bad.create_pool();
+                assert_eq!(bad.store(pool, 0, &page(round)), Status::Ok);
+                bad.set_available(1, 9999);
+                bad.kick(1);
+                if round % 8 == 3 {
+                    bad.file.set_len(0).expect("truncates");
+                    bad.rings[1].kick.write(1).expect("kicks");
+                }
+            }
+        }
+        eventually("ended", || !serve.is_connected("bad"));
+    }
+    eventually("its time is over", || serve.pages("bad") == 0);
+    assert!(serve.log().contains("Guest bad"), "{}", serve.log());
+    // Every operation of the control plane, and guests that are started by a confined thread.
+    let client = serve.client();
+    for round in 0..12 {
+        let name = format!("new{round}");
+        let guest = NewGuest {
+            name: name.clone(),
+            socket: serve.path(&name).display().to_string(),
+            groups: vec!["web".to_owned()],
+            ..NewGuest::default()
+        };
+        client.add_guest(&guest).expect("added");
+        let mut new = TestGuest::boot(&serve.path(&name));
+        works(&mut new);
+        let group = new.join("web").expect("may join");
+        assert_eq!(new.load(group, 1), Ok(page(1)));
+        let change = Change {
+            limit: Some(Some(1 << 30)),
+            compression: Some(tmem_control::operate::Compression::Dense),
+            ..Change::default()
+        };
+        client.change(&name, &change).expect("changed");
+        client.flush(&name, 1 << 20).expect("flushed");
+        if round % 2 == 0 {
+            new.file.set_len(0).expect("truncates");
+            new.rings[1].kick.write(1).expect("kicks");
+            eventually("cut off", || !serve.is_connected(&name));
+        }
+        client.remove_guest(&name).expect("removed");
+    }
+    let mut page_of_metrics = String::new();
+    let mut stream = UnixStream::connect(serve.path("control")).expect("connects");
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        .expect("asks");
+    stream
+        .read_to_string(&mut page_of_metrics)
+        .expect("answers");
+    assert!(page_of_metrics.starts_with("HTTP/1.1 200"));
+    works(&mut good);
+    let dir = serve.stop();
+    assert!(!dir.path().join("good").exists() && !dir.path().join("control").exists());
+}
+
+#[test]
+fn a_signal_to_stop_may_hit_any_thread() {
+    for kind in [
+        "tmem",
+        "tmem-control",
+        "tmem-upkeep",
+        "guest vm1",
+        "guest vm2",
+    ] {
+        let mut serve = Serve::start(&names(&["vm1"], ""));
+        let guest = NewGuest {
+            name: "vm2".to_owned(),
+            socket: serve.path("vm2").display().to_string(),
+            ..NewGuest::default()
+        };
+        serve.client().add_guest(&guest).expect("added");
+        let _guest = TestGuest::boot(&serve.path("vm1"));
+        let threads = serve.threads();
+        let (thread, _) = threads
+            .iter()
+            .find(|(_, name)| name == kind)
+            .expect("is there");
+        // SAFETY: a signal to a thread of our own child.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_tgkill,
+                serve.pid().as_raw_nonzero().get(),
+                *thread,
+                libc::SIGTERM,
+            )
+        };
+        assert_eq!(sent, 0, "{kind}");
+        let status = serve.child.wait().expect("ends");
+        assert!(status.success(), "{kind}: {status}\n{}", serve.log());
+    }
+}
+
+#[test]
+fn a_stop_answers_what_is_in_flight_and_removes_the_sockets_of_64_guests() {
+    let all: Vec<String> = (0..64).map(|number| format!("g{number}")).collect();
+    let guests: Vec<(String, &str)> = all.iter().map(|name| (name.clone(), ",queues=1")).collect();
+    let outside = tempfile::tempdir().expect("temporary folder");
+    let notify = UnixDatagram::bind(outside.path().join("notify")).expect("binds");
+    notify
+        .set_read_timeout(Some(guest::PATIENCE))
+        .expect("is set");
+    for path in [outside.path().to_owned(), outside.path().join("notify")] {
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("is ours");
+        }
+    }
+    let serve = Serve::start_with(&guests, |command| {
+        command.env("NOTIFY_SOCKET", outside.path().join("notify"));
+    });
+    let mut connected: Vec<TestGuest> = all[2..]
+        .iter()
+        .map(|name| TestGuest::boot(&serve.path(name)))
+        .collect();
+    let pools: Vec<u32> = connected.iter_mut().map(TestGuest::create_pool).collect();
+    // One is stuck within a message.
+    let stuck = UnixStream::connect(serve.path("g0")).expect("connects");
+    (&stuck)
+        .write_all(&[2, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0])
+        .expect("writes");
+    // One floods, until nobody answers any more.
+    let flood = serve.path("g1");
+    let flood = std::thread::spawn(move || {
+        let mut bad = TestGuest::boot(&flood);
+        let pool = bad.create_pool();
+        let until = Instant::now() + guest::PATIENCE * 2;
+        while Instant::now() < until {
+            for slot in 0..16 {
+                bad.submit(
+                    slot,
+                    Op::Store,
+                    pool,
+                    [0; 3],
+                    &[slot.into()],
+                    &page(slot.into()),
+                );
+            }
+            bad.kick(1);
+            let sent = Instant::now();
+            while !bad.poll() {
+                if sent.elapsed() > Duration::from_secs(2) {
+                    return;
+                }
+            }
+        }
+        panic!("it never stopped");
+    });
+    eventually("floods", || serve.pages("g1") == 16);
+    // And all others have a request in their rings, of which nobody was told.
+    for (guest, pool) in connected.iter_mut().zip(&pools) {
+        guest.submit(0, Op::Store, *pool, [1, 2, 3], &[0], &page(0));
+    }
+    let dir = serve.stop();
+    for guest in &mut connected {
+        assert!(guest.poll(), "a request was left unanswered");
+        assert_eq!(guest.answer(0, 1, 0).statuses, [u8::from(Status::Ok)]);
+    }
+    flood.join().expect("the flood ends");
+    let left: Vec<_> = std::fs::read_dir(dir.path())
+        .expect("is there")
+        .map(|entry| entry.expect("readable").file_name())
+        .collect();
+    assert_eq!(left, ["log"]);
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let mut text = [0; 64];
+        let len = notify.recv(&mut text).expect("told");
+        told.push(String::from_utf8_lossy(&text[..len]).into_owned());
+    }
+    assert_eq!(told, ["READY=1\n", "STOPPING=1\n"]);
+}
+
+#[test]
+fn a_guest_that_comes_when_the_time_of_its_pool_is_over_comes_too_late() {
+    let serve = Serve::start(&names(&["a"], ",keep-seconds=1"));
+    let mut guest = TestGuest::boot(&serve.path("a"));
+    let pool = guest.create_pool();
+    assert_eq!(guest.store(pool, 3, &page(3)), Status::Ok);
+    drop(guest);
+    eventually("disconnected", || !serve.is_connected("a"));
+    // Both happen while it cannot look: somebody connects, and the time runs out.
+    kill_process(serve.pid(), Signal::STOP).expect("is running");
+    eventually("stopped", || {
+        let stat = |(thread, _): &(i32, String)| {
+            let path = format!("/proc/{}/task/{thread}/stat", serve.child.id());
+            std::fs::read_to_string(path).expect("is running")
+        };
+        serve
+            .threads()
+            .iter()
+            .map(stat)
+            .all(|stat| stat.contains(") T "))
+    });
+    let bytes = raw::message(raw::GET_FEATURES, 1, &[]);
+    let late = UnixStream::connect(serve.path("a")).expect("waits in the queue");
+    (&late).write_all(&bytes).expect("writes");
+    std::thread::sleep(Duration::from_millis(1200));
+    kill_process(serve.pid(), Signal::CONT).expect("is running");
+    (&late).read_exact(&mut [0; 20]).expect("answers");
+    assert_eq!(serve.pages("a"), 0);
+    drop(late);
+    serve.stop();
+}
