@@ -59,7 +59,13 @@ enum Task {
     Bench {
         /// The benchmark, for example: store
         name: String,
-        /// Arguments for the benchmark itself
+        /// Do less: for a first look
+        #[arg(long)]
+        quick: bool,
+        /// Print the JSON only; the table goes to standard error
+        #[arg(long)]
+        json: bool,
+        /// More arguments for the benchmark itself
         #[arg(last = true)]
         arguments: Vec<String>,
     },
@@ -72,7 +78,17 @@ fn main() -> ExitCode {
         Task::Image { uml } => image::build(uml).map(|()| true),
         Task::Test(selection) => check::test(&selection),
         Task::Demo => show::demo(),
-        Task::Bench { name, arguments } => show::bench(&name, &arguments).map(|()| true),
+        Task::Bench {
+            name,
+            quick,
+            json,
+            mut arguments,
+        } => {
+            if quick {
+                arguments.push("--quick".to_owned());
+            }
+            show::bench(&name, json, &arguments).map(|()| true)
+        }
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

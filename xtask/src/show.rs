@@ -45,11 +45,23 @@ pub(crate) fn demo() -> Result<bool> {
 }
 
 /// Runs a benchmark of the workspace. Benchmarks print a table and write `target/bench/NAME.json`.
-pub(crate) fn bench(name: &str, arguments: &[String]) -> Result<()> {
+pub(crate) fn bench(name: &str, json: bool, arguments: &[String]) -> Result<()> {
     let mut bench = cargo();
     bench.args(["bench", "--quiet", "--workspace", "--bench", name]);
     if !arguments.is_empty() {
         bench.arg("--").args(arguments);
     }
-    command::run(&mut bench)
+    if json {
+        bench.stdout(std::io::stderr());
+    }
+    command::run(&mut bench)?;
+    if json {
+        let file = place::target().join("bench").join(format!("{name}.json"));
+        let text = std::fs::read_to_string(&file);
+        print!(
+            "{}",
+            text.with_context(|| format!("cannot read {}", file.display()))?
+        );
+    }
+    Ok(())
 }

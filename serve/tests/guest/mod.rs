@@ -87,10 +87,15 @@ impl Ring {
 impl TestGuest {
     /// Connects with memory and features, and without rings.
     pub fn connect(socket: &Path) -> Self {
-        let file = memfd(MEMORY);
+        Self::connect_with(socket, MEMORY)
+    }
+
+    /// As [`Self::connect`], with so many bytes of memory.
+    pub fn connect_with(socket: &Path, len: u64) -> Self {
+        let file = memfd(len);
         let memory = GuestMemoryMmap::from_ranges_with_files([(
             GuestAddress(0),
-            usize::try_from(MEMORY).expect("64 bit"),
+            usize::try_from(len).expect("64 bit"),
             Some(FileOffset::new(file.try_clone().expect("clones"), 0)),
         )])
         .expect("maps");
@@ -128,7 +133,7 @@ impl TestGuest {
     pub fn share_memory(&self) {
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,
-            memory_size: MEMORY,
+            memory_size: self.memory.last_addr().0 + 1,
             userspace_addr: self.user_address(),
             mmap_offset: 0,
             mmap_handle: self.file.as_raw_fd(),

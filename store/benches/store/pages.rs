@@ -45,6 +45,31 @@ pub(crate) fn sources(each: usize) -> Vec<Source> {
     sources
 }
 
+/// Says where pages came from.
+pub(crate) fn print(sources: &[Source]) {
+    println!("pages: without those that repeat one word");
+    for source in sources {
+        println!(
+            "  {:28} {:7} pages, {:6} more repeat a word",
+            source.name,
+            source.pages.len(),
+            source.filled
+        );
+    }
+}
+
+/// All pages, the sources taking turns.
+pub(crate) fn mixed(sources: &[Source]) -> Vec<Page> {
+    let longest = sources.iter().map(|s| s.pages.len()).max().unwrap_or(0);
+    let mut mix = Vec::new();
+    for at in (0..longest).step_by(8) {
+        for source in sources {
+            mix.extend(source.pages.iter().skip(at).take(8));
+        }
+    }
+    mix
+}
+
 /// Ends a process that pages are read from.
 struct Victim(Child);
 

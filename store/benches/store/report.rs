@@ -1,0 +1,72 @@
+//! What a benchmark found: rows on the screen, and a JSON file in the target directory.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+/// What is written to the JSON file.
+#[derive(Default)]
+pub(crate) struct Report(Map<String, Value>);
+
+impl Report {
+    pub(crate) fn put(&mut self, key: &str, value: f64) {
+        let rounded = (value * 1000.0).round() / 1000.0;
+        self.value(key, Value::from(rounded));
+    }
+
+    /// Also prints it. `goal` is `<= NUMBER` or `>= NUMBER`, or empty.
+    pub(crate) fn goal(&mut self, key: &str, value: f64, goal: &str) {
+        let verdict = match is_met(value, goal) {
+            Some(true) => "met",
+            Some(false) => "missed",
+            None => "",
+        };
+        let goal = if goal.is_empty() {
+            String::new()
+        } else {
+            format!("   goal {goal:9} {verdict}")
+        };
+        println!("{key:34} {value:10.3}{goal}");
+        self.put(key, value);
+    }
+
+    pub(crate) fn value(&mut self, key: &str, value: Value) {
+        self.0.insert(key.to_owned(), value);
+    }
+
+    /// Writes `bench/NAME.json`.
+    pub(crate) fn write(self, name: &str) {
+        let dir = target_dir().join("bench");
+        std::fs::create_dir_all(&dir).expect("target directory is writable");
+        let file = dir.join(format!("{name}.json"));
+        let text = serde_json::to_string_pretty(&Value::Object(self.0)).expect("plain values");
+        std::fs::write(&file, text + "\n").expect("target directory is writable");
+        println!("\nwritten to {}", file.display());
+    }
+}
+
+fn is_met(value: f64, goal: &str) -> Option<bool> {
+    let (relation, bound) = goal.split_once(' ')?;
+    let bound: f64 = bound.parse().ok()?;
+    match relation {
+        "<=" => Some(value <= bound),
+        ">=" => Some(value >= bound),
+        _ => None,
+    }
+}
+
+fn target_dir() -> PathBuf {
+    // target/release/deps/NAME-HASH
+    let exe = std::env::current_exe().expect("path of this program");
+    exe.ancestors()
+        .nth(3)
+        .expect("inside a target directory")
+        .to_owned()
+}
+
+/// The value below which `fraction` of the samples lie.
+pub(crate) fn quantile(samples: &mut [u32], fraction: f64) -> f64 {
+    assert!(!samples.is_empty());
+    let at = ((samples.len() - 1) as f64 * fraction) as usize;
+    f64::from(*samples.select_nth_unstable(at).1)
+}

@@ -1,0 +1,89 @@
+//! `cargo bench -p tmem --bench serve [-- --quick]`: what it costs that the store is in another process.
+//!
+//! The other process is the `tmem serve` of this build, reached over its vhost-user socket: real
+//! messages, a split ring in a memfd, kicks and interrupts through eventfds. Prints a table and writes
+//! `bench/serve.json` in the target directory.
+//!
+//! | module | measures |
+//! |---|---|
+//! | `path` | requests through the ring of the service, against the same requests served inline |
+//! | `wakeup` | what it costs this machine to wake a thread |
+//! | `idle` | CPU time and memory of 64 connected guests that do nothing |
+//! | `neighbour` | latencies of a guest while another one does harm |
+//! | `lane` | (the driver's side of one ring) |
+//! | `service` | (`tmem serve` as a child process) |
+
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    reason = "measured numbers are small"
+)]
+
+#[path = "../../../serve/tests/guest/mod.rs"]
+mod guest;
+mod idle;
+mod lane;
+mod neighbour;
+#[path = "../../../store/benches/store/pages.rs"]
+mod pages;
+mod path;
+#[path = "../../../store/benches/store/report.rs"]
+mod report;
+mod service;
+mod wakeup;
+
+use std::time::Duration;
+
+/// How much to do.
+pub(crate) struct Scale {
+    /// Pages that are stored and loaded.
+    pages: usize,
+    /// Times that each side has its turn.
+    rounds: usize,
+    /// Requests of one turn.
+    requests: usize,
+    /// How long idle guests are watched.
+    idle: Duration,
+    /// How long a neighbour is watched in one turn.
+    neighbour: Duration,
+}
+
+fn main() {
+    let args: Vec<_> = std::env::args().collect();
+    let scale = if args.iter().any(|arg| arg == "--quick") {
+        Scale {
+            pages: 2048,
+            rounds: 7,
+            requests: 1000,
+            idle: Duration::from_secs(3),
+            neighbour: Duration::from_millis(200),
+        }
+    } else {
+        Scale {
+            pages: 4096,
+            rounds: 25,
+            requests: 2000,
+            idle: Duration::from_secs(10),
+            neighbour: Duration::from_millis(500),
+        }
+    };
+    let only = args.iter().find_map(|arg| arg.strip_prefix("--only="));
+    let run = |part: &str| only.is_none_or(|only| only == part);
+
+    let mut report = report::Report::default();
+    if run("path") {
+        let sources = pages::sources(scale.pages / 2);
+        let mut mix = pages::mixed(&sources);
+        mix.truncate(scale.pages);
+        pages::print(&sources);
+        path::measure(&mix, &scale, &mut report);
+    }
+    if run("idle") {
+        idle::measure(&scale, &mut report);
+    }
+    if run("neighbour") {
+        neighbour::measure(&scale, &mut report);
+    }
+    report.write("serve");
+}
