@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::Scale;
 use crate::guest::TestGuest;
 use crate::lane::{LEN, Lane, PAGE, SIZE};
-use crate::report::Report;
+use crate::report::{Report, quantile};
 use crate::service::{Served, pinned};
 use crate::wakeup;
 
@@ -97,10 +97,11 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Makes the requests, and lets `exchange` get the answer of each. Returns nanoseconds a request.
+    /// Makes the requests, and lets `exchange` get the answer of each. Returns the median time of one in
+    /// nanoseconds, which a process that gets in between does not change.
     fn run(&self, lane: &mut Lane<'_>, mut exchange: impl FnMut(&mut Lane<'_>, bool)) -> f64 {
         let slots = self.pages.len() / self.batch;
-        let mut spent = Duration::ZERO;
+        let mut spent = Vec::with_capacity(self.requests);
         let mut page = [0; PAGE as usize];
         for request in 0..self.requests {
             let first = request * 7 % slots * self.batch;
@@ -114,9 +115,9 @@ impl Turn<'_> {
             if self.read {
                 lane.read_page(frame, &mut page);
             }
-            spent += began.elapsed();
+            spent.push(began.elapsed().as_nanos() as u32);
         }
-        spent.as_nanos() as f64 / self.requests as f64
+        quantile(&mut spent, 0.5)
     }
 }
 
@@ -159,7 +160,7 @@ impl Bench<'_> {
             requests: 1,
             ..*turn
         };
-        let spent: f64 = (0..turn.requests)
+        let mut spent: Vec<_> = (0..turn.requests)
             .map(|_| {
                 while !self.remote.is_armed() {
                     spin_loop();
@@ -171,8 +172,8 @@ impl Bench<'_> {
                 }
                 self.remote(&one, Kick::Asleep)
             })
-            .sum();
-        spent / turn.requests as f64
+            .collect();
+        median(&mut spent)
     }
 
     fn compare(&mut self, turn: &Turn<'_>, rounds: usize, kick: Kick) -> Compared {
