@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -89,14 +90,14 @@ impl Drop for Served {
     }
 }
 
-/// Keeps a thread (`None`: this one) on one processor, if there are two.
+/// Keeps a thread (`None`: this one) on one processor, if there is such a processor.
 pub(crate) fn pin(thread: Option<Pid>, cpu: usize) {
-    if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2) {
-        return;
-    }
     let mut set = CpuSet::new();
     set.set(cpu);
-    sched_setaffinity(thread, &set).expect("a processor that is there");
+    match sched_setaffinity(thread, &set) {
+        Ok(()) | Err(Errno::INVAL) => {}
+        Err(error) => panic!("cannot pin a thread: {error}"),
+    }
 }
 
 /// Runs `act` with this thread on one processor.
