@@ -17,7 +17,7 @@ use crate::journal::Journal;
 use crate::link::Link;
 
 /// How long a ring is polled after its last request: about what it costs to sleep and to be woken. That is
-/// `bare_wakeup_us` of `cargo xtask bench serve`: 18 to 27 us on a virtual machine, where it takes two exits.
+/// `wakeup_us` of `cargo xtask bench serve`, 17 to 31 us on a virtual machine, where it takes two exits.
 pub const SPIN: Duration = Duration::from_micros(25);
 
 /// Polls of idle rings between two looks at the clock, which take longer than a poll.
