@@ -129,6 +129,7 @@ fn stats(
         used: store.used,
         saved: store.saved,
         freeable: store.freeable,
+        service: None,
         domains: store
             .domains
             .iter()

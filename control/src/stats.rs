@@ -28,6 +28,29 @@ pub struct Stats {
     pub freeable: u64,
     /// The guests, in the order of their names.
     pub domains: Vec<Domain>,
+    /// The service that has the pages, where this process only runs a guest. Then the figures above are empty: the
+    /// service's control socket has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Service>,
+}
+
+/// What a VMM knows of the service that has its guest's pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its vhost-user socket.
+    pub socket: String,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// Connections made to it.
+    pub connections: u64,
+    /// Times a driver of the guest became ready.
+    pub activations: u64,
+    /// Times the device broke: the service went away or a ring made no sense.
+    pub faults: u64,
+    /// Interrupts that the service asked for.
+    pub interrupts: u64,
+    /// Doorbells that a vCPU thread had to handle. The service counts those that went straight to it.
+    pub doorbell_exits: u64,
 }
 
 /// One guest.

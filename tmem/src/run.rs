@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Host memory for the guest's pages; without it, or with 0, the guest has no tmem device.
     #[arg(long, value_name = "SIZE", default_value = "0")]
     tmem: String,
+    /// The guest's pages go to a running `tmem serve`: the socket that it made for this guest.
+    #[arg(long, value_name = "SOCKET", conflicts_with = "tmem")]
+    tmem_socket: Option<PathBuf>,
     /// Words for the kernel command line, after "console=ttyS0 reboot=k panic=-1".
     #[arg(
         long,

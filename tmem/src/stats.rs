@@ -10,7 +10,7 @@ use std::{
 
 use tmem_control::{
     Client, ClientError, Stats,
-    stats::{Counters, Device, Domain, Histogram, PAGE_SIZE},
+    stats::{Counters, Device, Domain, Histogram, PAGE_SIZE, Service},
 };
 
 /// Arguments of `tmem stats`.
@@ -82,6 +82,9 @@ struct Report<'a>(&'a Stats);
 impl Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stats = self.0;
+        if let Some(service) = &stats.service {
+            return write_service(f, stats, service);
+        }
         writeln!(
             f,
             "tmem {}, up {}, {} of {} used",
@@ -98,6 +101,39 @@ impl Display for Report<'_> {
             write_domain(f, domain)
         })
     }
+}
+
+fn write_service(f: &mut fmt::Formatter<'_>, stats: &Stats, service: &Service) -> fmt::Result {
+    let up = Duration(stats.uptime_seconds);
+    writeln!(f, "tmem {}, up {up}", stats.version)?;
+    writeln!(f)?;
+    writeln!(f, "pages are at the service of {}", service.socket)?;
+    let state = if service.connected {
+        "connected"
+    } else {
+        "not connected"
+    };
+    row(
+        f,
+        "state",
+        format_args!("{state}, {} connections", service.connections),
+    )?;
+    row(
+        f,
+        "driver",
+        format_args!("ready {} times", service.activations),
+    )?;
+    row(f, "faults", format_args!("{}", service.faults))?;
+    row(f, "interrupts", format_args!("{}", service.interrupts))?;
+    row(
+        f,
+        "exits",
+        format_args!("{} for doorbells", service.doorbell_exits),
+    )?;
+    writeln!(
+        f,
+        "its figures: tmem stats --control with the control socket of tmem serve"
+    )
 }
 
 fn write_domain(f: &mut fmt::Formatter<'_>, domain: &Domain) -> fmt::Result {
@@ -311,6 +347,7 @@ mod tests {
             used: 2_400_000,
             saved: 0,
             freeable: 0,
+            service: None,
             domains: vec![Domain {
                 name: "guest".into(),
                 limit: Some(64 << 20),

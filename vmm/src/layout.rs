@@ -8,7 +8,12 @@
 //! 0x1_0000_0000 RAM  what did not fit below
 //! ```
 
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 /// Global descriptor table of the boot CPU.
 pub(crate) const GDT: u64 = 0x500;
@@ -111,15 +116,31 @@ pub struct GuestRamError {
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Maps `size` bytes of guest RAM (anonymous, not reserved, zero until touched).
-pub(crate) fn guest_ram(size: u64) -> Result<GuestMemoryMmap, GuestRamError> {
+/// Maps `size` bytes of guest RAM (not reserved, zero until touched): anonymous, or `shared`, where another process
+/// is to map it, one memory file whose size nobody can change any more. A file that shrinks would be a SIGBUS here.
+pub(crate) fn guest_ram(size: u64, shared: bool) -> Result<GuestMemoryMmap, GuestRamError> {
     let failed = |source| GuestRamError { size, source };
+    let file = shared
+        .then(|| memory_file(size))
+        .transpose()
+        .map_err(|error| failed(error.into()))?;
     let mut ranges = Vec::new();
+    let mut offset = 0;
     for (start, length) in ram_regions(size) {
+        let part = file.clone().map(|file| FileOffset::from_arc(file, offset));
+        offset += length;
         let length = usize::try_from(length).map_err(|error| failed(error.into()))?;
-        ranges.push((GuestAddress(start), length));
+        ranges.push((GuestAddress(start), length, part));
     }
-    GuestMemoryMmap::from_ranges(&ranges).map_err(|error| failed(error.into()))
+    GuestMemoryMmap::from_ranges_with_files(&ranges).map_err(|error| failed(error.into()))
+}
+
+fn memory_file(size: u64) -> io::Result<Arc<File>> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = rustix::fs::memfd_create("guest memory", flags)?;
+    rustix::fs::ftruncate(&file, size)?;
+    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(Arc::new(File::from(file)))
 }
 
 #[cfg(test)]
@@ -190,9 +211,30 @@ mod tests {
     #[test]
     fn guest_ram_maps_both_sides_of_the_gap() {
         use vm_memory::{Bytes, GuestMemoryBackend};
-        let mem = guest_ram(GAP_START + (1 << 20)).unwrap();
-        assert_eq!(mem.num_regions(), 2);
-        mem.write_obj(7u64, GuestAddress(GAP_END + 8)).unwrap();
-        assert!(mem.write_obj(7u64, GuestAddress(GAP_START)).is_err());
+        for shared in [false, true] {
+            let mem = guest_ram(GAP_START + (1 << 20), shared).unwrap();
+            assert_eq!(mem.num_regions(), 2);
+            mem.write_obj(7u64, GuestAddress(GAP_END + 8)).unwrap();
+            assert!(mem.write_obj(7u64, GuestAddress(GAP_START)).is_err());
+        }
+    }
+
+    #[test]
+    fn shared_ram_is_one_file_that_nobody_can_shrink() {
+        use std::os::unix::fs::FileExt;
+        use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+        let mem = guest_ram(GAP_START + (1 << 20), true).unwrap();
+        let parts: Vec<_> = mem
+            .iter()
+            .map(|region| region.file_offset().unwrap())
+            .collect();
+        assert_eq!((parts[0].start(), parts[1].start()), (0, GAP_START));
+        mem.write_obj(7u8, GuestAddress(GAP_END)).unwrap();
+        let mut byte = [0];
+        parts[0].file().read_exact_at(&mut byte, GAP_START).unwrap();
+        assert_eq!(byte, [7], "both regions are of one file, and shared");
+        assert!(parts[0].file().set_len(4096).is_err());
+        let private = guest_ram(MIN_MEMORY, false).unwrap();
+        assert!(private.iter().all(|region| region.file_offset().is_none()));
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct Config {
     pub(crate) memory: u64,
     /// Budget of the store in bytes; 0: no tmem device.
     pub(crate) tmem: u64,
+    /// Socket of a service that has the store; then `tmem` is 0.
+    pub(crate) tmem_socket: Option<PathBuf>,
     /// Complete, but for the entries of the devices.
     pub(crate) cmdline: String,
     pub(crate) control: Option<PathBuf>,
@@ -65,7 +67,7 @@ impl TryFrom<Args> for Config {
             .iter()
             .map(|text| disk(text))
             .collect::<Result<Vec<_>, _>>()?;
-        let devices = disks.len() + usize::from(tmem > 0);
+        let devices = disks.len() + usize::from(tmem > 0 || args.tmem_socket.is_some());
         if devices > MAX_DEVICES {
             return Err(ConfigError::TooManyDevices(devices));
         }
@@ -85,6 +87,7 @@ impl TryFrom<Args> for Config {
             cpus: cpus.ok_or(ConfigError::Cpus(args.cpus))?,
             memory,
             tmem,
+            tmem_socket: args.tmem_socket,
             cmdline,
             control: args.control,
         })
@@ -161,6 +164,7 @@ mod tests {
                 cpus: 1,
                 memory: 256 << 20,
                 tmem: 0,
+                tmem_socket: None,
                 cmdline: CMDLINE.into(),
                 control: None,
             }
@@ -191,6 +195,16 @@ mod tests {
             }
         );
         assert_eq!(config.control, Some("s".into()));
+    }
+
+    #[test]
+    fn the_store_is_here_or_at_a_service() {
+        let config = parse(&["--tmem-socket", "/run/vm1"]).unwrap();
+        assert_eq!(config.tmem_socket, Some("/run/vm1".into()));
+        assert_eq!(config.tmem, 0);
+        let both = "run --kernel k --initrd i --tmem 1G --tmem-socket s".split(' ');
+        let error = Line::try_parse_from(both).err().unwrap().to_string();
+        assert!(error.contains("--tmem-socket"), "{error}");
     }
 
     #[test]
@@ -258,7 +272,11 @@ mod tests {
         let disks = ["--disk", "path=a"].repeat(MAX_DEVICES);
         assert!(parse(&disks).is_ok());
         assert_eq!(
-            parse(&[disks, vec!["--tmem", "1M"]].concat()),
+            parse(&[disks.clone(), vec!["--tmem", "1M"]].concat()),
+            Err(ConfigError::TooManyDevices(10))
+        );
+        assert_eq!(
+            parse(&[disks, vec!["--tmem-socket", "s"]].concat()),
             Err(ConfigError::TooManyDevices(10))
         );
     }

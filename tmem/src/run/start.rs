@@ -2,13 +2,16 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::time::Instant;
 
+use tmem_control::stats::Service;
 use tmem_control::{Live, Server, Source, Stats};
 use tmem_device::{TmemConfig, TmemDevice};
 use tmem_store::{DomainConfig, Store, StoreConfig};
 use tmem_vmm::virtio::VirtioDevice;
 use tmem_vmm::virtio::block::{Block, Disk};
 use tmem_vmm::virtio::tmem::Tmem;
+use tmem_vmm::virtio::vhost_user::{Patience, VhostUser};
 use tmem_vmm::{ExitReason, Signals, Vm, VmConfig};
 
 use super::Config;
@@ -31,6 +34,14 @@ pub(super) fn start(config: &Config) -> Result<u8, Box<dyn Error>> {
         let (device, live) = tmem(config)?;
         devices.push(device);
         source = live;
+    }
+    if let Some(socket) = &config.tmem_socket {
+        let device = Arc::new(VhostUser::connect(socket, Patience::default())?);
+        devices.push(Arc::clone(&device) as Arc<dyn VirtioDevice>);
+        source = Arc::new(AtService {
+            device,
+            started: Instant::now(),
+        });
     }
     for (index, disk) in config.disks.iter().enumerate() {
         let disk = Disk::open(&disk.path, disk.read_only)?;
@@ -82,6 +93,32 @@ impl Source for NoStore {
     fn stats(&self) -> Stats {
         Stats {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Stats::default()
+        }
+    }
+}
+
+/// The statistics of a guest whose pages are at a service: what the front end knows.
+struct AtService {
+    device: Arc<VhostUser>,
+    started: Instant,
+}
+
+impl Source for AtService {
+    fn stats(&self) -> Stats {
+        let figures = self.device.figures();
+        Stats {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            service: Some(Service {
+                socket: figures.socket.display().to_string(),
+                connected: figures.connected,
+                connections: figures.connections,
+                activations: figures.activations,
+                faults: figures.faults,
+                interrupts: figures.interrupts,
+                doorbell_exits: figures.doorbell_exits,
+            }),
             ..Stats::default()
         }
     }

@@ -254,7 +254,7 @@ pub(super) mod tests {
     fn load_bytes(bytes: &[u8]) -> Result<Loaded, BootError> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
-        let mem = layout::guest_ram(32 << 20).unwrap();
+        let mem = layout::guest_ram(32 << 20, false).unwrap();
         load(&mem, file.path(), 32 << 20)
     }
 

@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_booted_kernel_finds_command_line_initrd_and_memory_map_in_the_zero_page() {
-        let mem = layout::guest_ram(32 << 20).unwrap();
+        let mem = layout::guest_ram(32 << 20, false).unwrap();
         let kernel = file(&kernel::tests::elf(0x100_0000, b"code"));
         let initrd = file(&[7; 5000]);
         let entry = load(&mem, &payload(kernel.path(), Some(initrd.path()))).unwrap();
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn an_initrd_bigger_than_memory_is_refused_by_name() {
-        let mem = layout::guest_ram(32 << 20).unwrap();
+        let mem = layout::guest_ram(32 << 20, false).unwrap();
         let kernel = file(&kernel::tests::elf(0x100_0000, b"code"));
         let initrd = tempfile::NamedTempFile::new().unwrap();
         initrd.as_file().set_len(64 << 20).unwrap();
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn missing_files_and_directories_are_named() {
-        let mem = layout::guest_ram(32 << 20).unwrap();
+        let mem = layout::guest_ram(32 << 20, false).unwrap();
         let missing = Path::new("/nonexistent/file");
         let error = load(&mem, &payload(missing, None)).unwrap_err();
         assert!(matches!(error, BootError::OpenKernel { .. }), "{error}");

@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn the_identity_map_translates_every_2_mib_page_to_itself() {
-        let mem = layout::guest_ram(16 << 20).unwrap();
+        let mem = layout::guest_ram(16 << 20, false).unwrap();
         write(&mem).unwrap();
         let read = |address| mem.read_obj::<u64>(GuestAddress(address)).unwrap();
         let mut sregs = kvm_sregs::default();

@@ -81,8 +81,20 @@ struct QueueSetup {
     ready: bool,
 }
 
+/// A reset by the driver. The lock of the registers is not held while the device carries it out.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Reset {
+    #[default]
+    None,
+    /// A vCPU is in the device's `reset`.
+    Running,
+    /// It has returned, and the device may be in use still.
+    Unconfirmed,
+}
+
 #[derive(Debug, Default)]
 struct Registers {
+    reset: Reset,
     device_features_sel: u32,
     driver_features_sel: u32,
     driver_features: u64,
@@ -171,7 +183,7 @@ impl MmioTransport {
     }
 
     fn offered(&self) -> u64 {
-        self.device.features() | TRANSPORT_FEATURES
+        self.device.features() | TRANSPORT_FEATURES & self.device.transport_features()
     }
 
     /// A read of the window. Anything but a register at its own width reads as 0.
@@ -185,7 +197,10 @@ impl MmioTransport {
     }
 
     fn read_register(&self, offset: u64) -> u32 {
-        let registers = self.registers();
+        let mut registers = self.registers();
+        if offset == reg::STATUS {
+            self.confirm_reset(&mut registers);
+        }
         let queue = usize::try_from(registers.queue_sel).unwrap_or(usize::MAX);
         match offset {
             reg::MAGIC_VALUE => MAGIC,
@@ -254,8 +269,15 @@ impl MmioTransport {
     }
 
     fn write_register(&self, offset: u64, value: u32) {
+        if offset == reg::STATUS && value == 0 {
+            return self.reset();
+        }
         let mut registers = self.registers();
         let registers = &mut *registers;
+        // A device that is being reset has nothing to be set up; its interrupts can still be acknowledged.
+        if registers.reset != Reset::None && offset != reg::INTERRUPT_ACK {
+            return;
+        }
         match offset {
             reg::DEVICE_FEATURES_SEL => registers.device_features_sel = value,
             reg::DRIVER_FEATURES_SEL => registers.driver_features_sel = value,
@@ -286,9 +308,6 @@ impl MmioTransport {
     }
 
     fn write_status(&self, registers: &mut Registers, value: u32) {
-        if value == 0 {
-            return self.reset(registers);
-        }
         // NEEDS_RESET belongs to the device: a driver that writes back what it read does not mean it.
         let value = value & DRIVER_STATUS;
         // The driver must not clear bits except by reset (section 2.1.1).
@@ -311,10 +330,8 @@ impl MmioTransport {
         let starts = accepted & !registers.status & VIRTIO_CONFIG_S_DRIVER_OK != 0;
         registers.status |= accepted;
         if starts {
-            self.device.activate(
-                registers.driver_features & !TRANSPORT_FEATURES,
-                &self.queues,
-            );
+            self.device
+                .activate(registers.driver_features, &self.queues);
             self.active.store(true, Ordering::Release);
         }
     }
@@ -325,15 +342,35 @@ impl MmioTransport {
             && registers.driver_features & (1 << VIRTIO_F_VERSION_1) != 0
     }
 
-    fn reset(&self, registers: &mut Registers) {
-        self.active.store(false, Ordering::Release);
-        for index in (0u16..).take(self.queues.len()) {
-            // Taking the lock waits for a vCPU that is inside of the queue.
-            if let Some(mut queue) = self.queues.lock(index) {
-                queue.reset();
+    fn reset(&self) {
+        {
+            let mut registers = self.registers();
+            match registers.reset {
+                Reset::None => {}
+                Reset::Running => return,
+                Reset::Unconfirmed => return self.confirm_reset(&mut registers),
+            }
+            registers.reset = Reset::Running;
+            self.active.store(false, Ordering::Release);
+            for index in (0u16..).take(self.queues.len()) {
+                // Taking the lock waits for a vCPU that is inside of the queue.
+                if let Some(mut queue) = self.queues.lock(index) {
+                    queue.reset();
+                }
             }
         }
+        // It may wait for another process, and other vCPUs must get at the registers meanwhile.
         self.device.reset();
+        let mut registers = self.registers();
+        registers.reset = Reset::Unconfirmed;
+        self.confirm_reset(&mut registers);
+    }
+
+    /// Ends a reset once the device is quiet.
+    fn confirm_reset(&self, registers: &mut Registers) {
+        if registers.reset != Reset::Unconfirmed || !self.device.is_quiet() {
+            return;
+        }
         self.interrupt.reset();
         registers.setup.fill(QueueSetup::default());
         *registers = Registers {

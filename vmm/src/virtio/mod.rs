@@ -3,6 +3,7 @@
 pub mod block;
 pub mod mmio;
 pub mod tmem;
+pub mod vhost_user;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -32,6 +33,16 @@ pub trait VirtioDevice: Send + Sync {
     /// Device feature bits that are offered, without those of the transport.
     fn features(&self) -> u64;
 
+    /// Feature bits of the transport that work with this device; the others are not offered.
+    fn transport_features(&self) -> u64 {
+        u64::MAX
+    }
+
+    /// Whether another process must be able to map the guest's memory.
+    fn shares_memory(&self) -> bool {
+        false
+    }
+
     /// Largest size of each queue, a power of two each.
     fn queue_sizes(&self) -> Vec<u16>;
 
@@ -41,7 +52,8 @@ pub trait VirtioDevice: Send + Sync {
     /// Takes configuration bytes; most devices have none to write.
     fn write_config(&self, _offset: u64, _data: &[u8]) {}
 
-    /// The driver is ready. `features` are the accepted device bits. Buffers may be used from now until `reset`.
+    /// The driver is ready. `features` are the accepted bits, those of the transport among them. Buffers may be used
+    /// from now until `reset`.
     fn activate(&self, features: u64, queues: &Arc<Queues>);
 
     /// The driver rang the doorbell of `queue`: called on the vCPU thread that did, and only while active.
@@ -52,8 +64,14 @@ pub trait VirtioDevice: Send + Sync {
         None
     }
 
-    /// Back to the state before `activate`. When it returns, the device touches no queue any more.
+    /// Back to the state before `activate`. When it returns, the device touches no queue any more, unless
+    /// [`is_quiet`](Self::is_quiet) says otherwise. May wait for a bounded time; no lock is held.
     fn reset(&self);
+
+    /// Whether a reset is complete. The driver finds the device's status at 0 only then.
+    fn is_quiet(&self) -> bool {
+        true
+    }
 }
 
 /// The line to the guest and what the guest reads when it rings.

@@ -80,7 +80,8 @@ impl VirtioDevice for Tmem {
     }
 
     fn activate(&self, features: u64, _queues: &Arc<Queues>) {
-        self.device.set_features(features);
+        self.device
+            .set_features(features & self.device.offered_features());
     }
 
     fn notify(&self, queue: u16, queues: &Queues) {

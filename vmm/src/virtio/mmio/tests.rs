@@ -33,7 +33,8 @@ impl VirtioDevice for Probe {
         data.fill(u8::try_from(offset).unwrap_or(0));
     }
     fn activate(&self, features: u64, _queues: &Arc<Queues>) {
-        self.features.store(features, Ordering::SeqCst);
+        self.features
+            .store(features & !TRANSPORT_FEATURES, Ordering::SeqCst);
         self.activated.fetch_add(1, Ordering::SeqCst);
     }
     fn notify(&self, _queue: u16, _queues: &Queues) {
