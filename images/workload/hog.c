@@ -18,6 +18,7 @@
  *   fork       children check the pages they share with us, rewrite a quarter
  *              of them in their own copy, check again; so do we meanwhile
  *   wait       make a file /tmp/waiting, then take away /tmp/go when it comes
+ *   pageout    ask the kernel to swap all of it out (MADV_PAGEOUT), and nothing else
  *   corrupt    flip one bit of one page: the verify after it must fail
  *
  * Output: "progress phase=P pages=N done=N", "phase P ms=N", and at the end
@@ -37,6 +38,10 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT 21
+#endif
 
 #define PAGE 4096UL
 #define RUN 16UL	/* pages given up together by drop */
@@ -450,7 +455,10 @@ static void phase(const char *name)
 		do_fork();
 	else if (!strcmp(name, "wait"))
 		do_wait();
-	else if (!strcmp(name, "corrupt"))
+	else if (!strcmp(name, "pageout")) {
+		if (madvise(base, pages * PAGE, MADV_PAGEOUT))
+			die("madvise");
+	} else if (!strcmp(name, "corrupt"))
 		base[pages / 2 * PAGE + 1234] ^= 4;
 	else {
 		say("hog: unknown phase %s\n", name);

@@ -29,6 +29,8 @@ pub struct Setup {
     pub cpus: u8,
     /// Limit of its domain, as `--tmem` takes it; without it the guest has no tmem device.
     pub tmem: Option<&'static str>,
+    /// Socket of the service that has its pages, instead of `tmem`.
+    pub service: Option<PathBuf>,
     /// Words for the kernel command line.
     pub kernel_words: &'static str,
     /// Size of a swap disk on a host file, `/dev/vda`.
@@ -47,6 +49,7 @@ impl Default for Setup {
             memory: "40M".into(),
             cpus: 1,
             tmem: Some("256M"),
+            service: None,
             kernel_words: "tmem=1",
             disk: None,
             compressed: false,
@@ -103,7 +106,8 @@ fn threads(process: u32) -> String {
     text
 }
 
-fn file(name: &str) -> Result<PathBuf> {
+/// A file of the project, here or in the outer machine.
+pub fn file(name: &str) -> Result<PathBuf> {
     if !place::inside_outer() {
         return place::built(&if name == "tmem" {
             "release/tmem".to_owned()
@@ -146,7 +150,9 @@ impl Guest {
             ))
             .arg("--control")
             .arg(folder.path().join("control"));
-        if let Some(limit) = setup.tmem {
+        if let Some(socket) = &setup.service {
+            command.arg("--tmem-socket").arg(socket);
+        } else if let Some(limit) = setup.tmem {
             command.args(["--tmem", limit]);
         }
         if let Some(size) = setup.disk {
@@ -302,20 +308,7 @@ impl Guest {
 
     /// The host's figures.
     pub fn stats(&self) -> Result<Figures> {
-        let output = self
-            .stats_command()?
-            .output()
-            .context("cannot run tmem stats")?;
-        let why = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "tmem stats: {}: {}",
-            output.status,
-            why.trim()
-        );
-        Ok(Figures(
-            serde_json::from_slice(&output.stdout).context("tmem stats --json wrote no JSON")?,
-        ))
+        stats_of(self.stats_command()?)
     }
 
     /// The size of the blocks the swap disk's file really has.
@@ -334,6 +327,21 @@ impl Guest {
         let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kilobytes * 1024)
     }
+}
+
+/// Runs `tmem stats --json`.
+pub fn stats_of(mut command: Command) -> Result<Figures> {
+    let output = command.output().context("cannot run tmem stats")?;
+    let why = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "tmem stats: {}: {}",
+        output.status,
+        why.trim()
+    );
+    Ok(Figures(
+        serde_json::from_slice(&output.stdout).context("tmem stats --json wrote no JSON")?,
+    ))
 }
 
 /// What [`Guest::poll`] saw.

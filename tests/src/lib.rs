@@ -17,3 +17,4 @@ pub mod outer;
 pub mod place;
 pub mod platform;
 pub mod scenario;
+pub mod service;

@@ -4,6 +4,7 @@
 mod data;
 mod host;
 mod paths;
+mod service;
 
 use anyhow::{Result, bail};
 
@@ -28,6 +29,9 @@ pub fn run(name: &str) -> Result<()> {
         "idle" => host::idle(),
         "terminate" => host::terminate(),
         "terminal" => host::terminal(),
+        "two-guests" => service::two_guests(),
+        "service-dies" => service::dies(),
+        "service-cost" => service::cost(),
         _ => bail!("there is no scenario {name:?}"),
     }
 }

@@ -114,3 +114,18 @@ fn a_terminal_is_raw_while_the_guest_runs_and_as_before_afterwards() -> Result<(
 fn a_signal_ends_tmem_and_leaves_nothing_behind() -> Result<()> {
     holds("terminate")
 }
+
+#[test]
+fn two_guests_on_one_service_get_every_byte_back_and_the_counters_agree() -> Result<()> {
+    holds("two-guests")
+}
+
+#[test]
+fn a_service_that_ends_costs_a_guest_its_pages_and_nothing_else() -> Result<()> {
+    holds("service-dies")
+}
+
+#[test]
+fn a_page_at_a_service_costs_no_exit_to_our_process() -> Result<()> {
+    holds("service-cost")
+}

@@ -1,1 +1,615 @@
+//! A scripted service: whatever it does, there is one clear error or a device that needs a reset, and no wait without
+//! an end.
 
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use super::*;
+use crate::layout;
+use crate::stop::StopFlag;
+use crate::virtio::mmio::MmioTransport;
+use crate::virtio::{Interrupt, VirtioDevice};
+
+const GET_FEATURES: u32 = 1;
+const SET_FEATURES: u32 = 2;
+const SET_OWNER: u32 = 3;
+const SET_MEM_TABLE: u32 = 5;
+const SET_VRING_NUM: u32 = 8;
+const SET_VRING_ADDR: u32 = 9;
+const SET_VRING_BASE: u32 = 10;
+const GET_VRING_BASE: u32 = 11;
+const SET_VRING_KICK: u32 = 12;
+const SET_VRING_CALL: u32 = 13;
+const SET_VRING_ERR: u32 = 14;
+const GET_PROTOCOL_FEATURES: u32 = 15;
+const SET_PROTOCOL_FEATURES: u32 = 16;
+const GET_QUEUE_NUM: u32 = 17;
+const SET_VRING_ENABLE: u32 = 18;
+const GET_CONFIG: u32 = 24;
+const RESET_DEVICE: u32 = 34;
+
+const VERSION_1: u64 = 1 << 32;
+const FEATURES: u64 = VERSION_1 | 1 << 30 | 1 << 29 | 1 << 28 | 0b101;
+const PROTOCOL: u64 = 1 | 1 << 9 | 1 << 13;
+const REPLY_ACK: u64 = 1 << 3;
+
+/// Long enough for a machine that is busy with other things; nothing waits that long when all is well.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What the service does with a message.
+#[derive(Clone, Debug)]
+enum Act {
+    /// What a service does.
+    Well,
+    /// Answers with these bytes as the body.
+    Body(Vec<u8>),
+    /// Writes these bytes, whatever they are.
+    Raw(Vec<u8>),
+    Close,
+    /// Says nothing more; closes when it is released.
+    Stall,
+}
+
+struct Mock {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+    seen: Arc<Mutex<Vec<u32>>>,
+    release: Arc<AtomicBool>,
+}
+
+impl Drop for Mock {
+    fn drop(&mut self) {
+        self.release.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Mock {
+    /// `script` says what to do with each message of each connection.
+    fn new(script: impl Fn(usize, u32) -> Act + Send + 'static) -> Self {
+        Self::offering(PROTOCOL, script)
+    }
+
+    fn offering(protocol: u64, script: impl Fn(usize, u32) -> Act + Send + 'static) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm1");
+        let listener = UnixListener::bind(&path).unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let release = Arc::new(AtomicBool::new(false));
+        let (log, free) = (Arc::clone(&seen), Arc::clone(&release));
+        // Ends with the test process where nobody connects any more.
+        std::thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                serve(stream.unwrap(), protocol, &log, &free, |code| {
+                    script(number, code)
+                });
+            }
+        });
+        Self {
+            _folder: folder,
+            path,
+            seen,
+            release,
+        }
+    }
+
+    fn connect(&self) -> Result<VhostUser, ServiceError> {
+        VhostUser::connect(&self.path, patient())
+    }
+
+    fn count(&self, code: u32) -> usize {
+        let seen = self.seen.lock().unwrap();
+        seen.iter().filter(|request| **request == code).count()
+    }
+}
+
+fn patient() -> Patience {
+    Patience {
+        connect: DEADLINE,
+        start: DEADLINE,
+        stop: DEADLINE,
+    }
+}
+
+fn serve(
+    mut stream: UnixStream,
+    protocol: u64,
+    log: &Mutex<Vec<u32>>,
+    release: &AtomicBool,
+    script: impl Fn(u32) -> Act,
+) {
+    loop {
+        let mut header = [0u8; 12];
+        if stream.read_exact(&mut header).is_err() {
+            return;
+        }
+        let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
+        let (code, flags, size) = (word(0), word(4), word(8));
+        let mut body = vec![0; usize::try_from(size).unwrap()];
+        if stream.read_exact(&mut body).is_err() {
+            return;
+        }
+        log.lock().unwrap().push(code);
+        let body = match script(code) {
+            Act::Well => match answer(code, protocol, &body) {
+                Some(answer) => Some(answer),
+                None if flags & 8 != 0 && code != SET_PROTOCOL_FEATURES => Some(vec![0; 8]),
+                None => None,
+            },
+            Act::Body(body) => Some(body),
+            Act::Raw(bytes) => {
+                let _ = stream.write_all(&bytes);
+                None
+            }
+            Act::Close => return,
+            Act::Stall => {
+                while !release.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                return;
+            }
+        };
+        if let Some(body) = body {
+            let _ = stream.write_all(&message(code, &body));
+        }
+    }
+}
+
+fn message(code: u32, body: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(body.len()).unwrap();
+    let mut bytes: Vec<u8> = [code, 5, size]
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect();
+    bytes.extend(body);
+    bytes
+}
+
+fn number(value: u64) -> Vec<u8> {
+    value.to_le_bytes().to_vec()
+}
+
+fn config(page_size: u32, queues: u16, batch: u16) -> Vec<u8> {
+    let mut bytes: Vec<u8> = [0u32, 32, 0]
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect();
+    bytes.extend(page_size.to_le_bytes());
+    bytes.extend(queues.to_le_bytes());
+    bytes.extend(batch.to_le_bytes());
+    bytes.resize(12 + 32, 0);
+    bytes
+}
+
+/// The body of a good answer, where there is one.
+fn answer(code: u32, protocol: u64, body: &[u8]) -> Option<Vec<u8>> {
+    Some(match code {
+        GET_FEATURES => number(FEATURES),
+        GET_PROTOCOL_FEATURES => number(protocol),
+        GET_QUEUE_NUM => number(2),
+        GET_CONFIG => config(4096, 1, 64),
+        GET_VRING_BASE => body.to_vec(),
+        _ => return None,
+    })
+}
+
+/// One line, for people.
+fn text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    assert!(!text.contains('\n'), "{text}");
+    text
+}
+
+fn refused(mock: &Mock) -> ServiceError {
+    mock.connect()
+        .expect_err("a service of this kind is refused")
+}
+
+/// Waits for a condition.
+fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn handshake_with_a_good_service_gives_its_features_queues_and_configuration() {
+    for protocol in [PROTOCOL, PROTOCOL | REPLY_ACK, 1 << 9] {
+        let mock = Mock::offering(protocol, |_, _| Act::Well);
+        let device = mock.connect().unwrap();
+        assert_eq!(device.features(), 0b101);
+        assert_eq!(device.queue_sizes(), [16, 256]);
+        let mut page_size = [0; 4];
+        device.read_config(0, &mut page_size);
+        assert_eq!(page_size, 4096u32.to_le_bytes());
+        let mut behind = [7; 4];
+        device.read_config(u64::MAX, &mut behind);
+        assert_eq!(behind, [7; 4]);
+        assert!(device.figures().connected);
+    }
+}
+
+#[test]
+fn a_service_that_closes_in_the_handshake_is_one_clear_error() {
+    for code in [
+        GET_FEATURES,
+        SET_OWNER,
+        GET_PROTOCOL_FEATURES,
+        SET_PROTOCOL_FEATURES,
+        GET_QUEUE_NUM,
+        GET_CONFIG,
+    ] {
+        let mock = Mock::new(move |_, at| if at == code { Act::Close } else { Act::Well });
+        let error = refused(&mock);
+        assert!(matches!(error, ServiceError::Failed { .. }), "{error:?}");
+        assert!(text(&error).contains("/vm1 failed in "), "{}", text(&error));
+    }
+}
+
+#[test]
+fn answers_that_break_the_protocol_are_one_clear_error() {
+    for code in [
+        GET_FEATURES,
+        GET_PROTOCOL_FEATURES,
+        GET_QUEUE_NUM,
+        GET_CONFIG,
+    ] {
+        let good = answer(code, PROTOCOL, &[]).unwrap();
+        let mut huge = message(code, &good);
+        huge[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+        let mut no_reply = message(code, &good);
+        no_reply[4] = 1;
+        let mut version = message(code, &good);
+        version[4] = 6;
+        for bytes in [
+            vec![0xff; 4096],
+            vec![0; 4096],
+            message(code + 1, &good),
+            huge,
+            no_reply,
+            version,
+        ] {
+            let raw = bytes.clone();
+            let mock = Mock::new(move |_, at| {
+                if at == code {
+                    Act::Raw(raw.clone())
+                } else {
+                    Act::Well
+                }
+            });
+            let error = refused(&mock);
+            let head = &bytes[..12];
+            assert!(
+                matches!(error, ServiceError::Failed { .. }),
+                "{code} {head:?}: {error:?}"
+            );
+            text(&error);
+        }
+    }
+}
+
+#[test]
+fn what_a_service_must_offer_is_named_when_it_does_not() {
+    for (code, body, words) in [
+        (GET_FEATURES, number(FEATURES & !VERSION_1), "VERSION_1"),
+        (GET_FEATURES, number(VERSION_1), "protocol features"),
+        (GET_PROTOCOL_FEATURES, number(1), "configuration space"),
+        (GET_QUEUE_NUM, number(1), "1 queues in all"),
+        (GET_CONFIG, config(8192, 1, 64), "8192"),
+        (GET_CONFIG, config(4096, 0, 64), "0 request queues"),
+        (GET_CONFIG, config(4096, 65, 64), "65 request queues"),
+        (GET_CONFIG, config(4096, 1, 0), "no page"),
+    ] {
+        let mock = Mock::new(move |_, at| {
+            if at == code {
+                Act::Body(body.clone())
+            } else {
+                Act::Well
+            }
+        });
+        let error = refused(&mock);
+        assert!(
+            matches!(error, ServiceError::Unsuitable { .. }),
+            "{error:?}"
+        );
+        assert!(text(&error).contains(words), "{words}: {}", text(&error));
+    }
+}
+
+#[test]
+fn a_service_that_says_nothing_is_given_up_after_a_time() {
+    for code in [
+        GET_FEATURES,
+        GET_PROTOCOL_FEATURES,
+        GET_QUEUE_NUM,
+        GET_CONFIG,
+    ] {
+        let mock = Mock::new(move |_, at| if at == code { Act::Stall } else { Act::Well });
+        let patience = Patience {
+            connect: Duration::from_millis(300),
+            ..patient()
+        };
+        // Returns, though the thread that asked still waits: it is cut off.
+        let error = VhostUser::connect(&mock.path, patience).unwrap_err();
+        assert!(matches!(error, ServiceError::Silent { .. }), "{error:?}");
+        assert!(text(&error).contains("another guest"), "{}", text(&error));
+    }
+}
+
+#[test]
+fn a_socket_that_is_not_there_is_waited_for_and_the_error_says_what_to_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm1");
+    let patience = Patience {
+        connect: Duration::from_millis(100),
+        ..patient()
+    };
+    let error = VhostUser::connect(&path, patience).unwrap_err();
+    assert!(matches!(error, ServiceError::Connect { .. }), "{error:?}");
+    assert!(
+        text(&error).contains("tmem serve --guest"),
+        "{}",
+        text(&error)
+    );
+
+    let late = path.clone();
+    let (log, release) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+    let service = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        let (stream, _) = UnixListener::bind(late).unwrap().accept().unwrap();
+        serve(stream, PROTOCOL, &log, &release, |_| Act::Well);
+    });
+    drop(VhostUser::connect(&path, patient()).unwrap());
+    service.join().unwrap();
+}
+
+/// A device behind its registers, as a driver sees it.
+struct Rig {
+    device: Arc<VhostUser>,
+    transport: Arc<MmioTransport>,
+}
+
+const STATUS: u64 = 0x70;
+const ALL: u32 = 15;
+const NEEDS_RESET: u32 = 64;
+
+impl Rig {
+    fn new(mock: &Mock, patience: Patience) -> Self {
+        let device = Arc::new(VhostUser::connect(&mock.path, patience).unwrap());
+        let mem = layout::guest_ram(16 << 20, true).unwrap();
+        let interrupt = Arc::new(Interrupt::new().unwrap());
+        let stop = StopFlag::new().unwrap();
+        let transport = MmioTransport::new(
+            Arc::clone(&device) as Arc<dyn VirtioDevice>,
+            mem,
+            interrupt,
+            stop,
+        );
+        Self {
+            device,
+            transport: Arc::new(transport.unwrap()),
+        }
+    }
+
+    fn write(&self, offset: u64, value: u32) {
+        self.transport.write(offset, &value.to_le_bytes());
+    }
+
+    fn read(&self, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.transport.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn needs_reset(&self) -> bool {
+        self.read(STATUS) & NEEDS_RESET != 0
+    }
+
+    /// What a driver does from reset to DRIVER_OK, with both queues.
+    fn bring_up(&self) {
+        for status in [1, 3] {
+            self.write(STATUS, status);
+        }
+        for (select, features) in [(0, 0b101), (1, 1)] {
+            self.write(0x24, select);
+            self.write(0x20, features);
+        }
+        self.write(STATUS, 11);
+        for (queue, size) in [(0, 16), (1, 256)] {
+            self.write(0x30, queue);
+            self.write(0x38, size);
+            for (register, page) in [(0x80, 1), (0x90, 3), (0xa0, 5)] {
+                self.write(register, (page + 8 * queue) << 12);
+                self.write(register + 4, 0);
+            }
+            self.write(0x44, 1);
+        }
+        self.write(STATUS, ALL);
+        assert_eq!(self.read(STATUS) & ALL, ALL);
+    }
+
+    fn running(mock: &Mock, patience: Patience) -> Self {
+        let rig = Self::new(mock, patience);
+        let before = mock.count(GET_FEATURES);
+        rig.bring_up();
+        // The last of the messages that start the rings.
+        eventually("the rings are not started", || {
+            mock.count(GET_FEATURES) > before
+        });
+        rig
+    }
+}
+
+#[test]
+fn a_driver_that_is_ready_has_both_rings_started_and_a_reset_stops_them() {
+    for protocol in [PROTOCOL, PROTOCOL | REPLY_ACK] {
+        let mock = Mock::offering(protocol, |_, _| Act::Well);
+        let rig = Rig::running(&mock, patient());
+        for (code, times) in [
+            (SET_FEATURES, 1),
+            (SET_MEM_TABLE, 1),
+            (SET_VRING_NUM, 2),
+            (SET_VRING_ADDR, 2),
+            (SET_VRING_BASE, 2),
+            (SET_VRING_CALL, 2),
+            (SET_VRING_ERR, 2),
+            (SET_VRING_KICK, 2),
+            (SET_VRING_ENABLE, 2),
+        ] {
+            assert_eq!(mock.count(code), times, "message {code}");
+        }
+        assert!(!rig.needs_reset());
+        rig.write(STATUS, 0);
+        assert_eq!(rig.read(STATUS), 0);
+        assert_eq!(
+            (mock.count(GET_VRING_BASE), mock.count(RESET_DEVICE)),
+            (2, 1)
+        );
+        // The connection serves the next driver too.
+        rig.bring_up();
+        eventually("not started again", || mock.count(SET_VRING_ENABLE) == 4);
+        assert_eq!(mock.count(SET_MEM_TABLE), 1, "the memory is still the same");
+        assert_eq!(rig.device.figures().connections, 1);
+    }
+}
+
+#[test]
+fn a_service_that_fails_while_rings_start_is_a_device_that_needs_a_reset_and_can_come_back() {
+    for code in [
+        SET_FEATURES,
+        SET_MEM_TABLE,
+        SET_VRING_NUM,
+        SET_VRING_ADDR,
+        SET_VRING_KICK,
+        SET_VRING_ENABLE,
+    ] {
+        let mock = Mock::new(move |connection, at| {
+            if connection == 0 && at == code {
+                Act::Close
+            } else {
+                Act::Well
+            }
+        });
+        let rig = Rig::new(&mock, patient());
+        rig.bring_up();
+        eventually("the device does not say that it is broken", || {
+            rig.needs_reset()
+        });
+        assert_eq!(rig.read(0x60) & 2, 2, "configuration interrupt");
+        rig.write(STATUS, 0);
+        assert_eq!(rig.read(STATUS), 0);
+        rig.bring_up();
+        eventually("not started again", || mock.count(SET_VRING_ENABLE) >= 2);
+        eventually("no answer", || rig.device.figures().connections == 2);
+        assert!(!rig.needs_reset());
+        assert_eq!(rig.device.figures().faults, 1);
+    }
+}
+
+#[test]
+fn a_service_that_refuses_with_an_acknowledgment_breaks_the_device() {
+    let mock = Mock::offering(PROTOCOL | REPLY_ACK, |_, at| match at {
+        SET_MEM_TABLE => Act::Body(number(1)),
+        _ => Act::Well,
+    });
+    let rig = Rig::new(&mock, patient());
+    rig.bring_up();
+    eventually("the refusal is not seen", || rig.needs_reset());
+}
+
+#[test]
+fn a_running_service_that_closes_breaks_the_device_and_only_while_a_driver_uses_it() {
+    let mock = Mock::new(|_, at| match at {
+        // The second driver's first message.
+        RESET_DEVICE => Act::Close,
+        _ => Act::Well,
+    });
+    let rig = Rig::running(&mock, patient());
+    rig.write(STATUS, 0);
+    assert_eq!(rig.read(STATUS), 0);
+    eventually("its end is not noticed", || !rig.device.figures().connected);
+    assert!(!rig.needs_reset(), "no driver uses the device");
+    assert_eq!(rig.device.figures().faults, 0);
+}
+
+#[test]
+fn rings_that_do_not_start_in_time_break_the_device_and_its_reset_waits_for_the_service() {
+    let mock = Mock::new(|connection, at| match at {
+        SET_VRING_ENABLE if connection == 0 => Act::Stall,
+        _ => Act::Well,
+    });
+    let patience = Patience {
+        start: Duration::from_millis(200),
+        stop: Duration::from_millis(100),
+        ..patient()
+    };
+    let rig = Rig::new(&mock, patience);
+    rig.bring_up();
+    eventually("nothing breaks the device", || rig.needs_reset());
+    // The service may still write to the guest's memory, so the driver must not believe that it stopped.
+    rig.write(STATUS, 0);
+    assert_ne!(rig.read(STATUS), 0, "the reset was confirmed by nobody");
+    rig.write(STATUS, 1);
+    rig.write(STATUS, 0);
+    assert_ne!(rig.read(STATUS), 0);
+    // Other registers answer meanwhile.
+    assert_eq!(rig.read(0x8), 60);
+    mock.release.store(true, Ordering::SeqCst);
+    eventually("the reset is never confirmed", || rig.read(STATUS) == 0);
+    rig.bring_up();
+    eventually("no new connection", || {
+        rig.device.figures().connections == 2
+    });
+}
+
+#[test]
+fn a_vcpu_that_waits_for_a_reset_keeps_no_other_from_the_registers() {
+    let mock = Mock::new(|_, at| match at {
+        GET_VRING_BASE => Act::Stall,
+        _ => Act::Well,
+    });
+    let rig = Rig::running(&mock, patient());
+    let transport = Arc::clone(&rig.transport);
+    let vcpu = std::thread::spawn(move || transport.write(STATUS, &[0; 4]));
+    eventually("the reset does not reach the service", || {
+        mock.count(GET_VRING_BASE) == 1
+    });
+    assert!(!vcpu.is_finished());
+    assert_eq!(rig.read(0x60), 0, "the interrupt status can be read");
+    rig.write(0x64, 3);
+    assert_ne!(rig.read(STATUS), 0);
+    mock.release.store(true, Ordering::SeqCst);
+    vcpu.join().unwrap();
+    assert_eq!(rig.read(STATUS), 0);
+}
+
+#[test]
+fn a_device_is_dropped_at_any_time() {
+    for code in [SET_FEATURES, SET_VRING_ENABLE, GET_VRING_BASE] {
+        let mock = Mock::new(move |_, at| if at == code { Act::Stall } else { Act::Well });
+        let patience = Patience {
+            stop: Duration::from_millis(50),
+            ..patient()
+        };
+        let rig = Rig::new(&mock, patience);
+        rig.bring_up();
+        if code == GET_VRING_BASE {
+            rig.write(STATUS, 0);
+        }
+        eventually("the message did not arrive", || mock.count(code) > 0);
+        let Rig { device, transport } = rig;
+        drop(transport);
+        // Returns only when both threads are joined.
+        drop(device);
+    }
+}

@@ -1,0 +1,247 @@
+//! Guests whose pages are at a service in another process.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::guest::{Console, Figures, Guest, Setup};
+use crate::service::{Service, processor_time, socket};
+
+/// Pages stored and loaded by the driver, by whichever way.
+fn both(console: &Console, moment: &str, name: &str) -> Result<u64> {
+    Ok(console.counter(moment, &format!("tmem.frontswap_{name}"))?
+        + console.counter(moment, &format!("tmem.block_{name}"))?)
+}
+
+fn kicks(console: &Console, moment: &str) -> Result<u64> {
+    let mut kicks = 0;
+    for name in ["page", "invalidate", "control", "again"] {
+        kicks += console.counter(moment, &format!("tmem.kicks_{name}"))?;
+    }
+    Ok(kicks)
+}
+
+/// What `tmem run` says of its service.
+fn link(figures: &Figures, name: &str) -> Result<Value> {
+    let value = figures.0.pointer(&format!("/service/{name}"));
+    value
+        .cloned()
+        .with_context(|| format!("the front end does not say {name}"))
+}
+
+pub(super) fn two_guests() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let names = ["vm1", "vm2"];
+    let service = Service::start(folder.path(), &names)?;
+    let mut guests = Vec::new();
+    for name in names {
+        let setup = Setup {
+            memory: "32M".into(),
+            service: Some(socket(folder.path(), name)),
+            ..Setup::default()
+        };
+        let seed = name.trim_start_matches("vm");
+        guests.push(Guest::start(
+            &setup,
+            &format!(
+                "swap_on tmemswap0; hog size=96M phases=fill,wait seed={seed} & at_wait; sleep 2; counters end; \
+                 pause end; go; wait $!; echo guest work $?; splats"
+            ),
+        )?);
+    }
+    for guest in &mut guests {
+        guest.wait_for("guest pause end")?;
+    }
+    let mut figures = Vec::new();
+    for (guest, name) in guests.iter().zip(names) {
+        figures.push(service.stats(name)?);
+        let front = guest.stats()?;
+        ensure!(
+            link(&front, "connected")? == true && link(&front, "doorbell_exits")? == 0,
+            "{name}: {}",
+            front.0
+        );
+    }
+    for guest in &mut guests {
+        guest.go_on()?;
+    }
+    for ((guest, host), name) in guests.into_iter().zip(&figures).zip(names) {
+        let console = guest.finish()?;
+        console.verified(1)?;
+        for (what, guests, hosts) in [
+            (
+                "pages stored",
+                both(&console, "end", "stores_ok")?,
+                host.get("/stores"),
+            ),
+            (
+                "pages loaded",
+                both(&console, "end", "loads_ok")?,
+                host.get("/loads"),
+            ),
+            (
+                "pages held",
+                both(&console, "end", "pages")?,
+                host.get("/pages"),
+            ),
+        ] {
+            println!("{name}: {what}: guest {guests}, service {hosts}");
+            ensure!(
+                guests == hosts,
+                "{name}: {what}: the guest says {guests}, the service {hosts}"
+            );
+        }
+        ensure!(
+            host.get("/stores") > 10_000,
+            "{name}: too little was swapped to compare"
+        );
+    }
+    let (status, time) = service.terminate()?;
+    ensure!(status.success(), "the service ended with {status}");
+    println!("the service ended after {} ms", time.as_millis());
+    Ok(())
+}
+
+pub(super) fn dies() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let service = Service::start(folder.path(), &["vm1"])?;
+    let setup = Setup {
+        memory: "64M".into(),
+        service: Some(socket(folder.path(), "vm1")),
+        kernel_words: "tmem=1 tmem.frontswap=0",
+        ..Setup::default()
+    };
+    // Memory enough: what is swapped out is the pages of hog, and nothing else is lost.
+    let mut guest = Guest::start(
+        &setup,
+        "swap_on tmemswap0; hog size=16M phases=fill,pageout,wait & at_wait; counters out; pause out; \
+         go; wait $!; echo guest lost $?; counters lost; pause lost; swapoff /dev/tmemswap0; \
+         cd /sys/bus/virtio/drivers/virtio-tmem; device=$(echo virtio*); echo $device >unbind; \
+         echo $device >bind; cd /; swap_on tmemswap0; work size=16M phases=fill,pageout; splats; \
+         counters end; pause end",
+    )?;
+    guest.wait_for("guest pause out")?;
+    let held = service.stats("vm1")?.get("/pages");
+    let (status, time) = service.terminate()?;
+    println!(
+        "{held} pages; the service ended with {status} after {} ms",
+        time.as_millis()
+    );
+    ensure!(held > 3000, "only {held} pages were out");
+    ensure!(
+        status.success() && time < Duration::from_secs(1),
+        "the service ended with {status} after {time:?}"
+    );
+    guest.go_on()?;
+    // A bus error, not a verify that failed: no byte was wrong.
+    let lost = guest.wait_for("guest lost")?;
+    ensure!(
+        lost == "guest lost 135",
+        "the worker ended otherwise: {lost}"
+    );
+    guest.wait_for("guest pause lost")?;
+    let front = guest.stats()?;
+    ensure!(
+        link(&front, "connected")? == false && link(&front, "faults")? == 1,
+        "{}",
+        front.0
+    );
+    // It comes back, and a driver that begins anew finds it.
+    let service = Service::start(folder.path(), &["vm1"])?;
+    guest.go_on()?;
+    guest.wait_for("guest pause end")?;
+    let front = guest.stats()?;
+    ensure!(
+        link(&front, "connections")? == 2 && link(&front, "activations")? == 2,
+        "{}",
+        front.0
+    );
+    let stored = service.stats("vm1")?.get("/stores");
+    guest.go_on()?;
+    let console = guest.finish()?;
+    console.verified(1)?;
+    ensure!(
+        console.counter("lost", "tmem.broken")? == 1,
+        "the driver did not give the device up"
+    );
+    ensure!(
+        stored > 3000,
+        "only {stored} pages went to the second service"
+    );
+    ensure!(
+        !console
+            .lines()
+            .iter()
+            .any(|line| line.starts_with("verify FAILED")),
+        "a wrong byte"
+    );
+    Ok(())
+}
+
+/// What a page costs at a service, against the store in the process of the guest: counts, and ratios of one run.
+pub(super) fn cost() -> Result<()> {
+    let mut times = Vec::new();
+    for at_service in [false, true] {
+        let folder = tempfile::tempdir()?;
+        let service = at_service
+            .then(|| Service::start(folder.path(), &["vm1"]))
+            .transpose()?;
+        let setup = Setup {
+            service: service.as_ref().map(|_| socket(folder.path(), "vm1")),
+            ..Setup::default()
+        };
+        let mut guest = Guest::start(
+            &setup,
+            "swap_on tmemswap0; hog size=36M phases=fill,wait,random,wait & at_wait; counters a; \
+             pause a; go; at_wait; counters b; pause b; go; wait $!; echo guest work $?; splats",
+        )?;
+        let mut moments = Vec::new();
+        let mut exits = 0;
+        for moment in ["a", "b"] {
+            guest.wait_for(&format!("guest pause {moment}"))?;
+            let mut time = processor_time(guest.process())?;
+            let figures = guest.stats()?;
+            if let Some(service) = &service {
+                time += processor_time(service.process())?;
+                exits = link(&figures, "doorbell_exits")?
+                    .as_u64()
+                    .unwrap_or(u64::MAX);
+            } else {
+                exits = figures.device("doorbell_exits");
+            }
+            moments.push(time);
+            guest.go_on()?;
+        }
+        let console = guest.finish()?;
+        console.verified(1)?;
+        let grown = |name: &str| -> Result<u64> {
+            Ok(both(&console, "b", name)? - both(&console, "a", name)?)
+        };
+        let pages = grown("stores_ok")? + grown("loads_ok")?;
+        let kicked = kicks(&console, "b")? - kicks(&console, "a")?;
+        let time = moments.last().unwrap_or(&0) - moments.first().unwrap_or(&0);
+        ensure!(pages > 1000, "only {pages} pages were moved");
+        let sleeps = console.counter("b", "tmem.poll_timeouts")?
+            - console.counter("a", "tmem.poll_timeouts")?;
+        let place = if at_service { "service" } else { "process" };
+        println!(
+            "{place}: {pages} pages, {} doorbells and {} sleeps per 1000 pages, {exits} exits to the process for them, \
+             {} ns of processor a page",
+            kicked * 1000 / pages,
+            sleeps * 1000 / pages,
+            time / pages
+        );
+        if at_service {
+            ensure!(exits == 0, "{exits} doorbells came to a vCPU thread");
+        }
+        times.push(time / pages);
+    }
+    if let [process, service] = times[..] {
+        println!(
+            "processor time a page, service to process: {} %",
+            service * 100 / process.max(1)
+        );
+    }
+    Ok(())
+}
