@@ -45,6 +45,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 enum Act {
     /// What a service does.
     Well,
+    /// Does what a service does, and closes once it is released.
+    Last,
     /// Answers with these bytes as the body.
     Body(Vec<u8>),
     /// Writes these bytes, whatever they are.
@@ -133,27 +135,29 @@ fn serve(
             return;
         }
         log.lock().unwrap().push(code);
-        let body = match script(code) {
-            Act::Well => match answer(code, protocol, &body) {
+        let act = script(code);
+        let body = match &act {
+            Act::Well | Act::Last => match answer(code, protocol, &body) {
                 Some(answer) => Some(answer),
                 None if flags & 8 != 0 && code != SET_PROTOCOL_FEATURES => Some(vec![0; 8]),
                 None => None,
             },
-            Act::Body(body) => Some(body),
+            Act::Body(body) => Some(body.clone()),
             Act::Raw(bytes) => {
-                let _ = stream.write_all(&bytes);
+                let _ = stream.write_all(bytes);
                 None
             }
             Act::Close => return,
-            Act::Stall => {
-                while !release.load(Ordering::SeqCst) {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                return;
-            }
+            Act::Stall => None,
         };
         if let Some(body) = body {
             let _ = stream.write_all(&message(code, &body));
+        }
+        if matches!(act, Act::Stall | Act::Last) {
+            while !release.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            return;
         }
     }
 }
@@ -528,9 +532,27 @@ fn a_service_that_refuses_with_an_acknowledgment_breaks_the_device() {
 }
 
 #[test]
-fn a_running_service_that_closes_breaks_the_device_and_only_while_a_driver_uses_it() {
+fn a_running_service_that_closes_breaks_the_device() {
+    let features = std::sync::atomic::AtomicUsize::new(0);
+    let mock = Mock::new(move |_, at| match at {
+        // The second time it ends the start of the rings.
+        GET_FEATURES if features.fetch_add(1, Ordering::SeqCst) == 1 => Act::Last,
+        _ => Act::Well,
+    });
+    let rig = Rig::running(&mock, patient());
+    assert!(!rig.needs_reset());
+    mock.release.store(true, Ordering::SeqCst);
+    eventually("its end is not noticed", || rig.needs_reset());
+    assert_eq!(rig.read(0x60) & 2, 2, "configuration interrupt");
+    let figures = rig.device.figures();
+    assert_eq!((figures.connected, figures.faults), (false, 1));
+    rig.write(STATUS, 0);
+    assert_eq!(rig.read(STATUS), 0);
+}
+
+#[test]
+fn a_service_that_closes_while_no_driver_uses_the_device_breaks_nothing() {
     let mock = Mock::new(|_, at| match at {
-        // The second driver's first message.
         RESET_DEVICE => Act::Close,
         _ => Act::Well,
     });
@@ -540,6 +562,25 @@ fn a_running_service_that_closes_breaks_the_device_and_only_while_a_driver_uses_
     eventually("its end is not noticed", || !rig.device.figures().connected);
     assert!(!rig.needs_reset(), "no driver uses the device");
     assert_eq!(rig.device.figures().faults, 0);
+}
+
+#[test]
+fn calls_and_errors_of_the_service_are_interrupts_of_the_device() {
+    let mock = Mock::new(|_, _| Act::Well);
+    let rig = Rig::running(&mock, patient());
+    assert_eq!(rig.read(0x60), 0);
+    // The descriptors the service was given are these.
+    let doors = rig.device.doors();
+    doors.call.write(1).unwrap();
+    eventually("no interrupt", || rig.read(0x60) == 1);
+    rig.write(0x64, 1);
+    doors.call.write(1).unwrap();
+    eventually("no second interrupt", || rig.read(0x60) == 1);
+    doors.error.write(1).unwrap();
+    eventually("a broken ring is not told", || rig.needs_reset());
+    rig.write(STATUS, 0);
+    assert_eq!(rig.read(STATUS), 0, "the connection is still good");
+    assert_eq!(rig.device.figures().connections, 1);
 }
 
 #[test]
