@@ -326,6 +326,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn report_of_a_guest_at_a_service_says_where_the_figures_are() {
+        let stats = Stats {
+            version: "0.1.0".into(),
+            uptime_seconds: 61.2,
+            service: Some(Service {
+                socket: "/run/tmem/vm1.sock".into(),
+                connected: true,
+                connections: 1,
+                activations: 1,
+                interrupts: 12,
+                ..Service::default()
+            }),
+            ..Stats::default()
+        };
+        let expected = "\
+tmem 0.1.0, up 61 s
+
+pages are at the service of /run/tmem/vm1.sock
+  state        connected, 1 connections
+  driver       ready 1 times
+  faults       0
+  interrupts   12
+  exits        0 for doorbells
+its figures: tmem stats --control with the control socket of tmem serve
+";
+        assert_eq!(Report(&stats).to_string(), expected);
+    }
+
+    #[test]
     fn report_is_aligned_and_has_units() {
         let counters = Counters {
             pages: 2000,

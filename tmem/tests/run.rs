@@ -177,3 +177,23 @@ fn a_machine_without_hardware_virtualization_is_refused_in_one_line() {
         &["/dev/kvm"],
     );
 }
+
+#[test]
+fn a_service_that_is_not_there_is_named_with_what_to_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("vm1").display().to_string();
+    let base = ["--kernel", &kernel(dir.path()), "--initrd", "i"];
+    fails(
+        &[&base[..], &["--tmem-socket", &socket]].concat(),
+        1,
+        &[&socket, "tmem serve --guest"],
+    );
+    let both = [&base[..], &["--tmem-socket", &socket, "--tmem", "1G"]].concat();
+    let output = run(&both);
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        text.contains("--tmem-socket") && text.contains("--tmem <SIZE>"),
+        "{text}"
+    );
+}
