@@ -32,10 +32,12 @@ fn link(figures: &Figures, name: &str) -> Result<Value> {
 
 pub(super) fn two_guests() -> Result<()> {
     let folder = tempfile::tempdir()?;
+    // On one emulated processor a guest that waits for its page keeps the service from it, so not more than that.
     let names = ["vm1", "vm2"];
+    let sizes = ["48M", "32M"];
     let service = Service::start(folder.path(), &names)?;
     let mut guests = Vec::new();
-    for name in names {
+    for (name, size) in names.into_iter().zip(sizes) {
         let setup = Setup {
             service: Some(socket(folder.path(), name)),
             ..Setup::default()
@@ -44,7 +46,7 @@ pub(super) fn two_guests() -> Result<()> {
         guests.push(Guest::start(
             &setup,
             &format!(
-                "swap_on tmemswap0; hog size=96M phases=fill,wait seed={seed} & at_wait; sleep 2; counters end; \
+                "swap_on tmemswap0; hog size={size} phases=fill,wait seed={seed} & at_wait; sleep 2; counters end; \
                  pause end; go; wait $!; echo guest work $?; splats"
             ),
         )?);
@@ -92,7 +94,7 @@ pub(super) fn two_guests() -> Result<()> {
             );
         }
         ensure!(
-            host.get("/stores") > 10_000,
+            host.get("/stores") > 1_000,
             "{name}: too little was swapped to compare"
         );
     }
