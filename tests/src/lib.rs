@@ -5,6 +5,7 @@
 //! | [`place`] | where built binaries and images are |
 //! | [`platform`] | whether KVM is usable here |
 //! | [`guest`] | a guest under `tmem run`: console, disks, figures |
+//! | [`service`] | a `tmem serve` beside the guests |
 //! | [`scenario`] | what guests do and what must hold, by name |
 //! | [`outer`] | the emulated machine a guest runs in where it is not |
 //! | [`demo`] | what `cargo xtask demo` shows |

@@ -10,7 +10,7 @@
 //! | `vcpu` | vCPU threads and their exits |
 //! | `bus` | I/O ports and MMIO windows |
 //! | `serial`, `console` | 16550 and the terminal |
-//! | [`virtio`] | queues, the virtio-mmio transport, block device, tmem glue |
+//! | [`virtio`] | queues, the virtio-mmio transport, block device, tmem device here or at a service |
 //! | `signals`, `stop` | how a machine ends |
 //!
 //! See README.md for threads and locks.
