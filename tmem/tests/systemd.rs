@@ -292,6 +292,10 @@ fn the_filter_of_the_unit_allows_all_that_the_service_does() {
         swap: None,
         queues: None,
         keep_seconds: None,
+        groups: Vec::new(),
+        compression: None,
+        dedup: None,
+        frozen: None,
     };
     client.add_guest(&guest).expect("is added");
     is_served(added);

@@ -18,7 +18,6 @@ mod report;
 mod room;
 
 use serde_json::Value;
-use tmem_store::Page;
 
 pub(crate) use report::{Report, quantile};
 
