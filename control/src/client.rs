@@ -14,7 +14,7 @@ use tokio::{net::UnixStream, time};
 
 use crate::{
     operate::{Change, Flush, Flushed, Freeable, NewGuest},
-    socket,
+    route, socket,
     stats::{Domain, ErrorReply, Stats},
 };
 
@@ -78,6 +78,9 @@ pub enum ClientError {
         #[source]
         source: serde_json::Error,
     },
+    /// No guest can have this name.
+    #[error("{0:?} cannot be the name of a guest: 1 to 64 letters, digits, '.', '_' and '-'")]
+    Name(String),
     /// The event loop could not be set up.
     #[error("Cannot set up the client")]
     Setup(#[source] io::Error),
@@ -125,7 +128,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn change(&self, name: &str, change: &Change) -> Result<Domain, ClientError> {
-        let resource = format!("/v1/domains/{name}");
+        let resource = format!("/v1/domains/{}", checked(name)?);
         self.decode(&self.request(Method::PATCH, &resource, self.encode(change)?)?)
     }
 
@@ -134,7 +137,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn flush(&self, name: &str, bytes: u64) -> Result<u64, ClientError> {
-        let resource = format!("/v1/domains/{name}/flush");
+        let resource = format!("/v1/domains/{}/flush", checked(name)?);
         let body = self.encode(&Flush { bytes })?;
         let reply: Flushed = self.decode(&self.request(Method::POST, &resource, body)?)?;
         Ok(reply.flushed)
@@ -153,7 +156,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn remove_guest(&self, name: &str) -> Result<(), ClientError> {
-        let resource = format!("/v1/guests/{name}");
+        let resource = format!("/v1/guests/{}", checked(name)?);
         self.request(Method::DELETE, &resource, Bytes::new())
             .map(drop)
     }
@@ -243,6 +246,15 @@ impl Client {
             path: self.path.clone(),
             source: source.into(),
         }
+    }
+}
+
+/// A name that needs no escapes in a path.
+fn checked(name: &str) -> Result<&str, ClientError> {
+    if route::is_name(name) {
+        Ok(name)
+    } else {
+        Err(ClientError::Name(name.to_owned()))
     }
 }
 

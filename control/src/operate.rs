@@ -54,13 +54,24 @@ fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<u64>>, D:
 }
 
 /// How hard the pages of a guest are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// Once, when they are stored.
+    #[default]
     Fast,
     /// Again, and denser, when nobody has used them for a while.
     Dense,
+}
+
+impl Compression {
+    /// The word used in JSON and by the commands.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::Dense => "dense",
+        }
+    }
 }
 
 /// Body of `POST /v1/domains/{name}/flush`.

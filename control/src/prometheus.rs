@@ -1,4 +1,4 @@
-//! The metrics page, in the OpenMetrics text format that Prometheus scrapes.
+//! The metrics page, as OpenMetrics for who asks for it and else as Prometheus text 0.0.4.
 //!
 //! [`METRICS`] is the one list of what there is; `docs/metrics.md` explains each, and a test
 //! compares the two.
@@ -14,8 +14,61 @@ use prometheus_client::{
 
 use crate::stats::{Device, Domain, Histogram, Pool, Stats};
 
-/// Content type of the page.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The text formats of the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus text exposition format 0.0.4, which everything reads.
+    Text,
+    /// OpenMetrics 1.0.0.
+    OpenMetrics,
+}
+
+impl Format {
+    /// What a client with these `Accept` headers gets (RFC 9110, 12.5.1): OpenMetrics where it is
+    /// asked for by name and not liked less than plain text.
+    pub fn negotiated<'a>(accept: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut open = None;
+        let mut text = None;
+        for range in accept.into_iter().flat_map(|header| header.split(',')) {
+            let mut parts = range.split(';').map(str::trim);
+            let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let mut quality = 1.0;
+            let mut known = true;
+            for part in parts {
+                let Some((key, value)) = part.split_once('=') else {
+                    continue;
+                };
+                let value = value.trim().trim_matches('"');
+                match key.trim().to_ascii_lowercase().as_str() {
+                    "q" => quality = value.parse::<f32>().unwrap_or(0.0),
+                    "version" if kind == "application/openmetrics-text" => {
+                        known = value == "1.0.0";
+                    }
+                    "version" => known = value == "0.0.4",
+                    _ => {}
+                }
+            }
+            let best = match kind.as_str() {
+                "application/openmetrics-text" if known => &mut open,
+                "text/plain" if known => &mut text,
+                _ => continue,
+            };
+            *best = Some(best.map_or(quality, |other: f32| other.max(quality)));
+        }
+        match (open, text) {
+            (Some(open), text) if open > 0.0 && open >= text.unwrap_or(0.0) => Self::OpenMetrics,
+            _ => Self::Text,
+        }
+    }
+
+    /// Its content type.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
 
 /// One exported metric family.
 #[derive(Debug)]
@@ -323,17 +376,21 @@ pub const METRICS: &[Metric] = &[
 impl Metric {
     /// Name as documented and as queried: with unit, and with the suffix of counters and infos.
     pub fn full_name(&self) -> String {
-        let mut name = self.name.to_owned();
-        if !self.unit.is_empty() {
-            name.push('_');
-            name.push_str(self.unit);
-        }
+        let mut name = self.family();
         name.push_str(match self.value {
             Value::Version => "_info",
             Value::Counter(_) | Value::Reasons(_) => "_total",
             _ => "",
         });
         name
+    }
+
+    /// Name of the family in OpenMetrics: with unit, without suffix.
+    fn family(&self) -> String {
+        match self.unit {
+            "" => self.name.to_owned(),
+            unit => format!("{}_{unit}", self.name),
+        }
     }
 
     /// What it measures, in one sentence.
@@ -444,12 +501,40 @@ impl Collector for Page {
 ///
 /// # Errors
 /// None that a `String` as the sink could cause; the encoder's signature has one.
-pub fn render(stats: Stats) -> Result<String, fmt::Error> {
+pub fn render(stats: Stats, format: Format) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Page(stats)));
     let mut page = String::new();
     text::encode(&mut page, &registry)?;
-    Ok(page)
+    Ok(match format {
+        Format::OpenMetrics => page,
+        Format::Text => as_text(&page),
+    })
+}
+
+/// OpenMetrics to the older format, which differs in the comments only: its families bear the names
+/// of their samples, and it knows neither units, nor infos, nor an end.
+fn as_text(page: &str) -> String {
+    let mut text = String::with_capacity(page.len());
+    for line in page.lines() {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("EOF"), ..) | (Some("#"), Some("UNIT"), ..) => continue,
+            (Some("#"), Some(what @ ("HELP" | "TYPE")), Some(name), Some(rest)) => {
+                let metric = METRICS.iter().find(|metric| metric.family() == name);
+                let name = metric.map_or_else(|| name.to_owned(), Metric::full_name);
+                let rest = if what == "TYPE" && rest == "info" {
+                    "gauge"
+                } else {
+                    rest
+                };
+                text.extend(["# ", what, " ", &name, " ", rest]);
+            }
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
 }
 
 #[cfg(test)]
@@ -489,7 +574,7 @@ mod tests {
 
     #[test]
     fn every_family_appears_with_its_unit_and_ends_the_page() {
-        let page = render(full()).expect("renders");
+        let page = render(full(), Format::OpenMetrics).expect("renders");
         for metric in METRICS {
             let name = metric.full_name();
             assert!(
@@ -502,8 +587,58 @@ mod tests {
     }
 
     #[test]
+    fn the_text_format_has_a_type_for_each_sample_and_nothing_newer() {
+        let page = render(full(), Format::Text).expect("renders");
+        for metric in METRICS {
+            let name = metric.full_name();
+            let kind = match metric.kind() {
+                MetricType::Info => "gauge",
+                MetricType::Counter => "counter",
+                MetricType::Histogram => "histogram",
+                _ => "gauge",
+            };
+            assert!(
+                page.contains(&format!("# TYPE {name} {kind}\n")),
+                "{name}\n{page}"
+            );
+            assert!(page.contains(&format!("# HELP {name} ")), "{name}");
+        }
+        assert!(
+            !page.contains("# UNIT") && !page.contains("# EOF"),
+            "{page}"
+        );
+    }
+
+    #[test]
+    fn each_client_gets_the_format_that_it_asks_for() {
+        let format = |accept: &str| Format::negotiated([accept]);
+        // Prometheus 2.42, 3.0, curl, browsers.
+        for open in [
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+            "application/openmetrics-text",
+            "Application/OpenMetrics-Text; Version=\"1.0.0\"",
+        ] {
+            assert_eq!(format(open), Format::OpenMetrics, "{open}");
+        }
+        for text in [
+            "",
+            "*/*",
+            "text/html,application/xhtml+xml,*/*;q=0.8",
+            "text/plain;version=0.0.4,application/openmetrics-text;version=1.0.0;q=0.5",
+            "application/openmetrics-text;version=0.0.1",
+            "application/openmetrics-text;q=0",
+            "application/openmetrics-text;q=x",
+            ";;=,,q",
+        ] {
+            assert_eq!(format(text), Format::Text, "{text}");
+        }
+        assert_eq!(Format::negotiated([]), Format::Text);
+    }
+
+    #[test]
     fn histogram_is_cumulative_and_in_seconds() {
-        let page = render(full()).expect("renders");
+        let page = render(full(), Format::OpenMetrics).expect("renders");
         let of = |wanted: &str| {
             page.lines()
                 .find(|line| {
@@ -520,7 +655,7 @@ mod tests {
 
     #[test]
     fn names_from_operators_are_escaped() {
-        let page = render(full()).expect("renders");
+        let page = render(full(), Format::OpenMetrics).expect("renders");
         assert!(page.contains(r#"domain="guest \"one\"\n""#), "{page}");
     }
 

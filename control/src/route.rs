@@ -91,8 +91,8 @@ fn segments(path: &str) -> Vec<&str> {
 }
 
 /// Names of guests need no escapes; what is not one cannot exist.
-fn is_name(text: &str) -> bool {
-    !text.is_empty()
+pub(crate) fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len())
         && text
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))

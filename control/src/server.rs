@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
     Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
+    header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, VARY},
     server::conn::http1,
     service::service_fn,
 };
@@ -34,7 +34,7 @@ use tokio::{
 
 use crate::{
     operate::{Domains, Done, Flush, Flushed, Freeable, NewGuest, Operation, Refused},
-    prometheus,
+    prometheus::{self, Format},
     route::{self, Refusal, Request},
     socket::{self, BindError, SocketFile},
     stats::{ErrorReply, Stats},
@@ -234,10 +234,19 @@ async fn answer(request: hyper::Request<Incoming>, source: &dyn Source) -> Respo
     };
     match request {
         Request::Stats => json(StatusCode::OK, &source.stats()),
-        Request::Metrics => match prometheus::render(source.stats()) {
-            Ok(page) => reply(StatusCode::OK, prometheus::CONTENT_TYPE, page),
-            Err(error) => internal(&error),
-        },
+        Request::Metrics => {
+            let accept = parts.headers.get_all(ACCEPT).iter();
+            let format = Format::negotiated(accept.filter_map(|value| value.to_str().ok()));
+            match prometheus::render(source.stats(), format) {
+                Ok(page) => {
+                    let mut response = reply(StatusCode::OK, format.content_type(), page);
+                    let vary = HeaderValue::from_static("accept");
+                    response.headers_mut().insert(VARY, vary);
+                    response
+                }
+                Err(error) => internal(&error),
+            }
+        }
         Request::Domains => {
             let domains = source.stats().domains;
             json(StatusCode::OK, &Domains { domains })

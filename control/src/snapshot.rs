@@ -105,11 +105,11 @@ impl Source for Live {
 fn refused(error: ConfigError) -> Refused {
     let text = error.to_string();
     match error {
-        ConfigError::NoWeight | ConfigError::ReserveAboveLimit | ConfigError::NoBudget => {
-            Refused::Invalid(text)
-        }
+        ConfigError::NoWeight | ConfigError::NoBudget => Refused::Invalid(text),
         ConfigError::Host(_) => Refused::Failed(text),
-        ConfigError::ReservesAboveBudget { .. }
+        // The other one may be what it was before.
+        ConfigError::ReserveAboveLimit
+        | ConfigError::ReservesAboveBudget { .. }
         | ConfigError::ReserveInUse
         | ConfigError::NameTaken
         | ConfigError::UnknownDomain
@@ -155,6 +155,11 @@ impl From<&DomainStats> for Domain {
             reserve: stats.reserve,
             limit: (stats.limit != u64::MAX).then_some(stats.limit),
             weight: stats.weight,
+            compression: if stats.cold {
+                Compression::Dense
+            } else {
+                Compression::Fast
+            },
             frozen: stats.frozen,
             freeable: stats.freeable,
             segment_bytes: stats.segment_bytes,

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::operate::Compression;
+
 /// Size of a guest page in bytes.
 pub const PAGE_SIZE: u64 = 4096;
 
@@ -64,6 +66,8 @@ pub struct Domain {
     pub limit: Option<u64>,
     /// Share in the memory that nobody reserved.
     pub weight: u32,
+    /// How hard pages are compressed.
+    pub compression: Compression,
     /// Whether new pages are refused.
     pub frozen: bool,
     /// Bytes held by ephemeral pages, which the host can have back at once.

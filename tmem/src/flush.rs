@@ -7,7 +7,7 @@ use tmem_control::Client;
 use tmem_control::operate::Flushed;
 use tmem_serve::Size;
 
-use crate::reply::{self, Bytes, Target};
+use crate::reply::{self, Bytes, Target, name_width, plain};
 
 /// Arguments of `tmem flush`.
 #[derive(clap::Args)]
@@ -42,10 +42,14 @@ pub(crate) fn flush(args: FlushArgs) -> ExitCode {
 pub(crate) fn freeable(args: FreeableArgs) -> ExitCode {
     let reply = Client::new(args.target.control).freeable();
     reply::finish(args.target.json, reply, |reply| {
-        let mut text = format!("{:<20} {}\n", "all", Bytes(reply.freeable));
-        for (name, bytes) in &reply.domains {
-            let _ = writeln!(text, "{name:<20} {}", Bytes(*bytes));
+        let names: Vec<String> = reply.domains.keys().map(|name| plain(name)).collect();
+        let width = name_width(&names);
+        let mut text = format!("{:<width$}  {:>11}\n", "NAME", "FREEABLE");
+        for (name, bytes) in names.iter().zip(reply.domains.values()) {
+            let _ = writeln!(text, "{name:<width$}  {:>11}", Bytes(*bytes).to_string());
         }
+        let all = Bytes(reply.freeable).to_string();
+        let _ = writeln!(text, "{:<width$}  {all:>11}", "(all)");
         text
     })
 }

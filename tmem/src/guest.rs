@@ -45,7 +45,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
             };
             let reply = Client::new(target.control).add_guest(&guest);
             reply::finish(target.json, reply, |domain| {
-                format!("{}: {}\n", domain.name, guest.socket)
+                format!("{}: {}\n", reply::plain(&domain.name), guest.socket)
             })
         }
         Action::Remove { name, target } => {

@@ -16,6 +16,7 @@ mod run;
 mod serve;
 mod set;
 mod stats;
+mod top;
 
 #[derive(Parser)]
 #[command(name = "tmem", version, about = "Transcendent memory for KVM guests")]
@@ -32,6 +33,8 @@ enum Command {
     Serve(serve::Args),
     /// Show what a running tmem holds and has done.
     Stats(stats::Args),
+    /// Watch budget, guests and their rates on a live screen.
+    Top(top::Args),
     /// List the guests.
     List(list::Args),
     /// Change what a guest may have.
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(args),
         Command::Serve(args) => serve::main(args),
         Command::Stats(args) => stats::main(args),
+        Command::Top(args) => top::main(args),
         Command::List(args) => list::main(args),
         Command::Set(args) => set::set(args),
         Command::Freeze(args) => set::freeze(args, true),

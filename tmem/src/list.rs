@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use tmem_control::{Client, stats::Domain};
 
-use crate::reply::{self, Bytes, Target};
+use crate::reply::{self, Bytes, Target, name_width, plain};
 
 /// Arguments of `tmem list`.
 #[derive(clap::Args)]
@@ -25,11 +25,13 @@ fn list(control: PathBuf) -> Result<Vec<Domain>, tmem_control::ClientError> {
 }
 
 fn table(domains: &[Domain]) -> String {
+    let names: Vec<String> = domains.iter().map(|d| plain(&d.name)).collect();
+    let width = name_width(&names);
     let mut text = format!(
-        "{:<20} {:<9} {:>10} {:>10} {:>10} {:>10} {:>6}\n",
+        "{:<width$}  {:<9} {:>10} {:>11} {:>11} {:>11} {:>6} COMPRESSION\n",
         "NAME", "STATE", "PAGES", "USED", "RESERVE", "LIMIT", "WEIGHT"
     );
-    for domain in domains {
+    for (domain, name) in domains.iter().zip(names) {
         let state = match (&domain.device, domain.frozen) {
             (_, true) => "frozen",
             (Some(_), false) => "connected",
@@ -37,16 +39,41 @@ fn table(domains: &[Domain]) -> String {
         };
         let limit = domain
             .limit
-            .map_or("-".to_owned(), |limit| Bytes(limit).to_string());
+            .map_or("none".to_owned(), |limit| Bytes(limit).to_string());
         let _ = writeln!(
             text,
-            "{:<20} {state:<9} {:>10} {:>10} {:>10} {limit:>10} {:>6}",
-            domain.name,
+            "{name:<width$}  {state:<9} {:>10} {:>11} {:>11} {limit:>11} {:>6} {}",
             domain.counters.pages,
             Bytes(domain.counters.bytes_used).to_string(),
             Bytes(domain.reserve).to_string(),
             domain.weight,
+            domain.compression.as_str(),
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_stay_aligned_whatever_the_names() {
+        let domain = |name: &str| Domain {
+            name: name.into(),
+            limit: (name.len() > 2).then_some(1 << 40),
+            ..Domain::default()
+        };
+        let text = table(&[domain("a"), domain(&"x".repeat(64)), domain("\x1b[2J")]);
+        let lines: Vec<&str> = text.lines().collect();
+        let place = |line: &str, word: &str| line.find(word).map(|at| at + word.len());
+        let weight = place(lines[0], "WEIGHT");
+        assert!(
+            lines[1..]
+                .iter()
+                .all(|line| place(line, " 0 fast") == weight.map(|w| w + 5)),
+            "{text}"
+        );
+        assert!(!text.contains('\x1b'));
+    }
 }

@@ -45,6 +45,23 @@ pub(crate) fn finish<T: Serialize>(
     }
 }
 
+/// Text from elsewhere, without what a terminal would act on: control characters, and those that
+/// turn the direction of writing.
+pub(crate) fn plain(text: &str) -> String {
+    let harmful = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    let clean = |c| if harmful(c) { '?' } else { c };
+    text.chars().map(clean).collect()
+}
+
+/// Characters of the column of names.
+pub(crate) fn name_width(names: &[String]) -> usize {
+    let longest = names.iter().map(|name| name.chars().count()).max();
+    longest.unwrap_or_default().max(8)
+}
+
 /// Says what is wrong with the arguments.
 pub(crate) fn usage(message: &str) -> ExitCode {
     eprintln!("tmem: {message}");

@@ -7,7 +7,7 @@ use tmem_control::operate::{Change, Compression};
 use tmem_control::stats::Domain;
 use tmem_serve::Size;
 
-use crate::reply::{self, Bytes, Target};
+use crate::reply::{self, Bytes, Target, plain};
 
 /// Arguments of `tmem set`.
 #[derive(clap::Args)]
@@ -56,17 +56,23 @@ fn summary(domain: &Domain) -> String {
         .map_or("none".to_owned(), |limit| Bytes(limit).to_string());
     let frozen = if domain.frozen { ", frozen" } else { "" };
     format!(
-        "{}: weight {}, reserve {}, limit {limit}{frozen}\n",
-        domain.name,
+        "{}: weight {}, reserve {}, limit {limit}, compression {}{frozen}\n",
+        plain(&domain.name),
         domain.weight,
-        Bytes(domain.reserve)
+        Bytes(domain.reserve),
+        domain.compression.as_str()
     )
 }
 
 fn parse(changes: &[String]) -> Result<Change, String> {
     let mut change = Change::default();
     for text in changes {
-        let bad = || format!("{text:?} is not a change; see tmem set --help");
+        let bad = || {
+            format!(
+                "{text:?} is not a change: there are weight=N, reserve=SIZE, limit=SIZE, limit=none, \
+                 compression=fast and compression=dense"
+            )
+        };
         let (key, value) = text.split_once('=').ok_or_else(bad)?;
         let size = || {
             value

@@ -8,6 +8,7 @@ use std::{
     process::ExitCode,
 };
 
+use crate::reply::plain;
 use tmem_control::{
     Client, ClientError, Stats,
     stats::{Counters, Device, Domain, Histogram, PAGE_SIZE, Service},
@@ -58,7 +59,7 @@ pub(crate) fn explain(error: &ClientError) -> String {
         let _ = write!(message, ": {error}");
         cause = error.source();
     }
-    message + hint(error)
+    plain(&message) + hint(error)
 }
 
 fn hint(error: &ClientError) -> &'static str {
@@ -71,6 +72,9 @@ fn hint(error: &ClientError) -> &'static str {
         ClientError::TimedOut(_) => "; is the process stopped, or the path not a tmem socket?",
         ClientError::Http { .. } | ClientError::Decode { .. } => {
             "; is it a tmem socket, and of this version?"
+        }
+        ClientError::Refused { status, .. } if status.as_u16() == 404 => {
+            "; tmem list shows the guests"
         }
         _ => "",
     }
@@ -88,7 +92,7 @@ impl Display for Report<'_> {
         writeln!(
             f,
             "tmem {}, up {}, {} of {} used",
-            stats.version,
+            plain(&stats.version),
             Duration(stats.uptime_seconds),
             Bytes(stats.used),
             Bytes(stats.budget),
@@ -139,7 +143,7 @@ fn write_service(f: &mut fmt::Formatter<'_>, stats: &Stats, service: &Service) -
 fn write_domain(f: &mut fmt::Formatter<'_>, domain: &Domain) -> fmt::Result {
     let counters = &domain.counters;
     let frozen = if domain.frozen { " (frozen)" } else { "" };
-    writeln!(f, "{}{frozen}", domain.name)?;
+    writeln!(f, "{}{frozen}", plain(&domain.name))?;
     row(f, "pages", format_args!("{}", holdings(counters)))?;
     row(f, "memory", format_args!("{}", Memory(domain)))?;
     row(
@@ -187,7 +191,11 @@ fn write_device(f: &mut fmt::Formatter<'_>, device: &Device) -> fmt::Result {
     }
     for (rule, &count) in &device.malformed {
         if count > 0 {
-            row(f, "malformed", format_args!("{count} requests: {rule}"))?;
+            row(
+                f,
+                "malformed",
+                format_args!("{count} requests: {}", plain(rule)),
+            )?;
         }
     }
     if device.queue_faults > 0 {
@@ -251,7 +259,7 @@ impl Display for Refusals<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (reason, &count) in &self.0.refusals {
             if count > 0 {
-                write!(f, ", {count} refused: {reason}")?;
+                write!(f, ", {count} refused: {}", plain(reason))?;
             }
         }
         Ok(())
@@ -305,7 +313,8 @@ impl Display for Nanoseconds {
     }
 }
 
-struct Duration(f64);
+/// Seconds, minutes or hours.
+pub(crate) struct Duration(pub(crate) f64);
 
 impl Display for Duration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

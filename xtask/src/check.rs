@@ -37,6 +37,7 @@ const STEPS: &[Step] = &[
     ("clippy", clippy),
     ("package", package),
     ("tests", tests),
+    ("metrics", metrics),
     ("documentation tests", documentation_tests),
     ("interleavings", interleavings),
     ("memory errors", memory_errors),
@@ -125,6 +126,24 @@ fn package() -> Result<Outcome> {
         return Ok(Skipped("this is not a Debian system".to_owned()));
     }
     contents::check(&package::assemble()?)?;
+    Ok(Passed)
+}
+
+/// The metrics page of a running service, as Prometheus' own checker sees it.
+fn metrics() -> Result<Outcome> {
+    let promtool = {
+        let cache = place::cache()?;
+        let _lock = place::CacheLock::take(&cache)?;
+        packages::unpacked(&cache, "prometheus")?
+            .root
+            .join("usr/bin/promtool")
+    };
+    command::run(
+        cargo()
+            .args(["nextest", "run", "--package", "tmem", "--test", "metrics"])
+            .args(["--run-ignored", "all"])
+            .env("TMEM_PROMTOOL", promtool),
+    )?;
     Ok(Passed)
 }
 
