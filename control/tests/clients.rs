@@ -108,7 +108,8 @@ fn stats_come_as_json_and_metrics_as_openmetrics() {
         "{reply}"
     );
     assert!(reply.contains("connection: close\r\n"), "{reply}");
-    let reply = fixture.talk(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    let reply = fixture
+        .talk(b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text\r\n\r\n");
     assert!(
         reply.contains("application/openmetrics-text; version=1.0.0"),
         "{reply}"

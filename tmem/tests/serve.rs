@@ -213,20 +213,47 @@ fn an_operator_can_list_change_freeze_and_flush() {
             "{arguments:?}: {code:?} {text}"
         );
     };
-    done(&["list"], "vm1                  waiting");
+    done(&["list"], "vm1       waiting");
     done(
         &["set", "vm1", "weight=7", "limit=2M"],
         "weight 7, reserve 0 B, limit 2.0 MiB",
     );
     done(&["set", "vm1", "limit=none", "--json"], "\"limit\": null");
     done(&["freeze", "vm1"], "frozen");
-    done(&["list"], "vm1                  frozen");
+    done(&["list"], "vm1       frozen");
     done(&["thaw", "vm1"], "weight 7");
     done(&["flush", "vm1", "1M"], "0 B freed");
     done(&["freeable", "--json"], "\"freeable\": 0");
     assert_eq!(ask(&serve, &["set", "vm1", "weight=0"]).0, Some(1));
     assert_eq!(ask(&serve, &["set", "vm1", "height=0"]).0, Some(2));
-    assert_eq!(ask(&serve, &["freeze", "vm2"]).0, Some(1));
+    done(&["set", "vm1", "compression=dense"], "compression dense");
+    done(&["list"], "dense");
+    done(
+        &["set", "vm1", "compression=fast", "--json"],
+        "\"compression\": \"fast\"",
+    );
+    done(&["stats"], "vm1");
+    done(&["stats", "--json"], "\"budget\": 67108864");
+    for json in [
+        &["list"][..],
+        &["freeze", "vm1"],
+        &["thaw", "vm1"],
+        &["flush", "vm1", "4K"],
+    ] {
+        let (code, text) = ask(&serve, &[json, &["--json"]].concat());
+        assert_eq!(code, Some(0), "{text}");
+        serde_json::from_str::<serde_json::Value>(&text).expect("JSON");
+    }
+    let (code, text) = ask(&serve, &["freeze", "vm2"]);
+    assert!(
+        code == Some(1) && text.contains("There is no guest \"vm2\"; tmem list"),
+        "{text}"
+    );
+    let (code, text) = ask(&serve, &["freeze", "a b"]);
+    assert!(
+        code == Some(1) && text.contains("cannot be the name of a guest"),
+        "{text}"
+    );
 }
 
 #[test]

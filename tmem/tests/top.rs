@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
@@ -13,6 +14,9 @@ use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 mod service;
 
 use service::{Serve, command, eventually};
+
+const LINES: NonZero<u16> = NonZero::new(24).expect("not zero");
+const COLUMNS: NonZero<u16> = NonZero::new(80).expect("not zero");
 
 /// A process in a pseudo terminal of 80 by 24.
 struct Top {
@@ -41,8 +45,8 @@ impl Top {
 
         let slave = open();
         let size = Winsize {
-            ws_row: 24,
-            ws_col: 80,
+            ws_row: LINES.get(),
+            ws_col: COLUMNS.get(),
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
@@ -59,7 +63,7 @@ impl Top {
             .stderr(open())
             .spawn()
             .expect("starts");
-        let screen = Arc::new(Mutex::new(vt100::Parser::new(24, 80, 0)));
+        let screen = Arc::new(Mutex::new(vt100::Parser::new(LINES, COLUMNS, 0)));
         let raw = Arc::new(Mutex::new(Vec::new()));
         let master = File::from(master);
         let mut output = master.try_clone().expect("clones");

@@ -1,5 +1,7 @@
 //! What clients of the control socket may see and do of a running service.
 
+use std::io::ErrorKind;
+
 use tmem_control::operate::{self, NewGuest};
 use tmem_control::{Done, Live, Operation, Refused, Source, Stats};
 use tmem_serve::listen::ListenError;
@@ -35,6 +37,12 @@ impl Operator {
     }
 
     fn add(&self, guest: NewGuest) -> Result<Done, Refused> {
+        // A relative one would be found from where the service runs, which the client cannot know.
+        if !guest.socket.starts_with('/') || guest.socket.contains('\0') {
+            return Err(Refused::Invalid(
+                "The path of the socket is not absolute".to_owned(),
+            ));
+        }
         let config = GuestConfig::try_from(GuestFile {
             name: guest.name,
             socket: guest.socket.into(),
@@ -105,7 +113,19 @@ impl Source for Operator {
 fn refused(error: &StartError) -> Refused {
     let text = one_line(error);
     match error {
-        StartError::Listen(ListenError::Io { .. }) | StartError::Thread(_) => Refused::Failed(text),
+        StartError::Listen(ListenError::Io { source, .. })
+            if !matches!(
+                source.kind(),
+                ErrorKind::NotFound
+                    | ErrorKind::NotADirectory
+                    | ErrorKind::PermissionDenied
+                    | ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            Refused::Failed(text)
+        }
+        StartError::Thread(_) => Refused::Failed(text),
+        // Of another path, too: the folder is missing, or not ours.
         _ => Refused::Conflict(text),
     }
 }

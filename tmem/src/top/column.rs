@@ -197,7 +197,8 @@ fn time(nanoseconds: Option<u64>) -> String {
         ns if ns < 999.5 => format!("{ns:.0}ns"),
         ns if ns < 999_950.0 => format!("{:.1}us", ns / 1e3),
         ns if ns < 999_950_000.0 => format!("{:.1}ms", ns / 1e6),
-        ns => format!("{:.1}s", ns / 1e9),
+        ns if ns < 999_950_000_000.0 => format!("{:.1}s", ns / 1e9),
+        ns => format!("{}s", count(ns / 1e9)),
     })
 }
 

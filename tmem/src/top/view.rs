@@ -140,7 +140,7 @@ impl View {
             .map_or(String::new(), |ratio| format!(", {ratio:.1} to 1"));
         let connected = model.guests.iter().filter(|guest| guest.connected).count();
         let more = if usize::from(shown) < model.guests.len() {
-            " (more below: arrow keys)"
+            " (more below)"
         } else {
             ""
         };
@@ -155,7 +155,7 @@ impl View {
             "; rates need two samples".into()
         };
         format!(
-            "{} guests, {connected} connected{ratio}{rates}{more}",
+            "{} guests{more}, {connected} connected{ratio}{rates}",
             model.guests.len()
         )
     }
@@ -325,7 +325,7 @@ mod tests {
                 "3 guests, 2 connected, 4.1 to 1; 30 stores/s, 42 loads/s, 0 refused/s",
                 "",
                 "NAME          STATE    USED   LIMIT STORE/s  LOAD/s  REF/s RATIO  ST 99%  LD 99%",
-                "vm02             on    2.3M   64.0M      20       7      0   4.1   8.2us       -",
+                "vm02             on    2.3M   64.0M      20     7.0      0   4.1   8.2us       -",
                 "vm01           wait    1.1M       -      10      14      0   4.1       -       -",
                 "vm00             on      0B   64.0M       0      21      0     -   8.2us       -",
             ],
