@@ -28,10 +28,18 @@ pub struct Freeable {
 #[serde(deny_unknown_fields)]
 pub struct Change {
     /// Share in the memory that nobody reserved, at least 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some_whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub weight: Option<u32>,
     /// Bytes of the budget that only this domain may use.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some_whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub reserve: Option<u64>,
     /// Hard cap in bytes; `null` (here `Some(None)`) takes it away.
     #[serde(
@@ -41,16 +49,51 @@ pub struct Change {
     )]
     pub limit: Option<Option<u64>>,
     /// How hard pages are compressed.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub compression: Option<Compression>,
     /// Whether new pages are refused.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub frozen: Option<bool>,
 }
 
 /// Tells `null` from a field that is left out.
 fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<u64>>, D::Error> {
-    Option::deserialize(from).map(Some)
+    let number = Option::<serde_json::Number>::deserialize(from)?;
+    number.map(|number| integer(&number)).transpose().map(Some)
+}
+
+/// A field that may be left out and is not `null`.
+fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
+/// As [`some`], for integers.
+fn some_whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Result<Option<T>, D::Error> {
+    whole(from).map(Some)
+}
+
+/// An integer, however it is written: JSON has no other numbers than `5` and `5.0`, which are one.
+fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Result<T, D::Error> {
+    let number = serde_json::Number::deserialize(from)?;
+    integer(&number)
+}
+
+fn integer<T: TryFrom<u64>, E: serde::de::Error>(number: &serde_json::Number) -> Result<T, E> {
+    let value = number.as_u64().or_else(|| {
+        let float = number.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0)?;
+        format!("{float:.0}").parse().ok()
+    });
+    value
+        .and_then(|value| T::try_from(value).ok())
+        .ok_or_else(|| E::custom(format!("{number} is not an integer in range")))
 }
 
 /// How hard the pages of a guest are compressed.
@@ -79,6 +122,7 @@ impl Compression {
 #[serde(deny_unknown_fields)]
 pub struct Flush {
     /// Bytes to free at least, if there are as many to be freed.
+    #[serde(deserialize_with = "whole")]
     pub bytes: u64,
 }
 
@@ -98,22 +142,46 @@ pub struct NewGuest {
     /// Path of the vhost-user socket to make.
     pub socket: String,
     /// Bytes of the budget that only this guest may use; 0 when left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some_whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub reserve: Option<u64>,
     /// Hard cap in bytes; none when left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some_whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub limit: Option<u64>,
     /// Share in the memory that nobody reserved.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some_whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub weight: Option<u32>,
     /// Size suggested for its swap disk, in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some_whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub swap: Option<u64>,
     /// Number of request queues.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some_whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub queues: Option<u16>,
     /// Seconds that its pools outlive a lost connection.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some_whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub keep_seconds: Option<u32>,
     /// Share groups that it may join.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -232,6 +300,33 @@ mod tests {
                 change
             );
         }
+    }
+
+    #[test]
+    fn numbers_are_whole_and_nothing_but_the_limit_is_null() {
+        let parse = |text| serde_json::from_str::<Change>(text);
+        assert_eq!(
+            parse(r#"{"weight":5.0}"#).expect("an integer").weight,
+            Some(5)
+        );
+        assert_eq!(
+            parse(r#"{"limit":5e3}"#).expect("an integer").limit,
+            Some(Some(5000))
+        );
+        for text in [
+            r#"{"weight":5.5}"#,
+            r#"{"weight":-1}"#,
+            r#"{"weight":4294967296}"#,
+            r#"{"reserve":1e30}"#,
+            r#"{"weight":null}"#,
+            r#"{"reserve":null}"#,
+            r#"{"frozen":null}"#,
+            r#"{"compression":null}"#,
+            r#"{"limit":"5"}"#,
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+        assert!(serde_json::from_str::<Flush>(r#"{"bytes":null}"#).is_err());
     }
 
     #[test]
