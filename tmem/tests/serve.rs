@@ -256,6 +256,32 @@ fn an_operator_can_list_change_freeze_and_flush() {
     );
 }
 
+/// What a client over HTTP can get wrong about a new guest, and what it is told.
+#[test]
+fn a_new_guest_that_cannot_be_is_refused_with_the_right_status() {
+    use tmem_control::{ClientError, operate::NewGuest};
+    let serve = Serve::start();
+    let client = Client::new(serve.path("control"));
+    let refused = |socket: &str, reserve, limit| {
+        let guest = NewGuest {
+            name: "vm2".into(),
+            socket: socket.into(),
+            reserve,
+            limit,
+            ..NewGuest::default()
+        };
+        match client.add_guest(&guest) {
+            Err(ClientError::Refused { status, .. }) => status.as_u16(),
+            other => panic!("{socket}: {other:?}"),
+        }
+    };
+    assert_eq!(refused("relative", None, None), 400);
+    assert_eq!(refused("/a\0b", None, None), 400);
+    assert_eq!(refused("/no/such/folder/s", None, None), 409);
+    assert_eq!(refused("/tmp/x", Some(2), Some(1)), 409);
+    assert_eq!(refused("/tmp/x", None, Some(0)), 400);
+}
+
 #[test]
 fn a_guest_can_be_added_and_removed() {
     let serve = Serve::start();

@@ -43,6 +43,16 @@ impl Operator {
                 "The path of the socket is not absolute".to_owned(),
             ));
         }
+        // As for a change: each of the two is right by itself.
+        if guest
+            .limit
+            .zip(guest.reserve)
+            .is_some_and(|(limit, reserve)| reserve > limit)
+        {
+            return Err(Refused::Conflict(
+                "The reserve is larger than the limit".to_owned(),
+            ));
+        }
         let config = GuestConfig::try_from(GuestFile {
             name: guest.name,
             socket: guest.socket.into(),
