@@ -201,7 +201,7 @@ pub struct NewGuest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dedup {
-    /// While it pays in shared pools, never in private ones.
+    /// Always in shared pools, never in private ones.
     Auto,
     /// Never.
     Off,

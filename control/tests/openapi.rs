@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tmem_control::operate::{Change, Compression, Flush, NewGuest};
+use tmem_control::operate::{Change, Compression, Dedup, Flush, NewGuest};
 use tmem_control::stats::{Counters, Device, Domain, Histogram, Pool};
 use tmem_control::{Done, Operation, Refused, Server, Source, Stats};
 
@@ -328,6 +328,10 @@ fn bodies_have_the_documented_fields_and_no_others() {
         swap: Some(1),
         queues: Some(1),
         keep_seconds: Some(1),
+        groups: vec!["web".into()],
+        compression: Some(Compression::Dense),
+        dedup: Some(Dedup::On),
+        frozen: Some(true),
     };
     let of = |path: &str, method: &str| {
         &document["paths"][path][method]["requestBody"]["content"]["application/json"]["schema"]

@@ -75,7 +75,7 @@ pub enum Compression {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dedup {
-    /// While it pays in shared pools, and never in private ones.
+    /// Always in shared pools, and never in private ones.
     #[default]
     Auto,
     /// Never.
