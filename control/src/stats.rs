@@ -32,7 +32,7 @@ pub struct Stats {
     pub domains: Vec<Domain>,
     /// The service that has the pages, where this process only runs a guest. Then the figures above are empty: the
     /// service's control socket has them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub service: Option<Service>,
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tmem_control::operate::{Change, Compression, Dedup, Flush, NewGuest};
-use tmem_control::stats::{Counters, Device, Domain, Histogram, Pool};
+use tmem_control::stats::{Counters, Device, Domain, Histogram, Pool, Service};
 use tmem_control::{Done, Operation, Refused, Server, Source, Stats};
 
 const METHODS: [&str; 5] = ["get", "put", "post", "patch", "delete"];
@@ -166,6 +166,7 @@ impl Source for Everything {
         Stats {
             version: "1".into(),
             domains: vec![domain("vm1"), empty],
+            service: Some(Service::default()),
             ..Stats::default()
         }
     }

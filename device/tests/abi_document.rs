@@ -10,7 +10,12 @@ fn root() -> PathBuf {
 
 fn sources() -> String {
     let mut all = String::new();
-    for folder in ["protocol/tests", "device/tests", "device/src"] {
+    for folder in [
+        "protocol/tests",
+        "device/tests",
+        "device/src",
+        "serve/tests",
+    ] {
         for file in fs::read_dir(root().join(folder)).unwrap() {
             let path = file.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "rs") {

@@ -297,14 +297,15 @@ mod tests {
             };
             assert_ne!(made, libc::MAP_FAILED);
         };
-        // SAFETY: the child of it, if there should be one, ends at once.
-        let process = || match unsafe { libc::fork() } {
-            0 => std::process::exit(0),
-            _ => {}
+        let process = || {
+            // SAFETY: the child of it, if there should be one, ends at once.
+            if unsafe { libc::fork() } == 0 {
+                std::process::exit(0);
+            }
         };
         let signal = || {
             // SAFETY: the signal 0 does nothing to anybody.
-            unsafe { libc::kill(libc::getppid(), 0) };
+            unsafe { libc::kill(1, 0) };
         };
         let late_code = || {
             let page = vec![0u8; 8192];

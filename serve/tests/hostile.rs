@@ -103,6 +103,9 @@ fn a_new_memory_table_does_not_hide_that_the_old_one_was_short() {
     works_again(&host);
 }
 
+/// Regions of a SET_MEM_TABLE (guest address, size, user address, offset), and the descriptors that come with it.
+type Table = (Vec<[u64; 4]>, Vec<RawFd>);
+
 #[test]
 fn tables_that_overlap_wrap_or_cannot_be_mapped_end_the_connection() {
     let host = host();
@@ -120,7 +123,7 @@ fn tables_that_overlap_wrap_or_cannot_be_mapped_end_the_connection() {
     let good = plain.as_raw_fd();
     let one = |fd: RawFd| (vec![[0, 0x1_0000, 0x1000_0000, 0]], vec![fd]);
     let two = |a: [u64; 4], b: [u64; 4]| (vec![a, b], vec![good, good]);
-    let cases: Vec<(&str, (Vec<[u64; 4]>, Vec<RawFd>))> = vec![
+    let cases: Vec<(&str, Table)> = vec![
         ("pipe", one(pipe.as_raw_fd())),
         ("socket", one(socket.as_raw_fd())),
         ("eventfd", one(event.as_raw_fd())),
@@ -468,7 +471,7 @@ fn strange_descriptors_for_kick_call_and_error_cost_only_their_guest() {
                 pipe_write.into(),
                 broken_write.into(),
                 socket.into(),
-                File::from(null).into(),
+                null.into(),
                 file.try_clone().expect("clones").into(),
                 // SAFETY: a copy of a descriptor that is open.
                 unsafe { std::os::fd::BorrowedFd::borrow_raw(blocking.as_raw_fd()) }
