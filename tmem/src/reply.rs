@@ -16,7 +16,12 @@ const USAGE: u8 = 2;
 #[derive(clap::Args)]
 pub(crate) struct Target {
     /// Control socket of the running tmem (the path given to its --control)
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        env = "TMEM_CONTROL",
+        default_value = "/run/tmem.sock"
+    )]
     pub(crate) control: PathBuf,
     /// Print the reply as JSON
     #[arg(long)]

@@ -4,11 +4,10 @@ use std::{
     error::Error,
     fmt::{self, Display, Write as _},
     io::{self, Write as _},
-    path::PathBuf,
     process::ExitCode,
 };
 
-use crate::reply::plain;
+use crate::reply::{self, Target, plain};
 use tmem_control::{
     Client, ClientError, Stats,
     stats::{Counters, Device, Domain, Histogram, PAGE_SIZE, Service},
@@ -17,29 +16,15 @@ use tmem_control::{
 /// Arguments of `tmem stats`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Control socket of the running tmem (the path given to its --control)
-    #[arg(long, value_name = "SOCKET")]
-    control: PathBuf,
-    /// Print the reply as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    target: Target,
 }
 
 pub(crate) fn main(args: Args) -> ExitCode {
-    let text = match Client::new(&args.control).stats() {
-        Ok(stats) if args.json => serde_json::to_string_pretty(&stats)
-            .map(|json| json + "\n")
-            .map_err(|error| error.to_string()),
-        Ok(stats) => Ok(Report(&stats).to_string()),
-        Err(error) => Err(explain(&error)),
-    };
-    match text.and_then(|text| print(&text)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("tmem: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    let Target { control, json } = args.target;
+    reply::finish(json, Client::new(control).stats(), |stats| {
+        Report(stats).to_string()
+    })
 }
 
 pub(crate) fn print(text: &str) -> Result<(), String> {

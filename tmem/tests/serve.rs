@@ -204,6 +204,23 @@ fn ask(serve: &Serve, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
+fn the_control_socket_comes_from_the_environment_or_is_the_packaged_one() {
+    let serve = Serve::start();
+    let output = command(&["list"])
+        .env("TMEM_CONTROL", serve.path("control"))
+        .output()
+        .expect("runs");
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("vm1"));
+    let help = command(&["list", "--help"])
+        .env_remove("TMEM_CONTROL")
+        .output()
+        .expect("runs");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    assert!(help.contains("[default: /run/tmem.sock]"), "{help}");
+}
+
+#[test]
 fn an_operator_can_list_change_freeze_and_flush() {
     let serve = Serve::start();
     let done = |arguments: &[&str], part: &str| {
