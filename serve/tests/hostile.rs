@@ -423,16 +423,7 @@ fn rings_that_are_restarted_under_load_lose_nothing_of_others() {
         let pool = bad.create_pool();
         let deadline = Instant::now() + Duration::from_secs(1);
         while Instant::now() < deadline {
-            for slot in 0..16 {
-                bad.submit(
-                    slot,
-                    Op::Store,
-                    pool,
-                    [0; 3],
-                    &[slot.into()],
-                    &page(slot.into()),
-                );
-            }
+            bad.submit_stores(pool);
             bad.kick(1);
             let _ = bad.frontend.set_vring_enable(1, false);
             let _ = bad.frontend.set_vring_enable(1, true);

@@ -299,16 +299,7 @@ fn a_flood_does_not_starve_another_guest() {
             let mut bad = TestGuest::boot(&socket);
             let pool = bad.create_pool();
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                for slot in 0..16 {
-                    bad.submit(
-                        slot,
-                        Op::Store,
-                        pool,
-                        [0; 3],
-                        &[slot.into()],
-                        &page(slot.into()),
-                    );
-                }
+                bad.submit_stores(pool);
                 bad.kick(1);
                 bad.wait();
             }

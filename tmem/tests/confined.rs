@@ -313,16 +313,7 @@ fn a_stop_answers_what_is_in_flight_and_removes_the_sockets_of_64_guests() {
         let pool = bad.create_pool();
         let until = Instant::now() + guest::PATIENCE * 2;
         while Instant::now() < until {
-            for slot in 0..16 {
-                bad.submit(
-                    slot,
-                    Op::Store,
-                    pool,
-                    [0; 3],
-                    &[slot.into()],
-                    &page(slot.into()),
-                );
-            }
+            bad.submit_stores(pool);
             bad.kick(1);
             let sent = Instant::now();
             while !bad.poll() {

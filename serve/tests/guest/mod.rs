@@ -246,6 +246,14 @@ impl TestGuest {
         self.rings[ring].kick.write(1).expect("kicks");
     }
 
+    /// Offers as many stores as there are slots, without a kick.
+    pub fn submit_stores(&mut self, pool: u32) {
+        for slot in 0..16 {
+            let bytes = page(slot.into());
+            self.submit(slot, Op::Store, pool, [0; 3], &[slot.into()], &bytes);
+        }
+    }
+
     /// Places a request in slot `slot` and offers it, without a kick.
     pub fn submit(
         &mut self,
