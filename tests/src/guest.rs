@@ -390,6 +390,10 @@ pub struct Console {
 }
 
 impl Console {
+    pub(crate) fn new(lines: Vec<String>) -> Self {
+        Self { lines }
+    }
+
     /// The lines.
     pub fn lines(&self) -> &[String] {
         &self.lines

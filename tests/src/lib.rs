@@ -8,6 +8,7 @@
 //! | [`service`] | a `tmem serve` beside the guests |
 //! | [`scenario`] | what guests do and what must hold, by name |
 //! | [`outer`] | the emulated machine a guest runs in where it is not |
+//! | [`uml`] | guests that are processes (User Mode Linux) on one `tmem serve` |
 //! | [`demo`] | what `cargo xtask demo` shows |
 //! | [`cpio`] | initramfs archives |
 
@@ -19,3 +20,4 @@ pub mod place;
 pub mod platform;
 pub mod scenario;
 pub mod service;
+pub mod uml;

@@ -32,7 +32,7 @@ type Step = (&'static str, fn() -> Result<Outcome>);
 
 const STEPS: &[Step] = &[
     ("format", format),
-    ("images", || image::build(false).map(|()| Passed)),
+    ("images", || image::build(true).map(|()| Passed)),
     ("binaries", || binaries::build().map(|()| Passed)),
     ("clippy", clippy),
     ("package", package),

@@ -1,0 +1,147 @@
+//! `tmem serve` as a process.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use super::{PATIENCE, eventually};
+use crate::guest::Figures;
+use crate::outer::{forward, tail};
+use crate::place;
+
+/// A running service; killed when dropped, and its log shown if the test fails.
+pub struct Service {
+    child: Child,
+    folder: tempfile::TempDir,
+    log: Receiver<String>,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // Both fail only when it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // Shown by the test runner when the test fails.
+        let lines: Vec<String> = self.log.iter().collect();
+        println!("the service's log:\n{}", tail(&lines));
+    }
+}
+
+impl Service {
+    /// Starts a service of `memory` (as `--memory` takes it). Each guest is what follows `name=NAME,socket=PATH` of
+    /// `--guest`: a name, then its settings (with their comma).
+    pub fn start(memory: &str, guests: &[(&str, &str)]) -> Result<Self> {
+        let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let mut command = Command::new(place::built("release/tmem")?);
+        command
+            .args(["serve", "--memory", memory, "--control"])
+            .arg(folder.path().join("control"));
+        for (name, settings) in guests {
+            command
+                .arg("--guest")
+                .arg(format!("{}{settings}", described(folder.path(), name)));
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().context("cannot run tmem serve")?;
+        let stderr = child.stderr.take().context("standard error is piped")?;
+        let (sender, log) = mpsc::channel();
+        thread::spawn(move || forward(stderr, &sender));
+        let mut service = Self { child, folder, log };
+        eventually("the service answers", || {
+            if let Some(status) = service.child.try_wait()? {
+                bail!("tmem serve ended with {status}");
+            }
+            Ok(service.stats().is_ok())
+        })?;
+        Ok(service)
+    }
+
+    /// The folder of its sockets.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The socket of a guest.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs a subcommand of `tmem` against the service and returns what it wrote.
+    ///
+    /// # Errors
+    /// It did not end with 0.
+    pub fn operate(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(place::built("release/tmem")?)
+            .args(arguments)
+            .arg("--control")
+            .arg(self.folder.path().join("control"))
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run tmem")?;
+        ensure!(
+            output.status.success(),
+            "tmem {}: {}: {}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// `tmem guest add`, with settings as in [`Self::start`].
+    pub fn add(&self, name: &str, settings: &str) -> Result<()> {
+        let guest = format!("{}{settings}", described(self.folder.path(), name));
+        self.operate(&["guest", "add", &guest]).map(drop)
+    }
+
+    /// The reply of `tmem stats --json`.
+    pub fn stats(&self) -> Result<Value> {
+        let text = self.operate(&["stats", "--json"])?;
+        serde_json::from_str(&text).context("tmem stats --json wrote no JSON")
+    }
+
+    /// The figures of one guest.
+    pub fn figures(&self, name: &str) -> Result<Figures> {
+        figures(&self.stats()?, name)
+    }
+
+    /// Sends SIGTERM and waits for the end. Returns how it ended, and the time from the signal.
+    pub fn terminate(&mut self) -> Result<(ExitStatus, Duration)> {
+        let start = Instant::now();
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        while start.elapsed() < PATIENCE {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok((status, start.elapsed()));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        bail!("the service did not end")
+    }
+}
+
+/// The figures of one guest among those of all.
+///
+/// # Errors
+/// There is no such guest.
+pub fn figures(stats: &Value, name: &str) -> Result<Figures> {
+    let domains = stats.pointer("/domains").and_then(Value::as_array);
+    let found = domains
+        .into_iter()
+        .flatten()
+        .find(|domain| domain.pointer("/name").and_then(Value::as_str) == Some(name))
+        .with_context(|| format!("the service knows no guest {name}"))?;
+    Ok(Figures(json!({ "domains": [found] })))
+}
+
+fn described(folder: &Path, name: &str) -> String {
+    format!("name={name},socket={}", folder.join(name).display())
+}

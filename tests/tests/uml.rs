@@ -1,0 +1,424 @@
+//! One `tmem serve`, many guests: User Mode Linux with the real driver, at native speed.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tmem_tests::guest::{Console, Figures};
+use tmem_tests::uml::guest::{END, Guest, Setup};
+use tmem_tests::uml::service::{Service, figures};
+use tmem_tests::uml::{PATIENCE, eventually};
+
+const MIB: u64 = 1 << 20;
+
+fn start(service: &Service, name: &str, setup: &Setup<'_>) -> Result<Guest> {
+    Guest::start(&service.socket(name), service.folder(), setup)
+}
+
+/// A guest that works on `size`, then waits in "pause end"; then it says its counters and goes.
+fn work(swap: &str, size: &str) -> String {
+    format!(
+        "{swap}; work size={size} phases=fill; splats; pause still; counters end; pause end; {END}"
+    )
+}
+
+/// What the guest and the service counted must be the same.
+fn same_figures(name: &str, console: &Console, host: &Figures) -> Result<()> {
+    let both = |counters: &[&str]| -> Result<u64> {
+        let mut sum = 0;
+        for user in ["frontswap", "block"] {
+            for counter in counters {
+                sum += console.counter("end", &format!("tmem.{user}_{counter}"))?;
+            }
+        }
+        Ok(sum)
+    };
+    let refused = [
+        "stores_no_space",
+        "stores_frozen",
+        "stores_no_memory",
+        "stores_refused_other",
+    ];
+    for (what, guests, hosts) in [
+        (
+            "pages stored",
+            both(&["stores_ok"])?,
+            host.device("pages_stored"),
+        ),
+        (
+            "pages loaded",
+            both(&["loads_ok"])?,
+            host.device("pages_loaded"),
+        ),
+        (
+            "pages invalidated",
+            both(&["invalidates_sent"])?,
+            host.device("pages_invalidated"),
+        ),
+        ("pages refused", both(&refused)?, host.refused()),
+        ("pages held", both(&["pages"])?, host.get("/pages")),
+    ] {
+        println!("{name}: {what}: guest {guests}, host {hosts}");
+        ensure!(
+            guests == hosts,
+            "{name}: {what}: the guest says {guests}, the host {hosts}"
+        );
+    }
+    Ok(())
+}
+
+fn used(stats: &Value) -> u64 {
+    stats
+        .pointer("/used")
+        .and_then(Value::as_u64)
+        .unwrap_or(u64::MAX)
+}
+
+/// After all guests have ended: no page is left.
+fn is_empty(service: &Service) -> Result<()> {
+    eventually("the service holds no page", || {
+        let stats = service.stats()?;
+        let domains = stats.pointer("/domains").and_then(Value::as_array);
+        let held = domains.into_iter().flatten().map(|domain| {
+            domain
+                .pointer("/pages")
+                .and_then(Value::as_u64)
+                .unwrap_or(u64::MAX)
+        });
+        Ok(held.sum::<u64>() == 0)
+    })
+}
+
+#[test]
+fn eight_guests_on_one_service_keep_every_byte_and_count_the_same() -> Result<()> {
+    const BUDGET: u64 = 96 * MIB;
+    const VICTIMS: [&str; 3] = ["vm5", "vm6", "vm7"];
+    let names: Vec<String> = (0..8).map(|number| format!("vm{number}")).collect();
+    let settings = [
+        ",weight=300",
+        ",weight=200,reserve=8M",
+        ",limit=4M",
+        ",limit=6M,weight=50",
+        ",reserve=16M",
+        "",
+        ",weight=10",
+        ",limit=16M",
+    ];
+    let guests: Vec<(&str, &str)> = names
+        .iter()
+        .map(String::as_str)
+        .zip(settings.iter().copied())
+        .collect();
+    let service = Service::start("96M", &guests)?;
+    // Every guest has a disk of its own below tmem, for the pages that the service refuses.
+    let commands = work("swap_on ubda", "56M");
+    let setup = Setup {
+        words: "tmem=1 tmem.swap=0",
+        disk: Some(96 * MIB),
+        commands: &commands,
+        ..Setup::default()
+    };
+    let mut running: BTreeMap<&str, Guest> = BTreeMap::new();
+    for name in &names {
+        running.insert(name, start(&service, name, &setup)?);
+    }
+    // Killed while they work, each at another point; two are started again on their sockets.
+    for (number, name) in (1u64..).zip(VICTIMS) {
+        eventually("a guest has stored pages", || {
+            let stored = service.figures(name)?.device("pages_stored");
+            let stats = service.stats()?;
+            ensure!(used(&stats) <= BUDGET, "over the budget: {}", used(&stats));
+            Ok(stored >= 400 * number)
+        })?;
+        if let Some(mut guest) = running.remove(name) {
+            guest.kill();
+        }
+        eventually("its pages are freed", || {
+            let figures = service.figures(name)?;
+            Ok(figures.get("/pages") == 0 && figures.get("/bytes_used") < MIB)
+        })?;
+        if name != "vm7" {
+            running.insert(name, start(&service, name, &setup)?);
+        }
+    }
+    // The others go on, and what they have is theirs.
+    for guest in running.values_mut() {
+        guest.wait_for("guest pause still")?;
+        let stats = service.stats()?;
+        ensure!(used(&stats) <= BUDGET, "over the budget: {}", used(&stats));
+    }
+    let mut refusals = 0;
+    for (name, mut guest) in running {
+        // Invalidates that nobody waits for go within milliseconds.
+        eventually("the guest's figures are those of the service", || {
+            let before = service.figures(name)?.0;
+            std::thread::sleep(Duration::from_millis(100));
+            Ok(before.pointer("/domains/0/device/requests")
+                == service
+                    .figures(name)?
+                    .0
+                    .pointer("/domains/0/device/requests"))
+        })?;
+        guest.go_on()?;
+        guest.wait_for("guest pause end")?;
+        let host = figures(&service.stats()?, name)?;
+        let restarted = VICTIMS.contains(&name);
+        guest.go_on()?;
+        let console = guest.finish()?;
+        console.verified(1)?;
+        // The device's counters go on over the connections of a guest; a killed one had counted too.
+        if !restarted {
+            same_figures(name, &console, &host)?;
+            let limit = host.get("/limit");
+            ensure!(
+                limit == 0 || host.get("/bytes_used") <= limit,
+                "{name} is over its limit"
+            );
+        }
+        refusals += host.refused();
+        if host.get("/limit") != 0 && !restarted {
+            ensure!(host.refused() > 0, "{name} never came to its limit");
+        }
+    }
+    ensure!(refusals > 0, "the service refused nothing");
+    is_empty(&service)
+}
+
+#[test]
+fn a_guest_that_is_killed_and_started_again_begins_empty() -> Result<()> {
+    let service = Service::start("128M", &[("vm1", ""), ("kept", ",keep-seconds=3600")])?;
+    for (name, keeps) in [("vm1", false), ("kept", true)] {
+        let commands = format!("swap_on tmemswap0; hog size=48M phases=fill,wait; {END}");
+        let setup = Setup {
+            words: "tmem=1 tmem.swap=128M",
+            commands: &commands,
+            ..Setup::default()
+        };
+        let mut guest = start(&service, name, &setup)?;
+        eventually("it has stored pages", || {
+            Ok(service.figures(name)?.get("/pages") > 1000)
+        })?;
+        guest.kill();
+        eventually("the service has noticed", || {
+            Ok(service
+                .operate(&["list"])?
+                .lines()
+                .any(|line| line.starts_with(name) && line.contains("waiting")))
+        })?;
+        let left = service.figures(name)?.get("/pages");
+        ensure!(
+            keeps == (left > 0),
+            "{name}: {left} pages after the guest was killed"
+        );
+        // A new boot sets its rings up at 0: it is another driver, and what the old one had goes.
+        let commands =
+            format!("pause up; swap_on tmemswap0; work size=40M phases=fill; splats; {END}");
+        let mut again = start(
+            &service,
+            name,
+            &Setup {
+                commands: &commands,
+                ..setup
+            },
+        )?;
+        again.wait_for("guest pause up")?;
+        let left = service.figures(name)?.get("/pages");
+        ensure!(left == 0, "{name}: begins with {left} pages");
+        again.go_on()?;
+        again.finish()?.verified(1)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_guest_that_reboots_in_place_gets_its_device_back_each_time() -> Result<()> {
+    const CYCLES: usize = 10;
+    let service = Service::start("128M", &[("vm1", ",swap=128M")])?;
+    // Without anyone to go on it ends: the console's end is the end of the test.
+    let commands = "swap_on tmemswap0; work size=40M phases=fill; splats; counters end; \
+                    echo guest cycle; read -r line || poweroff -f";
+    let setup = Setup {
+        commands,
+        ..Setup::default()
+    };
+    let mut guest = start(&service, "vm1", &setup)?;
+    for cycle in 1..=CYCLES {
+        guest
+            .wait_for("guest cycle")
+            .with_context(|| format!("boot {cycle}"))?;
+        let console = guest.console();
+        console.verified(cycle)?;
+        let lost = console
+            .lines()
+            .iter()
+            .filter(|line| line.starts_with("counter end tmem.broken ") && !line.ends_with(" 0"));
+        ensure!(
+            lost.count() == 0,
+            "boot {cycle}: the driver gave the device up"
+        );
+        if cycle < CYCLES {
+            guest.go_on()?;
+        }
+    }
+    guest.kill();
+    is_empty(&service)
+}
+
+#[test]
+fn sigterm_leaves_the_guests_a_broken_device_and_never_wrong_data() -> Result<()> {
+    let mut service = Service::start("256M", &[("vm1", ",swap=128M"), ("vm2", ",swap=128M")])?;
+    let commands = format!(
+        "swap_on tmemswap0; work size=48M phases=fill,random,random,random,random,random,random,random; \
+         echo guest survived; splats; counters end; {END}"
+    );
+    let setup = Setup {
+        commands: &commands,
+        ..Setup::default()
+    };
+    let mut guests = Vec::new();
+    for name in ["vm1", "vm2"] {
+        guests.push(start(&service, name, &setup)?);
+    }
+    for name in ["vm1", "vm2"] {
+        eventually("it loads pages", || {
+            Ok(service.figures(name)?.device("pages_loaded") > 500)
+        })?;
+    }
+    let (status, took) = service.terminate()?;
+    println!("from SIGTERM to the end: {} ms", took.as_millis());
+    ensure!(status.success(), "the service ended with {status}");
+    ensure!(took < Duration::from_secs(10), "it took {took:?}");
+    for mut guest in guests {
+        guest.wait_for("guest survived")?;
+        let console = guest.finish()?;
+        let lines = console.lines();
+        ensure!(
+            !lines.iter().any(|line| line.contains("verify FAILED")),
+            "the guest got wrong data"
+        );
+        // 128 + SIGBUS: the page that could not be loaded.
+        ensure!(
+            lines.iter().any(|line| line == "guest work 135"),
+            "the workload did not end with SIGBUS:\n{}",
+            lines.join("\n")
+        );
+        ensure!(
+            lines.iter().any(|line| line == "guest splats 0"),
+            "the kernel wrote warnings:\n{}",
+            lines.join("\n")
+        );
+        ensure!(
+            console.counter("end", "tmem.broken")? == 1,
+            "the device is not broken"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn an_operator_changes_a_working_guest_and_it_keeps_every_byte() -> Result<()> {
+    let service = Service::start("256M", &[("vm1", "")])?;
+    let commands = format!(
+        "swap_on ubda; work size=48M phases=fill,overwrite,overwrite,random; splats; pause end; counters end; {END}"
+    );
+    let setup = Setup {
+        words: "tmem=1 tmem.swap=0",
+        disk: Some(96 * MIB),
+        commands: &commands,
+        ..Setup::default()
+    };
+    let mut guest = start(&service, "vm1", &setup)?;
+    let moved = |amount: u64| {
+        let from = service.figures("vm1")?.device("requests");
+        eventually("the guest works", || {
+            Ok(service.figures("vm1")?.device("requests") > from + amount)
+        })
+    };
+    moved(500)?;
+    for change in [
+        &["set", "vm1", "weight=7", "reserve=16M"][..],
+        &["freeze", "vm1"],
+        &["flush", "vm1", "64M"],
+        &["thaw", "vm1"],
+        &["set", "vm1", "limit=2M", "reserve=0"],
+        &["flush", "vm1", "64M"],
+        &["set", "vm1", "limit=none"],
+    ] {
+        service.operate(change)?;
+        moved(100)?;
+    }
+    guest.wait_for("guest pause end")?;
+    guest.go_on()?;
+    let console = guest.finish()?;
+    console.verified(1)?;
+    ensure!(
+        console.counter("end", "tmem.frontswap_stores_frozen")? > 0,
+        "the guest was never refused for being frozen"
+    );
+    is_empty(&service)
+}
+
+#[test]
+fn a_guest_that_is_added_works_and_one_that_is_removed_suffers_alone() -> Result<()> {
+    let service = Service::start("256M", &[("vm1", ",swap=128M")])?;
+    service.add("vm2", ",swap=128M,weight=3")?;
+    let commands =
+        format!("swap_on tmemswap0; work size=48M phases=fill,random,random; splats; {END}");
+    let setup = Setup {
+        commands: &commands,
+        ..Setup::default()
+    };
+    let first = start(&service, "vm1", &setup)?;
+    let second = start(&service, "vm2", &setup)?;
+    for name in ["vm1", "vm2"] {
+        eventually("it stores pages", || {
+            Ok(service.figures(name)?.device("pages_stored") > 500)
+        })?;
+    }
+    service.operate(&["guest", "remove", "vm2"])?;
+    ensure!(service.figures("vm2").is_err(), "it is still there");
+    first.finish()?.verified(1)?;
+    let console = second.finish()?;
+    ensure!(
+        console.verified(1).is_err()
+            && !console
+                .lines()
+                .iter()
+                .any(|line| line.contains("verify FAILED")),
+        "the removed guest got wrong data, or worked on"
+    );
+    ensure!(
+        console.lines().iter().any(|line| line == "guest splats 0"),
+        "the removed guest's kernel wrote warnings"
+    );
+    is_empty(&service)
+}
+
+#[test]
+fn the_swap_disk_alone_keeps_every_byte() -> Result<()> {
+    let service = Service::start("256M", &[("vm1", ",swap=128M")])?;
+    let commands = work("swap_on tmemswap0", "48M");
+    let setup = Setup {
+        words: "tmem=1 tmem.frontswap=0",
+        commands: &commands,
+        ..Setup::default()
+    };
+    let began = Instant::now();
+    let mut guest = start(&service, "vm1", &setup)?;
+    guest.wait_for("guest pause still")?;
+    guest.go_on()?;
+    guest.wait_for("guest pause end")?;
+    let host = service.figures("vm1")?;
+    guest.go_on()?;
+    let console = guest.finish()?;
+    console.verified(1)?;
+    same_figures("vm1", &console, &host)?;
+    ensure!(
+        console.counter("end", "tmem.frontswap_stores_ok")? == 0
+            && console.counter("end", "tmem.block_loads_ok")? > 0,
+        "the pages took another way"
+    );
+    ensure!(began.elapsed() < PATIENCE, "not in time");
+    is_empty(&service)
+}
