@@ -399,12 +399,13 @@ impl Console {
         &self.lines
     }
 
-    /// Value of `counter MOMENT NAME`, which must be there.
+    /// Value of the last `counter MOMENT NAME`, which must be there.
     pub fn counter(&self, moment: &str, name: &str) -> Result<u64> {
         let prefix = format!("counter {moment} {name} ");
         let line = self
             .lines
             .iter()
+            .rev()
             .find_map(|line| line.strip_prefix(&prefix));
         let value = line.with_context(|| format!("no line \"{prefix}\" on the console"))?;
         value

@@ -166,9 +166,14 @@ impl Guest {
 
     /// Sends a line to the console: a guest in `pause` goes on.
     pub fn go_on(&mut self) -> Result<()> {
+        self.answer("")
+    }
+
+    /// Sends a line to the console: `$answer` of a guest in `pause`.
+    pub fn answer(&mut self, line: &str) -> Result<()> {
         let stdin = self.stdin.as_mut().context("the console is open")?;
         stdin
-            .write_all(b"\n")
+            .write_all(format!("{line}\n").as_bytes())
             .and_then(|()| stdin.flush())
             .context("cannot write to the console")
     }
