@@ -1,20 +1,27 @@
-//! `tmem serve` beside the guests.
+//! `tmem serve` as a process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::guest::{Figures, PATIENCE, file, stats_of};
+use crate::guest::{Figures, file};
+use crate::outer::{forward, tail};
+use crate::uml::{PATIENCE, eventually};
 
-/// A running service; killed when dropped.
+/// A running service; killed when dropped, and its log shown if the test fails.
 pub struct Service {
     child: Child,
-    control: PathBuf,
+    folder: PathBuf,
+    /// Removed with the service, unless the folder is somebody else's.
+    _own: Option<tempfile::TempDir>,
+    log: Receiver<String>,
 }
 
 impl Drop for Service {
@@ -22,37 +29,59 @@ impl Drop for Service {
         // Both fail only when it is gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Shown by the test runner when the test fails.
+        let lines: Vec<String> = self.log.iter().collect();
+        println!("the service's log:\n{}", tail(&lines));
     }
 }
 
 impl Service {
-    /// Starts a service with its sockets in `folder`, one for each of `guests`, and waits until it listens.
-    pub fn start(folder: &Path, guests: &[&str]) -> Result<Self> {
-        let control = folder.join("service");
+    /// Starts a service of `memory` (as `--memory` takes it). Each guest is what follows `name=NAME,socket=PATH` of
+    /// `--guest`: a name, then its settings (with their comma).
+    pub fn start(memory: &str, guests: &[(&str, &str)]) -> Result<Self> {
+        let own = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let mut service = Self::start_in(own.path(), memory, guests)?;
+        service._own = Some(own);
+        Ok(service)
+    }
+
+    /// The same with its sockets in `folder`, where another may have had them before.
+    pub fn start_in(folder: &Path, memory: &str, guests: &[(&str, &str)]) -> Result<Self> {
         let mut command = Command::new(file("tmem")?);
-        command.args(["serve", "--memory", "512M", "--control"]);
-        command.arg(&control);
-        for guest in guests {
-            command.arg("--guest");
-            command.arg(format!(
-                "name={guest},socket={}",
-                socket(folder, guest).display()
-            ));
+        command
+            .args(["serve", "--memory", memory, "--control"])
+            .arg(folder.join("control"));
+        for (name, settings) in guests {
+            command
+                .arg("--guest")
+                .arg(format!("{}{settings}", described(folder, name)));
         }
-        let child = command
+        command
             .stdin(Stdio::null())
-            .spawn()
-            .context("cannot run tmem serve")?;
-        let mut service = Self { child, control };
-        let end = Instant::now() + PATIENCE;
-        while !service.control.exists() {
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().context("cannot run tmem serve")?;
+        let stderr = child.stderr.take().context("standard error is piped")?;
+        let (sender, log) = mpsc::channel();
+        thread::spawn(move || forward(stderr, &sender));
+        let mut service = Self {
+            child,
+            folder: folder.to_owned(),
+            _own: None,
+            log,
+        };
+        eventually("the service answers", || {
             if let Some(status) = service.child.try_wait()? {
                 bail!("tmem serve ended with {status}");
             }
-            ensure!(Instant::now() < end, "tmem serve makes no control socket");
-            thread::sleep(Duration::from_millis(20));
-        }
+            Ok(service.stats().is_ok())
+        })?;
         Ok(service)
+    }
+
+    /// The folder of its sockets.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The process id.
@@ -60,36 +89,80 @@ impl Service {
         self.child.id()
     }
 
-    /// Its figures of one guest.
-    pub fn stats(&self, guest: &str) -> Result<Figures> {
-        let mut command = Command::new(file("tmem")?);
-        command.args(["stats", "--json", "--control"]);
-        command.arg(&self.control);
-        let Figures(all) = stats_of(command)?;
-        let domains = all.pointer("/domains").and_then(Value::as_array);
-        let domain = domains
-            .into_iter()
-            .flatten()
-            .find(|domain| domain.pointer("/name").and_then(Value::as_str) == Some(guest));
-        let domain = domain.with_context(|| format!("the service does not know {guest}"))?;
-        Ok(Figures(json!({ "domains": [domain] })))
+    /// The socket of a guest.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
-    /// SIGTERM. Returns the exit status and how long it took.
-    pub fn terminate(mut self) -> Result<(ExitStatus, Duration)> {
+    /// Runs a subcommand of `tmem` against the service and returns what it wrote.
+    ///
+    /// # Errors
+    /// It did not end with 0.
+    pub fn operate(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(file("tmem")?)
+            .args(arguments)
+            .arg("--control")
+            .arg(self.folder.join("control"))
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run tmem")?;
+        ensure!(
+            output.status.success(),
+            "tmem {}: {}: {}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// `tmem guest add`, with settings as in [`Self::start`].
+    pub fn add(&self, name: &str, settings: &str) -> Result<()> {
+        let guest = format!("{}{settings}", described(&self.folder, name));
+        self.operate(&["guest", "add", &guest]).map(drop)
+    }
+
+    /// The reply of `tmem stats --json`.
+    pub fn stats(&self) -> Result<Value> {
+        let text = self.operate(&["stats", "--json"])?;
+        serde_json::from_str(&text).context("tmem stats --json wrote no JSON")
+    }
+
+    /// The figures of one guest.
+    pub fn figures(&self, name: &str) -> Result<Figures> {
+        figures(&self.stats()?, name)
+    }
+
+    /// Sends SIGTERM and waits for the end. Returns how it ended, and the time from the signal.
+    pub fn terminate(&mut self) -> Result<(ExitStatus, Duration)> {
         let start = Instant::now();
-        Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
-            .status()
-            .context("cannot run kill")?;
-        let status = self.child.wait()?;
-        Ok((status, start.elapsed()))
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        while start.elapsed() < PATIENCE {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok((status, start.elapsed()));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        bail!("the service did not end")
     }
 }
 
-/// The socket of a guest.
-pub fn socket(folder: &Path, guest: &str) -> PathBuf {
-    folder.join(guest)
+/// The figures of one guest among those of all.
+///
+/// # Errors
+/// There is no such guest.
+fn figures(stats: &Value, name: &str) -> Result<Figures> {
+    let domains = stats.pointer("/domains").and_then(Value::as_array);
+    let found = domains
+        .into_iter()
+        .flatten()
+        .find(|domain| domain.pointer("/name").and_then(Value::as_str) == Some(name))
+        .with_context(|| format!("the service knows no guest {name}"))?;
+    Ok(Figures(json!({ "domains": [found] })))
+}
+
+fn described(folder: &Path, name: &str) -> String {
+    format!("name={name},socket={}", folder.join(name).display())
 }
 
 /// Nanoseconds that all threads of a process have been on a processor.

@@ -2,11 +2,9 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`service`] | `tmem serve` as a process, and what an operator asks it |
 //! | [`guest`] | a guest: its console, its end |
 
 pub mod guest;
-pub mod service;
 
 use std::time::{Duration, Instant};
 

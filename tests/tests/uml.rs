@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tmem_tests::guest::{Console, Figures};
+use tmem_tests::service::Service;
 use tmem_tests::uml::eventually;
 use tmem_tests::uml::guest::{END, Guest, Setup};
-use tmem_tests::uml::service::Service;
 
 const MIB: u64 = 1 << 20;
 
