@@ -245,9 +245,9 @@ fn a_guest_that_is_killed_and_started_again_begins_empty() -> Result<()> {
 fn a_guest_that_reboots_in_place_gets_its_device_back_each_time() -> Result<()> {
     const CYCLES: usize = 10;
     let service = Service::start("128M", &[("vm1", ",swap=128M")])?;
-    // Without anyone to go on it ends: the console's end is the end of the test.
-    let commands = "swap_on tmemswap0; work size=40M phases=fill; splats; counters end; \
-                    echo guest cycle; read -r line || poweroff -f";
+    // What ends the commands boots again.
+    let commands =
+        "swap_on tmemswap0; work size=40M phases=fill; splats; counters end; pause cycle";
     let setup = Setup {
         commands,
         ..Setup::default()
@@ -255,7 +255,7 @@ fn a_guest_that_reboots_in_place_gets_its_device_back_each_time() -> Result<()> 
     let mut guest = start(&service, "vm1", &setup)?;
     for cycle in 1..=CYCLES {
         guest
-            .wait_for("guest cycle")
+            .wait_for("guest pause cycle")
             .with_context(|| format!("boot {cycle}"))?;
         let console = guest.console();
         console.verified(cycle)?;
