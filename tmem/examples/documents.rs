@@ -121,7 +121,9 @@ fn page<'a>(
     see.extend([bold("tmem.toml"), roman("(5)")]);
     end.text(see);
     end.to_writer(&mut page)?;
-    Ok(String::from_utf8(page)?.lines().map(tidy).collect())
+    // How clap_mangen begins the list of what an option can be: more breaks than a formatter takes.
+    let page = String::from_utf8(page)?.replace("\n.br\n\n.br\n", "\n.sp\n");
+    Ok(page.lines().map(tidy).collect())
 }
 
 /// A line of a page without what the formatters warn of: spaces at its end, words that no line can hold. What
