@@ -319,7 +319,7 @@ impl Domain {
             return refuse(StoreError::Frozen);
         }
         joined.pool.with_encoded(page, |encoded| {
-            for _ in 0..ATTEMPTS {
+            for attempt in 0..ATTEMPTS {
                 match joined.pool.place(joined.member, key, encoded) {
                     Ok(()) => return Ok(()),
                     Err(Unplaced::PoolGone) => return Err(StoreError::NoPool),
@@ -327,7 +327,7 @@ impl Domain {
                         return refuse(StoreError::NoMemory);
                     }
                     Err(Unplaced::Refused(Refusal::Short(short))) => {
-                        if !self.store.make_room(&self.inner, short) {
+                        if !self.store.make_room(&self.inner, short, attempt) {
                             break;
                         }
                     }

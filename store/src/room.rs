@@ -14,25 +14,36 @@ use crate::stats::PoolKind;
 use crate::store::StoreInner;
 
 /// Frames that one step of a store gives back at most. Each may be a call of the kernel's.
-const TRIM_FRAMES: usize = 8;
+const TRIM_FRAMES: usize = 2;
 /// Slots that one step of a store moves at most.
-const MOVES: usize = 16;
+const MOVES: usize = 4;
 /// Pages that one step of a store evicts at most.
-const EVICTIONS: usize = 16;
+const EVICTIONS: usize = 4;
 /// Frames that one step of the background gives back at most, for a space.
 const BACKGROUND_FRAMES: usize = 64;
 /// Slots that one step of the background moves at most, for a space.
 const BACKGROUND_MOVES: usize = 64;
 
 impl StoreInner {
-    /// Frees memory after a refusal. `false` when nothing is left that could be freed.
-    pub(crate) fn make_room(&self, domain: &Arc<DomainInner>, short: Short) -> bool {
-        if tighten_domain(domain) {
-            return true;
-        }
+    /// Frees memory after a refusal, the store's `attempt`th. `false` when nothing is left that could be freed.
+    pub(crate) fn make_room(
+        &self,
+        domain: &Arc<DomainInner>,
+        short: Short,
+        attempt: usize,
+    ) -> bool {
         match short {
-            Short::Limit => evict_from(domain, EVICTIONS).pages > 0,
+            Short::Limit => {
+                // The slot of an evicted page serves a new one as it is, which costs a tenth of giving frames back:
+                // that is for when there are too many free slots that nobody needs.
+                (attempt == 0 && domain.space.is_wasteful() && tighten_domain(domain))
+                    || evict_from(domain, EVICTIONS).pages > 0
+                    || tighten_domain(domain)
+            }
             Short::Budget => {
+                if tighten_domain(domain) {
+                    return true;
+                }
                 let (domains, groups) = self.everybody();
                 reclaim(Some(domain), &domains, &groups)
             }
