@@ -5,14 +5,14 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::outer::{forward, tail};
+use crate::outer::{lines_of, tail};
 use crate::place;
 
 /// Under emulation a guest needs seconds to boot, and minutes for what takes seconds elsewhere.
@@ -175,13 +175,8 @@ impl Guest {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot run tmem")?;
-        let (sender, lines) = mpsc::channel();
         let stdin = child.stdin.take();
-        let stdout = child.stdout.take().context("standard output is piped")?;
-        let stderr = child.stderr.take().context("standard error is piped")?;
-        let to_stdout = sender.clone();
-        thread::spawn(move || forward(stdout, &to_stdout));
-        thread::spawn(move || forward(stderr, &sender));
+        let lines = lines_of(&mut child)?;
         Ok(Self {
             child,
             stdin,

@@ -79,16 +79,7 @@ impl Outer<'_> {
                 .spawn()
                 .context("cannot run qemu-system-x86_64; `cargo xtask image` installs it")?,
         );
-        let (sender, lines) = mpsc::channel();
-        let stdout = machine
-            .0
-            .stdout
-            .take()
-            .context("standard output is piped")?;
-        let stderr = machine.0.stderr.take().context("standard error is piped")?;
-        let to_stdout = sender.clone();
-        thread::spawn(move || forward(stdout, &to_stdout));
-        thread::spawn(move || forward(stderr, &sender));
+        let lines = lines_of(&mut machine.0)?;
 
         let end = Instant::now() + self.deadline;
         let mut log: Vec<String> = Vec::new();
@@ -131,6 +122,20 @@ pub fn tail(log: &[String]) -> String {
         .map(|line| format!("    | {line}"))
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+/// What a child with piped output writes, line by line.
+///
+/// # Errors
+/// Its output is not piped.
+pub fn lines_of(child: &mut Child) -> Result<mpsc::Receiver<String>> {
+    let (sender, lines) = mpsc::channel();
+    let stdout = child.stdout.take().context("standard output is piped")?;
+    let stderr = child.stderr.take().context("standard error is piped")?;
+    let to_stdout = sender.clone();
+    thread::spawn(move || forward(stdout, &to_stdout));
+    thread::spawn(move || forward(stderr, &sender));
+    Ok(lines)
 }
 
 /// Sends each line of a stream, without the terminal's line ends.

@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::PATIENCE;
 use crate::guest::Console;
-use crate::outer::forward;
+use crate::outer::lines_of;
 use crate::place;
 
 /// How much of the console an error shows.
@@ -102,12 +101,7 @@ impl Guest {
             .stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot run linux-uml")?;
         let stdin = child.stdin.take();
-        let stdout = child.stdout.take().context("standard output is piped")?;
-        let stderr = child.stderr.take().context("standard error is piped")?;
-        let (sender, lines) = mpsc::channel();
-        let to_stdout = sender.clone();
-        thread::spawn(move || forward(stdout, &to_stdout));
-        thread::spawn(move || forward(stderr, &sender));
+        let lines = lines_of(&mut child)?;
         Ok(Self {
             child,
             stdin,

@@ -163,14 +163,19 @@ impl Shared {
         let Some(queues) = &state.active else {
             return;
         };
-        if !queues.interrupt().is_reset_needed() {
+        let is_new = !queues.interrupt().is_reset_needed();
+        if is_new {
             self.faults.fetch_add(1, Ordering::Relaxed);
+        }
+        queues.interrupt().needs_reset();
+        drop(state);
+        if is_new {
+            // Without the lock: whoever reads the log may be slow, and a vCPU may be about to reset.
             log::warn!(
                 "The tmem device needs a reset, its pages are lost: the service at {}: {why}",
                 self.path.display()
             );
         }
-        queues.interrupt().needs_reset();
     }
 
     /// Passes an interrupt on.
