@@ -109,11 +109,11 @@ fn threads(process: u32) -> String {
 /// A file of the project, here or in the outer machine.
 pub fn file(name: &str) -> Result<PathBuf> {
     if !place::inside_outer() {
-        return place::built(&if name == "tmem" {
-            "release/tmem".to_owned()
+        return if name == "tmem" {
+            place::binary(name)
         } else {
-            format!("images/{name}")
-        });
+            place::built(&format!("images/{name}"))
+        };
     }
     Ok(if name == "tmem" {
         PathBuf::from("/bin/tmem")

@@ -155,14 +155,13 @@ pub fn forward(stream: impl io::Read, to: &mpsc::Sender<String>) {
 fn write_initramfs(to: &Path) -> Result<()> {
     let base = fs::read(place::built("images/outer.cpio")?)?;
     let mut archive = Archive::new(Vec::new());
-    for (name, from) in [
-        ("bin/tmem", "release/tmem"),
-        ("bin/tmem-scenario", "release/tmem-scenario"),
-        ("vmlinux", "images/vmlinux"),
-        ("bzImage", "images/bzImage"),
-        ("guest.cpio", "images/guest.cpio"),
+    for (name, path) in [
+        ("bin/tmem", place::binary("tmem")?),
+        ("bin/tmem-scenario", place::binary("tmem-scenario")?),
+        ("vmlinux", place::built("images/vmlinux")?),
+        ("bzImage", place::built("images/bzImage")?),
+        ("guest.cpio", place::built("images/guest.cpio")?),
     ] {
-        let path = place::built(from)?;
         let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         archive.file(name, 0o755, &content)?;
     }

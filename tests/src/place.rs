@@ -33,6 +33,12 @@ pub fn built(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// A static binary, where `cargo xtask build` alone writes. At `release/` a benchmark or `cargo build` leaves one that
+/// needs the libraries of this machine, which the outer machine does not have.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    built(&format!("static/{name}"))
+}
+
 /// Are we in the outer machine? Its first process says so; the files lie in its root.
 pub fn inside_outer() -> bool {
     env::var_os("TMEM_OUTER").is_some()

@@ -89,7 +89,7 @@ impl Inputs {
         code: i32,
         culprit: &str,
     ) -> Result<()> {
-        let program = place::built("release/tmem")?;
+        let program = place::binary("tmem")?;
         self.refused(
             &mut self.command(&program, kernel, initrd, arguments),
             code,
@@ -204,7 +204,7 @@ fn no_permission_on_dev_kvm_is_said() -> Result<()> {
     }
     let inputs = Inputs::new()?;
     // The target folder may be in a home that others cannot enter.
-    fs::copy(place::built("release/tmem")?, inputs.path("tmem"))?;
+    fs::copy(place::binary("tmem")?, inputs.path("tmem"))?;
     let mut command = Command::new("setpriv");
     command
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])

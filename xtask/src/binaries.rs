@@ -1,6 +1,7 @@
 //! `cargo xtask build`: the static release binaries.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -18,7 +19,7 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// Builds them and puts them at `target/release`.
+/// Builds them and puts them at `target/static`, and where people look for them: see [`install`].
 pub(crate) fn build() -> Result<()> {
     let mut build = cargo();
     // A target of its own keeps the flag away from procedural macros, which cannot be static. As --config,
@@ -32,11 +33,25 @@ pub(crate) fn build() -> Result<()> {
     }
     command::run(&mut build)?;
     let from = place::target().join(TARGET).join("release");
-    let to = place::target().join("release");
-    fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
+    copy(&from, &place::target().join("static"))?;
+    install()?;
+    println!("built {}", place::target().join("release/tmem").display());
+    Ok(())
+}
+
+/// Puts the static binaries at `target/release`, which is Cargo's too: whatever builds with `--release`, as benchmarks
+/// do, replaces them by dynamically linked ones.
+pub(crate) fn install() -> Result<()> {
+    copy(
+        &place::target().join("static"),
+        &place::target().join("release"),
+    )
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
     for (_, binary) in BINARIES {
         place::copy(&from.join(binary), &to.join(binary))?;
     }
-    println!("built {}", to.join("tmem").display());
     Ok(())
 }

@@ -17,7 +17,7 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(package)
 }
 
-/// The package from the static binary that is at `target/release` already.
+/// The package from the static binary that was built last.
 pub(crate) fn assemble() -> Result<PathBuf> {
     if !command::exists("cargo-deb") {
         println!("cargo-deb is missing: installing it from source, once");
@@ -25,6 +25,7 @@ pub(crate) fn assemble() -> Result<PathBuf> {
             .context("install cargo-deb by hand, then try again")?;
     }
     documents()?;
+    binaries::install()?;
     let said = command::output(cargo().args([
         "deb",
         "--quiet",

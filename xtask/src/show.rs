@@ -18,7 +18,7 @@ pub(crate) fn demo() -> Result<bool> {
     image::build(false)?;
     binaries::build()?;
     if platform::kvm_is_usable() {
-        let program = place::target().join("release/tmem-scenario");
+        let program = tmem_tests::place::binary("tmem-scenario")?;
         let status = Command::new(&program)
             .arg("demo")
             .status()
