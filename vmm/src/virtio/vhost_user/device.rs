@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::epoll;
 use tmem_protocol::DEVICE_ID;
@@ -145,17 +145,48 @@ impl Shared {
 
     /// The connection is over.
     pub(super) fn disconnected(&self) {
-        self.change(|state| {
-            if let Some(socket) = state.socket.take() {
-                // Not only by closing it: the other descriptor may be open still.
-                let _ = epoll::delete(&self.events, &socket);
+        self.change(|state| self.forget(state));
+    }
+
+    fn forget(&self, state: &mut State) {
+        if let Some(socket) = state.socket.take() {
+            // Not only by closing it: the other descriptor may be open still.
+            let _ = epoll::delete(&self.events, &socket);
+        }
+    }
+
+    /// The service closed a connection.
+    pub(super) fn lost(&self, generation: u64) {
+        self.fail_if(format_args!("it closed the connection"), |state| {
+            let is_present = state.generation == generation;
+            if is_present {
+                self.forget(state);
             }
+            is_present
+        });
+    }
+
+    /// The time in which the rings must be served may be over.
+    pub(super) fn look_at_time(&self) {
+        self.fail_if(format_args!("it does not answer"), |state| {
+            state
+                .start_until
+                .is_some_and(|until| until <= Instant::now())
         });
     }
 
     /// Marks the device as broken, if a driver uses it.
     pub(super) fn fail(&self, why: std::fmt::Arguments<'_>) {
+        self.fail_if(why, |_| true);
+    }
+
+    /// Does so if `is_meant` finds that it is about the present state: a driver may reset the device at any time, and
+    /// the next one uses it, perhaps on another connection.
+    fn fail_if(&self, why: std::fmt::Arguments<'_>, is_meant: impl FnOnce(&mut State) -> bool) {
         let mut state = self.state();
+        if !is_meant(&mut state) {
+            return;
+        }
         state.start_until = None;
         if state.closing {
             return;
@@ -260,12 +291,15 @@ impl VhostUser {
                 .threads
                 .push(thread.map_err(system("start a thread"))?);
         }
-        // A little longer than the thread waits for somebody to listen, which is the better error.
-        let until = until + Duration::from_millis(100);
         if !shared.wait(Some(until), |state| state.first.is_some()) {
-            return Err(ServiceError::Silent {
-                path: path.to_owned(),
-                patience: patience.connect,
+            // Cut off and joined: its last word tells a service that is silent from one that is not there.
+            drop(device);
+            return Err(match shared.state().first.take() {
+                Some(Err(error @ ServiceError::Connect { .. })) => error,
+                _ => ServiceError::Silent {
+                    path: path.to_owned(),
+                    patience: patience.connect,
+                },
             });
         }
         let first = shared.state().first.take();

@@ -228,7 +228,7 @@ impl Link {
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
-                shared.fail(format_args!("it does not answer"));
+                shared.look_at_time();
                 continue;
             }
             let timeout = left.and_then(|left| Timespec::try_from(left).ok());
@@ -249,13 +249,7 @@ impl Link {
             token::WAKE => shared.wake.clear(),
             token::CALL => shared.interrupt(),
             token::ERROR => shared.fail(format_args!("a ring makes no sense")),
-            connection => {
-                let generation = connection.saturating_sub(token::CONNECTION);
-                if shared.state().generation == generation {
-                    shared.fail(format_args!("it closed the connection"));
-                    shared.disconnected();
-                }
-            }
+            connection => shared.lost(connection.saturating_sub(token::CONNECTION)),
         }
     }
 }
