@@ -132,11 +132,11 @@ impl Backend {
         chains
     }
 
-    /// Answers what the rings hold now, before the end of the service.
+    /// Answers what the rings hold now, before the end of the service: one turn in any case, more until `deadline`.
     pub(crate) fn finish(&mut self, deadline: Instant) {
         // What comes meanwhile comes too late; a full ring is served in as many turns.
         for _ in 0..MAX_QUEUE_SIZE / TURN {
-            if self.is_broken() || Instant::now() >= deadline || self.serve() == 0 {
+            if self.is_broken() || self.serve() == 0 || Instant::now() >= deadline {
                 break;
             }
         }

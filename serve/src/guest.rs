@@ -207,6 +207,8 @@ impl Server {
             } else {
                 kept_until = Instant::now().checked_add(keep);
             }
+            // Not before: who sees that it is gone sees what is left of it.
+            self.link.disconnected();
             match end {
                 End::Disconnected | End::Stopped => {
                     self.journal.info(format_args!("{end}"));
@@ -225,7 +227,7 @@ impl Server {
             Err(error) => return End::Host(error),
         }
         self.journal.info(format_args!("Connected"));
-        let end = session::run(
+        session::run(
             stream,
             session::Guest {
                 device: &self.device,
@@ -234,9 +236,7 @@ impl Server {
                 journal: &self.journal,
                 positions: &mut self.positions,
             },
-        );
-        self.link.disconnected();
-        end
+        )
     }
 
     /// Frees what the guest has.
