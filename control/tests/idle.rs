@@ -53,5 +53,12 @@ fn idle_server_never_wakes_up_and_its_thread_goes_with_it() {
     }
 
     drop(server);
-    assert!(switches().is_empty());
+    // The kernel may show a thread a little longer than it can be joined.
+    while !switches().is_empty() {
+        assert!(
+            Instant::now() < deadline,
+            "the control thread is still there"
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use guest::host::Host;
+use guest::host::{Host, has_thread};
 use guest::raw::{self, Raw};
 use guest::{MEMORY, TestGuest, eventually, memfd, page};
 use rand::rngs::StdRng;
@@ -293,16 +293,17 @@ fn hostile_connection(socket: &Path, round: usize) {
 
 #[test]
 fn a_guest_that_gives_its_own_end_away_can_be_removed() {
-    let host = host();
+    let host = Host::new(&["giver", "good"], "");
     host.beside(|| {
-        let bad = Raw::open(&host.socket("bad"));
+        let bad = Raw::open(&host.socket("giver"));
         let own = bad.stream.as_raw_fd();
         bad.ask(raw::SET_VRING_CALL, &raw::words(&[1]), &[own]);
         drop(bad);
         // It looks connected, as it holds its own other end.
         let before = Instant::now();
-        assert!(host.service.remove_guest("bad"));
+        assert!(host.service.remove_guest("giver"));
         assert!(before.elapsed() < Duration::from_millis(900));
+        eventually("its thread ends", || !has_thread("giver"));
     });
 }
 

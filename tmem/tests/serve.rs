@@ -125,7 +125,10 @@ fn every_thread_has_a_filter_and_can_gain_no_privileges() {
             "guest vm1",
             "guest vm2",
         ] {
-            assert!(names.contains(&name), "{name} is not among {names:?}");
+            // A new thread has the name of the one that made it until it runs.
+            if !names.contains(&name) {
+                return false;
+            }
         }
         threads
             .iter()

@@ -8,6 +8,16 @@ use tmem_serve::{Config, ConfigFile, GuestFile, Service};
 
 use super::{TestGuest, eventually, page};
 
+/// Whether the thread that serves a guest is there. A service that stops leaves one behind that does not end.
+pub fn has_thread(guest: &str) -> bool {
+    let name = format!("guest {guest}\n");
+    let tasks = std::fs::read_dir("/proc/self/task").expect("proc");
+    tasks.flatten().any(|task| {
+        // One that has ended meanwhile has no name.
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm == name)
+    })
+}
+
 pub struct Host {
     pub service: Service,
     pub dir: tempfile::TempDir,

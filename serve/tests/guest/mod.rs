@@ -298,10 +298,17 @@ impl TestGuest {
 
     /// Whether an answer has come that was not taken.
     pub fn is_answered(&self) -> bool {
-        let ring = &self.rings[1];
-        let at = GuestAddress(ring.base + USED + 2);
-        let used: u16 = self.memory.load(at, Ordering::Acquire).expect("in memory");
-        used != ring.next_used
+        self.used(1) != self.rings[1].next_used
+    }
+
+    /// Whether every buffer that was offered is used.
+    pub fn is_used(&self, ring: usize) -> bool {
+        self.used(ring) == self.rings[ring].next_avail
+    }
+
+    fn used(&self, ring: usize) -> u16 {
+        let at = GuestAddress(self.rings[ring].base + USED + 2);
+        self.memory.load(at, Ordering::Acquire).expect("in memory")
     }
 
     /// Waits until every request that was submitted is answered, polling.
@@ -315,10 +322,8 @@ impl TestGuest {
 
     /// Takes the answers that are there. Returns whether none is missing.
     pub fn poll(&mut self) -> bool {
-        let ring = &mut self.rings[1];
-        let at = GuestAddress(ring.base + USED + 2);
-        ring.next_used = self.memory.load(at, Ordering::Acquire).expect("in memory");
-        ring.next_used == ring.next_avail
+        self.rings[1].next_used = self.used(1);
+        self.is_used(1)
     }
 
     pub fn answer(&self, slot: u16, count: usize, pages: usize) -> Answer {
