@@ -126,3 +126,12 @@ impl Host {
         })
     }
 }
+
+/// The socket of the guest that did harm works for one that does not.
+pub fn works_again(host: &Host) {
+    eventually("cut off", || !host.is_connected("bad"));
+    let mut again = host.boot("bad");
+    let pool = again.create_pool();
+    assert_eq!(again.store(pool, 1, &page(1)), Status::Ok);
+    assert_eq!(again.load(pool, 1), Ok(page(1)));
+}

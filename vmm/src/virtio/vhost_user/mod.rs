@@ -102,4 +102,6 @@ pub enum ServiceError {
 }
 
 #[cfg(test)]
+mod mock;
+#[cfg(test)]
 mod tests;

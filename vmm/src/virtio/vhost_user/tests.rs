@@ -1,204 +1,16 @@
 //! A scripted service: whatever it does, there is one clear error or a device that needs a reset, and no wait without
 //! an end.
 
-use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
+use super::mock::*;
 use super::*;
 use crate::layout;
 use crate::stop::StopFlag;
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::{Interrupt, VirtioDevice};
-
-const GET_FEATURES: u32 = 1;
-const SET_FEATURES: u32 = 2;
-const SET_OWNER: u32 = 3;
-const SET_MEM_TABLE: u32 = 5;
-const SET_VRING_NUM: u32 = 8;
-const SET_VRING_ADDR: u32 = 9;
-const SET_VRING_BASE: u32 = 10;
-const GET_VRING_BASE: u32 = 11;
-const SET_VRING_KICK: u32 = 12;
-const SET_VRING_CALL: u32 = 13;
-const SET_VRING_ERR: u32 = 14;
-const GET_PROTOCOL_FEATURES: u32 = 15;
-const SET_PROTOCOL_FEATURES: u32 = 16;
-const GET_QUEUE_NUM: u32 = 17;
-const SET_VRING_ENABLE: u32 = 18;
-const GET_CONFIG: u32 = 24;
-const RESET_DEVICE: u32 = 34;
-
-const VERSION_1: u64 = 1 << 32;
-const FEATURES: u64 = VERSION_1 | 1 << 30 | 1 << 29 | 1 << 28 | 0b101;
-const PROTOCOL: u64 = 1 | 1 << 9 | 1 << 13;
-const REPLY_ACK: u64 = 1 << 3;
-
-/// Long enough for a machine that is busy with other things; nothing waits that long when all is well.
-const DEADLINE: Duration = Duration::from_secs(60);
-
-/// What the service does with a message.
-#[derive(Clone, Debug)]
-enum Act {
-    /// What a service does.
-    Well,
-    /// Does what a service does, and closes once it is released.
-    Last,
-    /// Answers with these bytes as the body.
-    Body(Vec<u8>),
-    /// Writes these bytes, whatever they are.
-    Raw(Vec<u8>),
-    Close,
-    /// Says nothing more; closes when it is released.
-    Stall,
-}
-
-struct Mock {
-    _folder: tempfile::TempDir,
-    path: PathBuf,
-    seen: Arc<Mutex<Vec<u32>>>,
-    release: Arc<AtomicBool>,
-}
-
-impl Drop for Mock {
-    fn drop(&mut self) {
-        self.release.store(true, Ordering::SeqCst);
-    }
-}
-
-impl Mock {
-    /// `script` says what to do with each message of each connection.
-    fn new(script: impl Fn(usize, u32) -> Act + Send + 'static) -> Self {
-        Self::offering(PROTOCOL, script)
-    }
-
-    fn offering(protocol: u64, script: impl Fn(usize, u32) -> Act + Send + 'static) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("vm1");
-        let listener = UnixListener::bind(&path).unwrap();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let release = Arc::new(AtomicBool::new(false));
-        let (log, free) = (Arc::clone(&seen), Arc::clone(&release));
-        // Ends with the test process where nobody connects any more.
-        std::thread::spawn(move || {
-            for (number, stream) in listener.incoming().enumerate() {
-                serve(stream.unwrap(), protocol, &log, &free, |code| {
-                    script(number, code)
-                });
-            }
-        });
-        Self {
-            _folder: folder,
-            path,
-            seen,
-            release,
-        }
-    }
-
-    fn connect(&self) -> Result<VhostUser, ServiceError> {
-        VhostUser::connect(&self.path, patient())
-    }
-
-    fn count(&self, code: u32) -> usize {
-        let seen = self.seen.lock().unwrap();
-        seen.iter().filter(|request| **request == code).count()
-    }
-}
-
-fn patient() -> Patience {
-    Patience {
-        connect: DEADLINE,
-        start: DEADLINE,
-        stop: DEADLINE,
-    }
-}
-
-fn serve(
-    mut stream: UnixStream,
-    protocol: u64,
-    log: &Mutex<Vec<u32>>,
-    release: &AtomicBool,
-    script: impl Fn(u32) -> Act,
-) {
-    loop {
-        let mut header = [0u8; 12];
-        if stream.read_exact(&mut header).is_err() {
-            return;
-        }
-        let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
-        let (code, flags, size) = (word(0), word(4), word(8));
-        let mut body = vec![0; usize::try_from(size).unwrap()];
-        if stream.read_exact(&mut body).is_err() {
-            return;
-        }
-        log.lock().unwrap().push(code);
-        let act = script(code);
-        let body = match &act {
-            Act::Well | Act::Last => match answer(code, protocol, &body) {
-                Some(answer) => Some(answer),
-                None if flags & 8 != 0 && code != SET_PROTOCOL_FEATURES => Some(vec![0; 8]),
-                None => None,
-            },
-            Act::Body(body) => Some(body.clone()),
-            Act::Raw(bytes) => {
-                let _ = stream.write_all(bytes);
-                None
-            }
-            Act::Close => return,
-            Act::Stall => None,
-        };
-        if let Some(body) = body {
-            let _ = stream.write_all(&message(code, &body));
-        }
-        if matches!(act, Act::Stall | Act::Last) {
-            while !release.load(Ordering::SeqCst) {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            return;
-        }
-    }
-}
-
-fn message(code: u32, body: &[u8]) -> Vec<u8> {
-    let size = u32::try_from(body.len()).unwrap();
-    let mut bytes: Vec<u8> = [code, 5, size]
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .collect();
-    bytes.extend(body);
-    bytes
-}
-
-fn number(value: u64) -> Vec<u8> {
-    value.to_le_bytes().to_vec()
-}
-
-fn config(page_size: u32, queues: u16, batch: u16) -> Vec<u8> {
-    let mut bytes: Vec<u8> = [0u32, 32, 0]
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .collect();
-    bytes.extend(page_size.to_le_bytes());
-    bytes.extend(queues.to_le_bytes());
-    bytes.extend(batch.to_le_bytes());
-    bytes.resize(12 + 32, 0);
-    bytes
-}
-
-/// The body of a good answer, where there is one.
-fn answer(code: u32, protocol: u64, body: &[u8]) -> Option<Vec<u8>> {
-    Some(match code {
-        GET_FEATURES => number(FEATURES),
-        GET_PROTOCOL_FEATURES => number(protocol),
-        GET_QUEUE_NUM => number(2),
-        GET_CONFIG => config(4096, 1, 64),
-        GET_VRING_BASE => body.to_vec(),
-        _ => return None,
-    })
-}
 
 /// One line, for people.
 fn text(error: &dyn std::error::Error) -> String {
@@ -215,15 +27,6 @@ fn text(error: &dyn std::error::Error) -> String {
 fn refused(mock: &Mock) -> ServiceError {
     mock.connect()
         .expect_err("a service of this kind is refused")
-}
-
-/// Waits for a condition.
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 #[test]
