@@ -209,18 +209,31 @@ fn compact(
     moved
 }
 
+/// How soon frames that nobody needs are given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// All of them now.
+    Fast,
+    /// As many as the last [`Space::look`] allowed.
+    Slow,
+}
+
 /// One bounded step of compaction in the background. `true` when there is more to do.
-pub(crate) fn compact_step(domains: &[Arc<DomainInner>], groups: &[Arc<Group>]) -> bool {
+pub(crate) fn compact_step(
+    domains: &[Arc<DomainInner>],
+    groups: &[Arc<Group>],
+    pace: Pace,
+) -> bool {
     let mut more = false;
     for domain in domains {
-        more |= compact_space(&domain.space, |number| {
+        more |= compact_space(&domain.space, pace, |number| {
             domain
                 .own_pool(number)
                 .map(|joined| Arc::clone(&joined.pool))
         });
     }
     for group in groups {
-        more |= compact_space(&group.pool.space, |_| Some(Arc::clone(&group.pool)));
+        more |= compact_space(&group.pool.space, pace, |_| Some(Arc::clone(&group.pool)));
     }
     more
 }
@@ -228,7 +241,7 @@ pub(crate) fn compact_step(domains: &[Arc<DomainInner>], groups: &[Arc<Group>]) 
 /// Waste, in thousandths of a class's frames, that the background moves slots for.
 const BACKGROUND_WASTE: u64 = 10;
 
-fn compact_space(space: &Space, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
+fn compact_space(space: &Space, pace: Pace, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
     let mut moved = 0;
     for class in 0..CLASSES {
         if moved >= BACKGROUND_MOVES {
@@ -238,6 +251,9 @@ fn compact_space(space: &Space, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool 
             moved += compact(space, class, BACKGROUND_MOVES - moved, &pool);
         }
     }
-    let trimmed = space.trim(BACKGROUND_FRAMES);
+    let trimmed = match pace {
+        Pace::Fast => space.trim(BACKGROUND_FRAMES),
+        Pace::Slow => space.trim_slowly(BACKGROUND_FRAMES),
+    };
     moved > 0 || trimmed > 0
 }

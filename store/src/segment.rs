@@ -42,6 +42,9 @@ pub(crate) struct Segment {
     low: u16,
     /// Frames that have memory, and are charged.
     pub(crate) resident: u64,
+    /// Frames that are charged, and that the kernel is asked for without the class's lock. Until that ends the
+    /// segment stays, and none of its frames is given back.
+    pub(crate) filling: u64,
     /// Bit per slot; bits beyond the last slot are set.
     used: Box<[u64]>,
     /// Per slot, up to the highest that was ever used.
@@ -64,6 +67,7 @@ impl Segment {
             live: 0,
             low: 0,
             resident,
+            filling: 0,
             used: used.into_boxed_slice(),
             backrefs: Vec::new(),
         })
@@ -116,6 +120,37 @@ impl Segment {
     pub(crate) fn missing(&self, slot: u16) -> u64 {
         let bytes = slot_bytes(self.class());
         frames(usize::from(slot) * bytes, bytes) & !self.resident
+    }
+
+    /// Up to `count` frames from that of the lowest free slot on.
+    pub(crate) fn next_frames(&self, count: u64) -> u64 {
+        let bytes = slot_bytes(self.class());
+        let free = (usize::from(self.low)..self.used.len())
+            .find(|word| self.used[*word] != u64::MAX)
+            .map(|word| word * 64 + self.used[word].trailing_ones() as usize);
+        match free {
+            Some(slot) if count > 0 => {
+                let first = slot * bytes / FRAME_BYTES;
+                (u64::MAX >> (64 - count.min(64))) << first
+            }
+            _ => 0,
+        }
+    }
+
+    /// Frames with memory that follow the slot without a gap; 64 when they reach the end of the segment.
+    pub(crate) fn frames_behind(&self, slot: u16) -> u64 {
+        let end = (usize::from(slot) + 1) * slot_bytes(self.class());
+        let next = end.div_ceil(FRAME_BYTES);
+        let last = slots_per_segment(self.class()) * slot_bytes(self.class());
+        if next >= last.div_ceil(FRAME_BYTES) {
+            return 64;
+        }
+        let run = ((self.resident | self.filling) >> next).trailing_ones() as usize;
+        if next + run >= last.div_ceil(FRAME_BYTES) {
+            64
+        } else {
+            run as u64
+        }
     }
 
     /// `missing` frames and up to `ahead` more that follow and have no memory.
@@ -198,8 +233,11 @@ impl Segment {
         None
     }
 
-    /// Bits of the frames that have memory and no slot in use.
+    /// Bits of the frames that have memory and no slot in use, and may be given back.
     pub(crate) fn idle_frames(&self) -> u64 {
+        if self.filling != 0 {
+            return 0;
+        }
         let bytes = slot_bytes(self.class());
         let slots = slots_per_segment(self.class());
         let mut needed = 0u64;

@@ -15,7 +15,7 @@ use crate::share::Group;
 use crate::space::{Purse, Space};
 use crate::stats::{PoolKind, StoreStats};
 use crate::sync::Mutex;
-use crate::upkeep::{Upkeep, Wake};
+use crate::upkeep::{Upkeep, Wakes};
 
 /// Pages of many guests under one budget. Clones are handles to the same store.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ pub(crate) struct StoreInner {
     pub(crate) hasher: hashbrown::DefaultHashBuilder,
     gate: Option<Arc<dyn Gate>>,
     registry: Mutex<Registry>,
-    pub(crate) wake: Arc<Wake>,
+    pub(crate) wakes: Arc<Wakes>,
     upkeep: OnceLock<Upkeep>,
     /// No sweep is planned.
     cold_sleeps: AtomicBool,
@@ -69,21 +69,21 @@ impl Store {
         if config.budget == 0 {
             return Err(ConfigError::NoBudget);
         }
-        let wake = Arc::new(Wake::default());
+        let wakes = Arc::new(Wakes::default());
         let inner = Arc::new(StoreInner {
             ledger: Arc::new(Ledger::new(config.budget)),
             codecs: config.codecs.clone(),
             hasher: hashbrown::DefaultHashBuilder::default(),
             gate: config.gate.clone(),
             registry: Mutex::default(),
-            wake: Arc::clone(&wake),
+            wakes: Arc::clone(&wakes),
             upkeep: OnceLock::new(),
             cold_sleeps: AtomicBool::new(true),
             sweeping: Mutex::default(),
         });
         if config.background {
-            let upkeep =
-                Upkeep::start(Arc::downgrade(&inner), wake, &config).map_err(ConfigError::Host)?;
+            let upkeep = Upkeep::start(&Arc::downgrade(&inner), wakes, &config)
+                .map_err(ConfigError::Host)?;
             let _ = inner.upkeep.set(upkeep);
         }
         Ok(Self { inner })
@@ -92,7 +92,13 @@ impl Store {
     /// One bounded step of what the background thread does, for a store that has none. `true` when
     /// there is more to do.
     pub fn maintain(&self) -> bool {
-        self.inner.compact_step()
+        self.inner.compact_step(room::Pace::Fast)
+    }
+
+    /// Gets frames ahead for size classes that are growing, which another thread of the background does all the time.
+    /// `true` when there were such.
+    pub fn fill_ahead(&self) -> bool {
+        self.inner.fill_ahead()
     }
 
     /// One sweep of the cold tier, which the background thread does twice in
@@ -188,7 +194,7 @@ impl StoreInner {
             Arc::clone(&self.ledger),
             account,
             self.gate.clone(),
-            Arc::clone(&self.wake),
+            Arc::clone(&self.wakes),
         )
     }
 
@@ -311,6 +317,7 @@ impl StoreInner {
             registry.domains.remove(&domain.name);
         }
         domain.end();
+        domain.space.end();
         while domain.space.trim(usize::MAX) > 0 {}
         let _ = self.ledger.configure(&domain.account, 0, 0, 1);
     }
@@ -324,10 +331,36 @@ impl StoreInner {
         )
     }
 
-    /// One bounded step of compaction. `true` when there is more to do.
-    pub(crate) fn compact_step(&self) -> bool {
+    /// The memory of every domain and group.
+    fn spaces(&self) -> impl Iterator<Item = Arc<Space>> {
         let (domains, groups) = self.everybody();
-        room::compact_step(&domains, &groups)
+        let domains = domains.into_iter().map(|domain| Arc::clone(&domain.space));
+        domains.chain(
+            groups
+                .into_iter()
+                .map(|group| Arc::clone(&group.pool.space)),
+        )
+    }
+
+    /// Gets frames ahead for those who asked. Returns whether any did.
+    pub(crate) fn fill_ahead(&self) -> bool {
+        self.spaces().filter(|space| space.fill_ahead()).count() > 0
+    }
+
+    /// Decides what the next steps of [`room::Pace::Slow`] may give back. `true` when another look may find more.
+    pub(crate) fn look(&self) -> bool {
+        self.spaces().filter(|space| space.look()).count() > 0
+    }
+
+    /// One bounded step of compaction. `true` when there is more to do.
+    pub(crate) fn compact_step(&self, pace: room::Pace) -> bool {
+        let (domains, groups) = self.everybody();
+        room::compact_step(&domains, &groups, pace)
+    }
+
+    /// Whether a cold tier has nothing to do, as far as is known.
+    pub(crate) fn cold_sleeps(&self) -> bool {
+        self.cold_sleeps.load(Ordering::Relaxed)
     }
 
     /// One sweep of the cold tier. `true` when another will find something to do.
@@ -351,7 +384,7 @@ impl StoreInner {
         if self.cold_sleeps.load(Ordering::Relaxed)
             && self.cold_sleeps.swap(false, Ordering::Relaxed)
         {
-            self.wake.ask();
+            self.wakes.upkeep.ask();
         }
     }
 }

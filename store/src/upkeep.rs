@@ -1,6 +1,7 @@
-//! The background thread: compaction, trimming and the cold tier, in bounded steps.
+//! The background threads. `tmem-upkeep` compacts, gives memory back and runs the cold tier, in bounded steps;
+//! `tmem-ahead` gets memory for size classes that are growing, so that stores do not wait for the kernel.
 //!
-//! It sleeps without a deadline when there is nothing to do, so an idle guest costs no CPU.
+//! Both sleep without a deadline when there is nothing to do, so an idle guest costs no CPU.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -8,12 +9,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::StoreConfig;
+use crate::room::Pace;
 use crate::store::StoreInner;
 
 /// Time between being asked and looking, and between two looks.
 const REST: Duration = Duration::from_millis(50);
+/// Time between two passes that get frames ahead: stores of a fast guest use up a few frames of a class meanwhile.
+const NAP: Duration = Duration::from_micros(300);
+/// Passes without a request after which the thread sleeps until it is asked.
+const IDLE_PASSES: u32 = 4;
 
-/// How the thread is woken and ended. Shared with every space.
+/// How a thread is woken and ended. Shared with every space.
 #[derive(Debug, Default)]
 pub(crate) struct Wake {
     /// The thread looks for work, or was asked to: asking again costs nothing.
@@ -90,43 +96,71 @@ impl Wake {
     }
 }
 
-/// The thread; dropping it ends it.
+/// Both threads' wakes.
+#[derive(Debug, Default)]
+pub(crate) struct Wakes {
+    /// For when there is something to compact, to give back or to cool.
+    pub(crate) upkeep: Wake,
+    /// For when a size class wants frames ahead.
+    pub(crate) ahead: Wake,
+}
+
+/// The threads; dropping it ends them.
 #[derive(Debug)]
 pub(crate) struct Upkeep {
-    wake: Arc<Wake>,
-    thread: Option<JoinHandle<()>>,
+    wakes: Arc<Wakes>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Upkeep {
     pub(crate) fn start(
-        store: Weak<StoreInner>,
-        wake: Arc<Wake>,
+        store: &Weak<StoreInner>,
+        wakes: Arc<Wakes>,
         config: &StoreConfig,
     ) -> std::io::Result<Self> {
-        let waker = Arc::clone(&wake);
         // A page is cold at its third sweep without a touch.
         let sweep = (config.cold_after / 2).max(Duration::from_millis(1));
+        let mut upkeep = Self {
+            wakes,
+            threads: Vec::new(),
+        };
+        upkeep.spawn(config, "tmem-upkeep", store, move |store, wakes| {
+            run(store, &wakes.upkeep, sweep);
+        })?;
+        upkeep.spawn(config, "tmem-ahead", store, |store, wakes| {
+            fill_ahead(store, &wakes.ahead);
+        })?;
+        Ok(upkeep)
+    }
+
+    fn spawn(
+        &mut self,
+        config: &StoreConfig,
+        name: &str,
+        store: &Weak<StoreInner>,
+        run: impl FnOnce(&Weak<StoreInner>, &Wakes) + Send + 'static,
+    ) -> std::io::Result<()> {
         let first = config.background_start;
+        let (store, wakes) = (Weak::clone(store), Arc::clone(&self.wakes));
         let thread = std::thread::Builder::new()
-            .name("tmem-upkeep".to_owned())
+            .name(name.to_owned())
             .spawn(move || {
                 if let Some(first) = first {
                     first();
                 }
-                run(&store, &waker, sweep);
+                run(&store, &wakes);
             })?;
-        Ok(Self {
-            wake,
-            thread: Some(thread),
-        })
+        self.threads.push(thread);
+        Ok(())
     }
 }
 
 impl Drop for Upkeep {
     fn drop(&mut self) {
-        self.wake.stop();
-        if let Some(thread) = self.thread.take() {
-            // The last handle to the store may be the one that the thread itself holds for a step.
+        self.wakes.upkeep.stop();
+        self.wakes.ahead.stop();
+        for thread in self.threads.drain(..) {
+            // The last handle to the store may be the one that a thread itself holds for a step.
             if thread.thread().id() != std::thread::current().id() {
                 let _ = thread.join();
             }
@@ -136,23 +170,28 @@ impl Drop for Upkeep {
 
 fn run(store: &Weak<StoreInner>, wake: &Wake, sweep: Duration) {
     let mut next_sweep: Option<Instant> = None;
-    while wake.sleep(next_sweep) {
-        // To wake this thread costs who asks as much as a store, and to get a frame from the kernel
-        // again costs more: what is free is left for a moment to whoever needs it next.
-        loop {
-            if !wake.rest(REST) {
+    let mut more = false;
+    loop {
+        if !more {
+            wake.listen();
+            if !compact(store) && !wake.sleep(next_sweep) {
                 return;
             }
-            if !compact(store) {
-                break;
-            }
         }
-        wake.listen();
-        compact(store);
+        // To wake this thread costs who asks as much as a store, and to get a frame from the kernel
+        // again costs more: what is free is left for a moment to whoever needs it next.
+        if !wake.rest(REST) {
+            return;
+        }
+        more = compact(store);
         let Some(store) = store.upgrade() else {
             return;
         };
-        if next_sweep.is_none_or(|at| at <= Instant::now()) {
+        let due = match next_sweep {
+            Some(at) => at <= Instant::now(),
+            None => !store.cold_sleeps(),
+        };
+        if due {
             // Between chunks: the guests' threads come first.
             let going_on = || {
                 std::thread::yield_now();
@@ -163,15 +202,33 @@ fn run(store: &Weak<StoreInner>, wake: &Wake, sweep: Duration) {
     }
 }
 
-/// Compacts and trims as long as there is something to do. Returns whether there was.
+/// Compacts, and gives back what a look allows. Returns whether another look may find more.
 fn compact(store: &Weak<StoreInner>) -> bool {
     let Some(store) = store.upgrade() else {
         return false;
     };
-    let mut any = false;
-    while Arc::strong_count(&store) > 1 && store.compact_step() {
-        any = true;
+    let mut more = store.look();
+    while Arc::strong_count(&store) > 1 && store.compact_step(Pace::Slow) {
+        more = true;
         std::thread::yield_now();
     }
-    any
+    more
+}
+
+/// Gets frames ahead: often while there are requests, not at all when there were none for a while.
+fn fill_ahead(store: &Weak<StoreInner>, wake: &Wake) {
+    let fill = || store.upgrade().is_some_and(|store| store.fill_ahead());
+    let mut idle = 0;
+    loop {
+        idle = if fill() { 0 } else { idle + 1 };
+        if idle >= IDLE_PASSES {
+            wake.listen();
+            if !fill() && !wake.sleep(None) {
+                return;
+            }
+            idle = 0;
+        } else if !wake.rest(NAP) {
+            return;
+        }
+    }
 }

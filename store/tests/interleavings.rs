@@ -268,3 +268,73 @@ fn stores_at_a_limit_evict_and_never_pass_it() {
         1000,
     );
 }
+
+/// A page that no codec makes smaller, so that it takes a frame of its own.
+fn raw_page(seed: u32) -> Page {
+    let mut state = seed + 1;
+    std::array::from_fn(|_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    })
+}
+
+#[test]
+fn frames_ahead_meet_stores_and_removals_and_lose_no_page() {
+    check_frames_ahead(false);
+}
+
+#[test]
+fn frames_ahead_meet_the_end_of_their_domain_and_are_given_back() {
+    check_frames_ahead(true);
+}
+
+fn check_frames_ahead(ends: bool) {
+    shuttle::check_random(
+        move || {
+            let (store, domain) = store(16 << 20);
+            let pool = domain.create_pool(PoolSpec::Persistent).expect("room");
+            let other = ObjectId([8, 0, 0]);
+            // Large enough that it asks for frames ahead.
+            for index in 0..68 {
+                let page = raw_page(index);
+                domain.store(pool, other, index, &page).expect("room");
+            }
+            let filler = {
+                let store = store.clone();
+                thread::spawn(move || {
+                    store.fill_ahead();
+                    store.fill_ahead();
+                })
+            };
+            let remover = {
+                let (store, domain) = (store.clone(), domain.clone());
+                thread::spawn(move || {
+                    // The second segment, which is being filled, may become empty.
+                    for index in 64..68 {
+                        let _ = domain.invalidate_page(pool, other, index);
+                    }
+                    store.maintain();
+                    let _ = domain.invalidate_object(pool, other);
+                })
+            };
+            let stored: Vec<_> = (0..4)
+                .map(|index| domain.store(pool, OBJECT, index, &raw_page(index)))
+                .collect();
+            assert!(stored.iter().all(Result::is_ok));
+            if ends {
+                domain.remove();
+            } else {
+                for index in 0..4 {
+                    let mut back = [0; PAGE_SIZE];
+                    assert_eq!(domain.load(pool, OBJECT, index, &mut back), Ok(()));
+                    assert!(back == raw_page(index), "other bytes came back");
+                }
+            }
+            filler.join().expect("no panic");
+            remover.join().expect("no panic");
+            domain.remove();
+            assert_eq!(store.stats().used, 0);
+        },
+        2000,
+    );
+}

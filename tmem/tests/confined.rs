@@ -249,6 +249,7 @@ fn a_signal_to_stop_may_hit_any_thread() {
         "tmem",
         "tmem-control",
         "tmem-upkeep",
+        "tmem-ahead",
         "guest vm1",
         "guest vm2",
     ] {

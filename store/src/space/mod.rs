@@ -4,9 +4,15 @@
 //! same size. Slots are taken lowest address first, so that the high segments empty by themselves and
 //! compaction has little to move.
 
+mod ahead;
+mod trim;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use trim::Look;
 
 use crate::config::Gate;
 use crate::entry::{Encoding, MAX_SEGMENTS, Slot};
@@ -14,7 +20,7 @@ use crate::ledger::{Account, Ledger, Short};
 use crate::memory::{FRAME_BYTES, Memory};
 use crate::segment::{Backref, CLASSES, Segment, class_of, slot_bytes, slots_per_segment};
 use crate::sync::{Counter, Mutex};
-use crate::upkeep::Wake;
+use crate::upkeep::Wakes;
 
 /// Frames that a class of `frames` frames takes ahead of its need: few when it is small, so that a small guest pays for
 /// little that it does not use, and never many, because whoever stores waits until the kernel has found and
@@ -50,8 +56,8 @@ pub(crate) struct Purse {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) account: Arc<Account>,
     gate: Option<Arc<dyn Gate>>,
-    /// The background thread, for when there is something to compact.
-    wake: Arc<Wake>,
+    /// The background threads, for when there is something to compact or to get ahead.
+    wakes: Arc<Wakes>,
 }
 
 impl Purse {
@@ -59,13 +65,13 @@ impl Purse {
         ledger: Arc<Ledger>,
         account: Arc<Account>,
         gate: Option<Arc<dyn Gate>>,
-        wake: Arc<Wake>,
+        wakes: Arc<Wakes>,
     ) -> Self {
         Self {
             ledger,
             account,
             gate,
-            wake,
+            wakes,
         }
     }
 
@@ -93,6 +99,12 @@ pub(crate) struct Space {
     spare: Mutex<Spare>,
     /// Frames of retired segments. Written under the lock of `spare`.
     retired_frames: Counter,
+    /// Of those, what the background may still give back. Written by whoever looks.
+    retired_allowed: Counter,
+    /// Bit per size class that wants frames ahead.
+    wanting: AtomicU64,
+    /// The owner is gone: no frames are taken ahead.
+    ended: AtomicBool,
 }
 
 /// A size class, its lock and its gauges, on cache lines of their own.
@@ -101,6 +113,7 @@ pub(crate) struct Space {
 struct ClassCell {
     locked: Mutex<SizeClass>,
     gauges: Gauges,
+    look: Look,
 }
 
 /// What a size class holds, for statistics. Written under the class's lock.
@@ -157,6 +170,9 @@ impl Space {
             classes: (0..CLASSES).map(|_| ClassCell::default()).collect(),
             spare: Mutex::default(),
             retired_frames: Counter::default(),
+            retired_allowed: Counter::default(),
+            wanting: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
         })
     }
 
@@ -248,33 +264,38 @@ impl Space {
         }
         let missing = segment.missing(slot);
         if missing != 0 {
+            let paid = segment.filling;
             let wanted = segment.run_from(missing, ahead(gauges.frames.get()));
             // What is taken ahead is only taken while it is there for the asking.
-            let got = match self.populate(number, wanted) {
+            let got = match self.populate(number, wanted, paid) {
                 Err(Refusal::Short(_)) if wanted != missing => {
-                    self.populate(number, missing)?;
+                    self.populate(number, missing, paid)?;
                     missing
                 }
                 other => other.map(|()| wanted)?,
             };
             segment.resident |= got;
-            gauges.frames.add(u64::from(got.count_ones()));
+            gauges.frames.add(u64::from((got & !paid).count_ones()));
         }
         segment.take(slot, backref);
         gauges.live.add(1);
+        self.look_ahead(class, segment, slot);
         if segment.is_full() {
             inner.open.remove(&number);
         }
         Ok((number, slot))
     }
 
-    /// Pays for frames and gets them from the kernel.
-    fn populate(&self, segment: u32, frames: u64) -> Result<(), Refusal> {
-        let bytes = u64::from(frames.count_ones()) * FRAME_BYTES as u64;
+    /// Pays for frames, except for those that are paid, and gets them from the kernel.
+    fn populate(&self, segment: u32, frames: u64, paid: u64) -> Result<(), Refusal> {
+        let unpaid = frames & !paid;
+        let bytes = u64::from(unpaid.count_ones()) * FRAME_BYTES as u64;
         self.purse.pay(bytes)?;
         for (first, count) in runs(frames) {
             if self.memory.populate(segment, first, count).is_err() {
-                let _ = self.memory.punch(segment, first, count);
+                for (first, count) in runs(unpaid) {
+                    let _ = self.memory.punch(segment, first, count);
+                }
                 self.purse.refund(bytes);
                 return Err(Refusal::NoMemory);
             }
@@ -336,15 +357,8 @@ impl Space {
             self.retired_frames.add(u64::from(resident.count_ones()));
             spare.retired.push((number, resident));
             drop(spare);
-            self.purse.wake.ask();
+            self.purse.wakes.upkeep.ask();
         }
-    }
-
-    fn pop_retired(&self) -> Option<(u32, u64)> {
-        let mut spare = self.spare.lock();
-        let (number, resident) = spare.retired.pop()?;
-        self.retired_frames.sub(u64::from(resident.count_ones()));
-        Some((number, resident))
     }
 
     /// Gives a slot back. Its frames stay charged until [`Space::trim`].
@@ -373,11 +387,15 @@ impl Space {
         let frees = &self.classes[class].gauges.frees;
         frees.add(1);
         if frees.get().is_multiple_of(FREES_PER_LOOK) && self.is_sparse(class, WAKE_WASTE) {
-            self.purse.wake.ask();
+            self.purse.wakes.upkeep.ask();
         }
     }
 
     fn close_segment(&self, class: usize, inner: &mut SizeClass, number: u32) {
+        if inner.segments.get(&number).is_some_and(|s| s.filling != 0) {
+            // Whoever fills it closes it.
+            return;
+        }
         inner.open.remove(&number);
         let Some(segment) = inner.segments.remove(&number) else {
             return;
@@ -392,13 +410,6 @@ impl Space {
         self.retire(number, resident);
     }
 
-    /// Bytes of the class's frames that hold no slot in use: what compacting and trimming it may win.
-    fn waste(&self, class: usize) -> u64 {
-        let gauges = &self.classes[class].gauges;
-        (gauges.frames.get() * FRAME_BYTES as u64)
-            .saturating_sub(gauges.live.get() * slot_bytes(class) as u64)
-    }
-
     /// Whether moving slots of the class would free more than `fraction` of its frames.
     pub(crate) fn is_sparse(&self, class: usize, per_mille: u64) -> bool {
         let gauges = &self.classes[class].gauges;
@@ -409,6 +420,14 @@ impl Space {
             + ((live % slots) * slot_bytes(class)).div_ceil(FRAME_BYTES) as u64;
         let frames = gauges.frames.get();
         frames > dense + 1 && (frames - dense) * 1000 > frames * per_mille
+    }
+
+    /// No frames are taken ahead from now on, and whoever is at it in a class is done or knows.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        for cell in &self.classes {
+            drop(cell.locked.lock());
+        }
     }
 
     /// The slot at the highest address of the class, if a slot at a lower one is free.
@@ -446,85 +465,6 @@ impl Space {
             number,
             ..slot
         })
-    }
-
-    /// Gives frames without slots in use back to the kernel, at most about `most` of them. Returns
-    /// the bytes.
-    pub(crate) fn trim(&self, most: usize) -> u64 {
-        let mut frames = self.trim_retired(most);
-        for class in 0..CLASSES {
-            if frames >= most {
-                break;
-            }
-            if self.waste(class) >= FRAME_BYTES as u64 {
-                frames += self.trim_class(class, most - frames);
-            }
-        }
-        (frames * FRAME_BYTES) as u64
-    }
-
-    fn trim_retired(&self, most: usize) -> usize {
-        let mut frames = 0;
-        while frames < most {
-            let Some((number, resident)) = self.pop_retired() else {
-                break;
-            };
-            let left = self.punch(number, resident);
-            frames += (resident & !left).count_ones() as usize;
-            self.retire(number, left);
-            if left != 0 {
-                break;
-            }
-        }
-        frames
-    }
-
-    fn trim_class(&self, class: usize, most: usize) -> usize {
-        let mut guard = self.classes[class].locked.lock();
-        let SizeClass { segments, open } = &mut *guard;
-        let mut frames = 0;
-        // From the top: low frames are the next to be used again.
-        for number in open.iter().rev() {
-            if frames >= most {
-                break;
-            }
-            let Some(segment) = segments.get_mut(number) else {
-                continue;
-            };
-            let idle = segment.idle_frames();
-            if idle == 0 {
-                continue;
-            }
-            let left = self.punch(*number, idle);
-            let gone = idle & !left;
-            segment.resident &= !gone;
-            self.classes[class]
-                .gauges
-                .frames
-                .sub(u64::from(gone.count_ones()));
-            frames += gone.count_ones() as usize;
-        }
-        frames
-    }
-
-    /// Punches frames and takes them off the account. Returns those that the kernel did not take.
-    fn punch(&self, number: u32, frames: u64) -> u64 {
-        let mut left = 0;
-        for (first, count) in runs(frames) {
-            if self.memory.punch(number, first, count).is_ok() {
-                self.purse.refund((count * FRAME_BYTES) as u64);
-            } else {
-                left |= (u64::MAX >> (64 - count)) << first;
-            }
-        }
-        left
-    }
-
-    /// Whether more than a frame in 128, and than a frame of each class, holds no slot in use.
-    pub(crate) fn is_wasteful(&self) -> bool {
-        let usage = self.usage();
-        usage.frames - usage.slots.min(usage.frames)
-            > usage.frames / 128 + (CLASSES * FRAME_BYTES) as u64
     }
 
     /// Sums for statistics.

@@ -1,0 +1,238 @@
+//! Frames ahead of need. The kernel takes longer to find and clear a frame than a codec needs for a page, so a thread
+//! of its own gets the next frames of a class that is growing, without the class's lock; a store that finds none
+//! gets its own.
+
+use std::sync::atomic::Ordering;
+
+use super::{Space, runs};
+use crate::memory::FRAME_BYTES;
+use crate::segment::{CLASSES, Segment};
+
+/// Most frames that a class has ahead.
+const MOST: u64 = 32;
+
+impl Space {
+    /// Frames that a growing class is to have ahead: a 64th of what it has.
+    pub(super) fn stock(&self, class: usize) -> u64 {
+        (self.classes[class].gauges.frames.get() / 64).min(MOST)
+    }
+
+    /// Asks for frames when those ahead of a slot that was just taken are few.
+    pub(super) fn look_ahead(&self, class: usize, segment: &Segment, slot: u16) {
+        let wanted = self.stock(class);
+        if segment.frames_behind(slot) >= wanted.div_ceil(2) {
+            return;
+        }
+        let bit = 1 << class;
+        if self.wanting.load(Ordering::Relaxed) & bit == 0 {
+            self.wanting.fetch_or(bit, Ordering::Relaxed);
+        }
+        self.purse.wakes.ahead.ask();
+    }
+
+    /// Gets frames for the classes that asked. Returns whether any did.
+    pub(crate) fn fill_ahead(&self) -> bool {
+        let wanting = self.wanting.swap(0, Ordering::Relaxed);
+        for class in (0..CLASSES).filter(|class| wanting >> class & 1 == 1) {
+            self.fill_class(class);
+        }
+        if wanting != 0 {
+            // What is not needed after all is given back.
+            self.purse.wakes.upkeep.ask();
+        }
+        wanting != 0
+    }
+
+    fn fill_class(&self, class: usize) {
+        let Some((number, frames)) = self.begin_filling(class) else {
+            return;
+        };
+        let mut refused = 0;
+        for (first, count) in runs(frames) {
+            if self.memory.populate(number, first, count).is_err() {
+                refused |= (u64::MAX >> (64 - count)) << first;
+            }
+        }
+        self.end_filling(class, number, refused);
+    }
+
+    /// Pays for the next frames of the class and marks them.
+    fn begin_filling(&self, class: usize) -> Option<(u32, u64)> {
+        let mut guard = self.classes[class].locked.lock();
+        let inner = &mut *guard;
+        let number = *inner.open.first()?;
+        let segment = inner.segments.get_mut(&number)?;
+        if segment.filling != 0 || self.ended.load(Ordering::Relaxed) {
+            return None;
+        }
+        let frames = segment.next_frames(self.stock(class)) & !segment.resident;
+        let count = u64::from(frames.count_ones());
+        if count == 0 || self.purse.pay(count * FRAME_BYTES as u64).is_err() {
+            return None;
+        }
+        segment.filling = frames;
+        self.classes[class].gauges.frames.add(count);
+        Some((number, frames))
+    }
+
+    /// Makes the marked frames resident, except those that the kernel refused.
+    fn end_filling(&self, class: usize, number: u32, refused: u64) {
+        let mut guard = self.classes[class].locked.lock();
+        let inner = &mut *guard;
+        let Some(segment) = inner.segments.get_mut(&number) else {
+            debug_assert!(false, "a segment went while it was filled");
+            return;
+        };
+        // A store may have taken some in the meantime: those it got from the kernel itself.
+        let mut got = segment.filling & !segment.resident;
+        segment.filling = 0;
+        let ended = self.ended.load(Ordering::Relaxed);
+        let useless = if ended { got } else { got & refused };
+        if useless != 0 {
+            got &= !useless;
+            let left = self.punch(number, useless);
+            self.purse
+                .refund(u64::from(left.count_ones()) * FRAME_BYTES as u64);
+            let gauges = &self.classes[class].gauges;
+            gauges.frames.sub(u64::from(useless.count_ones()));
+        }
+        segment.resident |= got;
+        if segment.live() == 0 {
+            self.close_segment(class, inner, number);
+        }
+        drop(guard);
+        if ended {
+            // Whoever ended the owner could not give this segment back.
+            while self.trim(usize::MAX) > 0 {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::entry::{Encoding, Slot};
+    use crate::ledger::{Account, Ledger};
+    use crate::space::{Purse, Refusal};
+    use crate::upkeep::Wakes;
+
+    const RAW: usize = CLASSES - 1;
+
+    fn space(limit: u64) -> (Arc<Ledger>, Space) {
+        let ledger = Arc::new(Ledger::new(1 << 30));
+        let account = Arc::new(Account::default());
+        ledger.configure(&account, 0, limit, 1).expect("fits");
+        let purse = Purse::new(
+            Arc::clone(&ledger),
+            account,
+            None,
+            Arc::new(Wakes::default()),
+        );
+        let space = Space::new("test", purse).expect("memfd");
+        (ledger, space)
+    }
+
+    fn place(space: &Space) -> Result<Slot, Refusal> {
+        space.place(&[7; 4096], Encoding::Raw, 1)
+    }
+
+    /// A class of so many pages or a few more, and no frame without one.
+    fn fill(space: &Space, ledger: &Ledger, pages: usize) -> Vec<Slot> {
+        let mut slots: Vec<_> = (0..pages).map(|_| place(space).expect("room")).collect();
+        while idle(space, ledger) > 0 {
+            slots.push(place(space).expect("room"));
+        }
+        slots
+    }
+
+    /// Frames that hold no slot; and what is charged is what is there.
+    fn idle(space: &Space, ledger: &Ledger) -> u64 {
+        let usage = space.usage();
+        assert_eq!(ledger.used(), usage.frames + usage.metadata);
+        (usage.frames - usage.slots) / FRAME_BYTES as u64
+    }
+
+    #[test]
+    fn a_growing_class_has_frames_ahead_and_gives_them_back_when_it_rests() {
+        let (ledger, space) = space(u64::MAX);
+        assert!(!space.fill_ahead(), "nobody asked");
+        fill(&space, &ledger, 64 * 5 + 1);
+        assert_eq!(space.stock(RAW), 5);
+        assert!(space.fill_ahead());
+        assert_eq!(idle(&space, &ledger), 5);
+        place(&space).expect("room");
+        assert_eq!(
+            idle(&space, &ledger),
+            4,
+            "a store takes a frame that is there"
+        );
+        assert!(!space.fill_ahead(), "four are enough");
+
+        assert!(space.look(), "the class took slots");
+        assert_eq!(space.trim_slowly(64), 0);
+        assert!(!space.look(), "it took no more");
+        assert_eq!(space.trim_slowly(64), 2 * 4096, "half of them");
+        assert_eq!(space.trim_slowly(64), 0, "until the next look");
+        space.look();
+        assert_eq!(space.trim_slowly(64), 4096);
+        space.look();
+        assert_eq!(space.trim_slowly(64), 4096);
+        assert_eq!(idle(&space, &ledger), 0);
+    }
+
+    #[test]
+    fn a_frame_that_a_store_needs_while_it_is_on_its_way_is_charged_once() {
+        let (ledger, space) = space(u64::MAX);
+        fill(&space, &ledger, 64 * 5 + 1);
+        let (number, frames) = space.begin_filling(RAW).expect("frames");
+        assert_eq!(frames.count_ones(), 5);
+        assert_eq!(space.begin_filling(RAW), None, "one at a time");
+        let slot = place(&space).expect("room");
+        let taken = space.usage().frames;
+        assert_eq!(space.trim(64), 0, "what is on its way stays");
+        // The kernel refuses all that the store did not get itself: its own, and three ahead.
+        space.end_filling(RAW, number, frames);
+        assert!(space.fetch(slot, &mut [0; 4096]));
+        assert_eq!(idle(&space, &ledger), 3);
+        assert_eq!(space.usage().frames, taken - 4096);
+    }
+
+    #[test]
+    fn a_segment_that_empties_while_it_is_filled_goes_afterwards() {
+        for ends in [false, true] {
+            let (ledger, space) = space(u64::MAX);
+            let slots = fill(&space, &ledger, 70);
+            let (number, _) = space.begin_filling(RAW).expect("frames");
+            for slot in slots {
+                space.free(slot);
+            }
+            if ends {
+                space.end();
+            }
+            while space.trim(64) > 0 {}
+            assert!(idle(&space, &ledger) > 0);
+            space.end_filling(RAW, number, 0);
+            if !ends {
+                while space.trim(64) > 0 {}
+            }
+            assert_eq!(ledger.used(), 0);
+            assert_eq!(space.begin_filling(RAW), None);
+        }
+    }
+
+    #[test]
+    fn frames_ahead_are_not_taken_beyond_a_limit() {
+        let (ledger, space) = space(u64::MAX);
+        fill(&space, &ledger, 64 * 5 + 1);
+        let account = Arc::clone(&space.purse.account);
+        let used = ledger.used();
+        ledger.configure(&account, 0, used, 1).expect("fits");
+        assert!(space.fill_ahead());
+        assert_eq!(ledger.used(), used);
+        assert!(place(&space).is_err());
+        ledger.configure(&account, 0, used + 4096, 1).expect("fits");
+        place(&space).expect("room for one");
+    }
+}
