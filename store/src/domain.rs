@@ -319,6 +319,7 @@ impl Domain {
             return refuse(StoreError::Frozen);
         }
         joined.pool.with_encoded(page, |encoded| {
+            let class = encoded.class();
             for attempt in 0..ATTEMPTS {
                 match joined.pool.place(joined.member, key, encoded) {
                     Ok(()) => return Ok(()),
@@ -327,7 +328,7 @@ impl Domain {
                         return refuse(StoreError::NoMemory);
                     }
                     Err(Unplaced::Refused(Refusal::Short(short))) => {
-                        if !self.store.make_room(&self.inner, short, attempt) {
+                        if !self.store.make_room(&self.inner, class, short, attempt) {
                             break;
                         }
                     }

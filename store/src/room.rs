@@ -19,24 +19,32 @@ const TRIM_FRAMES: usize = 2;
 const MOVES: usize = 4;
 /// Pages that one step of a store evicts at most.
 const EVICTIONS: usize = 4;
+/// Slots that a store looks at for a page of a class to evict, and pages of a class that it evicts for a frame.
+const CLASS_TRIES: usize = 8;
 /// Frames that one step of the background gives back at most, for a space.
 const BACKGROUND_FRAMES: usize = 64;
 /// Slots that one step of the background moves at most, for a space.
 const BACKGROUND_MOVES: usize = 64;
 
 impl StoreInner {
-    /// Frees memory after a refusal, the store's `attempt`th. `false` when nothing is left that could be freed.
+    /// Frees memory after a refusal, the store's `attempt`th, of a page that needs a slot of `class`. `false` when
+    /// nothing is left that could be freed.
     pub(crate) fn make_room(
         &self,
         domain: &Arc<DomainInner>,
+        class: Option<usize>,
         short: Short,
         attempt: usize,
     ) -> bool {
         match short {
             Short::Limit => {
                 // The slot of an evicted page serves a new one as it is, which costs a tenth of giving frames back:
-                // that is for when there are too many free slots that nobody needs.
+                // that is for when there are too many free slots that nobody needs. Where the pages whose turn it
+                // was leave no slot of the class, one of the class goes; and where that did not help either, the
+                // index wants memory, or the class has no page: a frame is freed. Whoever stores waits for no more.
                 (attempt == 0 && domain.space.is_wasteful() && tighten_domain(domain))
+                    || (attempt == 1 && class.is_some_and(|class| evict_in_class(domain, class)))
+                    || (attempt > 0 && evict_frame(domain))
                     || evict_from(domain, EVICTIONS).pages > 0
                     || tighten_domain(domain)
             }
@@ -129,6 +137,38 @@ struct Evicted {
 
 fn evict_from(domain: &DomainInner, most: usize) -> Evicted {
     evict_where(domain, most, |_| true)
+}
+
+/// Evicts neighbours in a class of large slots until a frame is free, and gives it back.
+fn evict_frame(domain: &DomainInner) -> bool {
+    if domain.own_freeable() == 0 {
+        return false;
+    }
+    for class in (0..CLASSES).rev() {
+        for _ in 0..CLASS_TRIES {
+            if !evict_in_class(domain, class) {
+                break;
+            }
+            if domain.space.trim_class(class, 1, 0) > 0 {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// Evicts an ephemeral page of the domain's own whose slot is of the class.
+fn evict_in_class(domain: &DomainInner, class: usize) -> bool {
+    (0..CLASS_TRIES)
+        .map_while(|_| domain.space.next_victim(class))
+        .any(|victim| {
+            let Some(holder) = Holder::unpack(victim.backref) else {
+                return false;
+            };
+            domain
+                .own_pool(holder.pool())
+                .is_some_and(|joined| joined.pool.evict_slot(holder, victim.slot))
+        })
 }
 
 /// Evicts pages of a domain, one from each shard in turn: their shards hash alike, so this comes near

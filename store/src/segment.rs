@@ -217,6 +217,23 @@ impl Segment {
         true
     }
 
+    /// The first slot in use from `from` on, and who holds it.
+    pub(crate) fn next_used(&self, from: u16) -> Option<(u16, Backref)> {
+        let slots = slots_per_segment(self.class());
+        let first = usize::from(from);
+        for word in first / 64..self.used.len() {
+            let mut used = self.used[word];
+            if word == first / 64 {
+                used &= u64::MAX << (first % 64);
+            }
+            let slot = word * 64 + used.trailing_zeros() as usize;
+            if used != 0 && slot < slots {
+                return Some((slot as u16, self.backrefs.get(slot).copied().unwrap_or(0)));
+            }
+        }
+        None
+    }
+
     /// The highest slot in use, and who holds it.
     pub(crate) fn highest(&self) -> Option<(u16, Backref)> {
         let slots = slots_per_segment(self.class());
@@ -290,10 +307,13 @@ mod tests {
                 segment.take(slot, expected as u64 + 1);
             }
             assert!(segment.is_full() && segment.find(false).is_none());
+            assert_eq!(segment.next_used(0), Some((0, 1)));
+            assert_eq!(segment.next_used(slots as u16), None);
             assert_eq!(segment.idle_frames(), 0);
             assert_eq!(segment.highest(), Some((slots as u16 - 1, slots as u64)));
             assert!(segment.give(0));
             assert!(!segment.give(0));
+            assert_eq!(segment.next_used(0), Some((1, 2)));
             assert!(!segment.give(slots as u16));
             assert_eq!(segment.find(true), Some(0));
         }

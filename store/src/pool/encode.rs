@@ -6,6 +6,7 @@ use super::Pool;
 use crate::codec::{COMPRESS_BUFFER, LONGEST_COMPRESSED};
 use crate::entry::{Encoding, Entry};
 use crate::page::{Page, fill_word};
+use crate::segment::class_of;
 use crate::sync::thread_local;
 
 /// A page as it will be kept.
@@ -25,6 +26,14 @@ pub(crate) enum Encoded<'a> {
 }
 
 impl Encoded<'_> {
+    /// The size class of the slot that it needs.
+    pub(crate) fn class(&self) -> Option<usize> {
+        match self {
+            Encoded::Bytes { bytes, .. } => Some(class_of(bytes.len() as u16)),
+            Encoded::Fill(_) | Encoded::Record { .. } => None,
+        }
+    }
+
     /// Bytes of the payload.
     pub(crate) fn len(&self) -> u16 {
         match self {

@@ -10,6 +10,7 @@ use crate::index::{Holder, SHARDS};
 use crate::ledger::Account;
 use crate::page::Key;
 use crate::segment::{class_of, slot_bytes};
+use crate::stats::PoolKind;
 
 impl Pool {
     /// The shard to evict from next.
@@ -37,6 +38,16 @@ impl Pool {
     fn evict_one(&self, cell: &ShardCell, locked: &mut Locked, member: u8) -> Option<u64> {
         let (_, queue) = locked.queues.iter_mut().find(|(m, _)| *m == member)?;
         let number = queue.victim(&mut locked.shard.nodes)?;
+        self.evict_node(cell, locked, member, number)
+    }
+
+    fn evict_node(
+        &self,
+        cell: &ShardCell,
+        locked: &mut Locked,
+        member: u8,
+        number: u32,
+    ) -> Option<u64> {
         let node = locked.shard.nodes.get(number)?;
         let (chunk, place, entry) = (node.chunk, node.place, node.entry);
         let found = locked.shard.chunk(chunk)?;
@@ -55,6 +66,30 @@ impl Pool {
         self.discard(cell, locked, Entry::node(number));
         locked.shard.remove(self.purse(), chunk, place, tags);
         Some(bytes)
+    }
+
+    /// Evicts the page in a slot of a private ephemeral pool. Returns whether it was there.
+    pub(crate) fn evict_slot(&self, holder: Holder, place: (u32, u16)) -> bool {
+        let Holder::Node { shard, node, .. } = holder else {
+            return false;
+        };
+        if self.kind != PoolKind::Ephemeral {
+            return false;
+        }
+        let cell = &self.shards[usize::from(shard) % SHARDS];
+        let mut locked = cell.locked.lock();
+        let entry = locked.shard.nodes.get(node).map(|node| node.entry.kind());
+        let Some(Kind::Slot(slot)) = entry else {
+            return false;
+        };
+        if (slot.segment, slot.number) != place
+            || self.evict_node(cell, &mut locked, 0, node).is_none()
+        {
+            return false;
+        }
+        cell.counters.evictions.add(1);
+        cell.counters.metadata.set(locked.shard.paid());
+        true
     }
 
     /// Moves the page in a slot to a lower place. Returns whether it moved.

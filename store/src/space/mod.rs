@@ -131,6 +131,8 @@ struct SizeClass {
     segments: BTreeMap<u32, Box<Segment>>,
     /// Segments with a free slot.
     open: BTreeSet<u32>,
+    /// Where the next victim is looked for.
+    hand: (u32, u16),
 }
 
 /// Segments of no class.
@@ -155,7 +157,7 @@ pub(crate) struct SpaceUse {
     pub(crate) slots: u64,
 }
 
-/// Where a step of compaction found something to move.
+/// A slot in use, and who holds it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Movable {
     pub(crate) slot: (u32, u16),
@@ -441,6 +443,29 @@ impl Space {
         }
         Some(Movable {
             slot: (*number, slot),
+            backref,
+        })
+    }
+
+    /// A slot in use of the class: all of them in turn.
+    pub(crate) fn next_victim(&self, class: usize) -> Option<Movable> {
+        let mut guard = self.classes[class].locked.lock();
+        let inner = &mut *guard;
+        let (number, from) = inner.hand;
+        let here = inner.segments.range(number..=number);
+        let behind = inner.segments.range(number.saturating_add(1)..);
+        let around = inner.segments.range(..=number);
+        let (number, (slot, backref)) = here
+            .filter_map(|(number, segment)| Some((*number, segment.next_used(from)?)))
+            .chain(
+                behind
+                    .chain(around)
+                    .filter_map(|(number, segment)| Some((*number, segment.next_used(0)?))),
+            )
+            .next()?;
+        inner.hand = (number, slot + 1);
+        Some(Movable {
+            slot: (number, slot),
             backref,
         })
     }

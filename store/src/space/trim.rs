@@ -104,9 +104,9 @@ impl Space {
     }
 
     /// Gives back at most `most` frames of a class; `kept` frames behind the lowest free slot stay. Returns the frames.
-    fn trim_class(&self, class: usize, most: usize, kept: u64) -> usize {
+    pub(crate) fn trim_class(&self, class: usize, most: usize, kept: u64) -> usize {
         let mut guard = self.classes[class].locked.lock();
-        let SizeClass { segments, open } = &mut *guard;
+        let SizeClass { segments, open, .. } = &mut *guard;
         let lowest = open.first().copied();
         let mut frames = 0;
         // From the top: low frames are the next to be used again.
