@@ -53,7 +53,7 @@ impl StoreInner {
                     return true;
                 }
                 let (domains, groups) = self.everybody();
-                reclaim(Some(domain), &domains, &groups)
+                reclaim(Some((domain, attempt)), &domains, &groups)
             }
         }
     }
@@ -83,10 +83,10 @@ impl StoreInner {
 }
 
 /// Frees memory that the ledger counts against the budget: first what nobody needs, then ephemeral
-/// pages of the domain furthest over its weight. `asking` may use what it frees even within its own
-/// reserve.
+/// pages of the domain furthest over its weight. Who asks, for the how-manieth time, may use what it frees even within
+/// its own reserve.
 pub(crate) fn reclaim(
-    asking: Option<&Arc<DomainInner>>,
+    asking: Option<(&Arc<DomainInner>, usize)>,
     domains: &[Arc<DomainInner>],
     groups: &[Arc<Group>],
 ) -> bool {
@@ -104,8 +104,12 @@ pub(crate) fn reclaim(
     order.sort_by_cached_key(|domain| Reverse(overuse(domain)));
     for domain in order {
         // What a domain holds within its reserve is nobody else's to win.
-        let own = asking.is_some_and(|asking| Arc::ptr_eq(asking, domain))
+        let own = asking.is_some_and(|(asking, _)| Arc::ptr_eq(asking, domain))
             || domain.account.used() > domain.account.reserve();
+        // The first pages were those whose turn it was, and left no frame free.
+        if asking.is_some_and(|(_, attempt)| attempt > 0) && own && evict_frame(domain) {
+            return true;
+        }
         let evicted = evict_where(domain, EVICTIONS, |joined| {
             own || joined.pool.kind == PoolKind::Shared
         });
