@@ -120,6 +120,7 @@ fuzz_target!(|operations: Vec<Operation>| {
                 domains[usize::from(domain)].0.set(change).expect("no reserve");
             }
             Operation::Maintain => {
+                store.fill_ahead();
                 store.maintain();
             }
             Operation::SweepCold => {

@@ -280,33 +280,18 @@ pub(crate) fn dedup(pages: &[Page], report: &mut Report) {
     );
 }
 
-/// Pages per second of threads that store and load, each on its own pages.
-fn throughput(domains: &[(Domain, PoolId)], pages: &[Page], round: u64) -> f64 {
-    let barrier = Barrier::new(domains.len());
+/// Pages per second of so many threads, each with `pages` pages of its own.
+fn rate(threads: usize, pages: usize, work: impl Fn(usize) + Sync) -> f64 {
+    let barrier = Barrier::new(threads);
+    let (barrier, work) = (&barrier, &work);
     let spans: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = domains
-            .iter()
-            .enumerate()
-            .map(|(number, (domain, pool))| {
-                let barrier = &barrier;
+        let threads: Vec<_> = (0..threads)
+            .map(|number| {
                 scope.spawn(move || {
-                    let object = ObjectId([number as u64 + 1, round, 0]);
-                    let mut back = [0; PAGE_SIZE];
                     barrier.wait();
                     let start = Instant::now();
-                    for (index, page) in pages.iter().enumerate() {
-                        domain
-                            .store(*pool, object, index as u32, page)
-                            .expect("room");
-                        if index % 2 == 1 {
-                            domain
-                                .load(*pool, object, index as u32 / 2, &mut back)
-                                .expect("there");
-                        }
-                    }
-                    let span = (start, Instant::now());
-                    domain.invalidate_object(*pool, object).expect("pool");
-                    span
+                    work(number);
+                    (start, Instant::now())
                 })
             })
             .collect();
@@ -317,7 +302,49 @@ fn throughput(domains: &[(Domain, PoolId)], pages: &[Page], round: u64) -> f64 {
     });
     let start = spans.iter().map(|span| span.0).min().expect("a thread");
     let end = spans.iter().map(|span| span.1).max().expect("a thread");
-    (pages.len() * domains.len()) as f64 / (end - start).as_secs_f64()
+    (pages * threads) as f64 / (end - start).as_secs_f64()
+}
+
+/// Threads that store every page and load half of them.
+fn of_the_store(domains: &[(Domain, PoolId)], pages: &[Page], round: u64) -> f64 {
+    let object = |number: usize| ObjectId([number as u64 + 1, round, 0]);
+    let rate = rate(domains.len(), pages.len(), |number| {
+        let (domain, pool) = &domains[number];
+        let object = object(number);
+        let mut back = [0; PAGE_SIZE];
+        for (index, page) in pages.iter().enumerate() {
+            domain
+                .store(*pool, object, index as u32, page)
+                .expect("room");
+            if index % 2 == 1 {
+                domain
+                    .load(*pool, object, index as u32 / 2, &mut back)
+                    .expect("there");
+            }
+        }
+    });
+    for (number, (domain, pool)) in domains.iter().enumerate() {
+        domain
+            .invalidate_object(*pool, object(number))
+            .expect("pool");
+    }
+    rate
+}
+
+/// Threads that do the same with the codec alone: what the machine allows.
+fn of_the_codec(threads: usize, pages: &[Page]) -> f64 {
+    rate(threads, pages.len(), |_| {
+        let mut table = CompressTable::small();
+        let mut out = [0u8; 4608];
+        let mut back = [0; PAGE_SIZE];
+        for (index, page) in pages.iter().enumerate() {
+            let len = compress_into_with_table(page, &mut out, &mut table).expect("fits");
+            if index % 2 == 1 {
+                decompress_into(&out[..len], &mut back).expect("valid");
+            }
+            black_box((&mut out, &mut back));
+        }
+    })
 }
 
 pub(crate) fn scaling(pages: &[Page], rounds: usize, report: &mut Report) {
@@ -331,18 +358,25 @@ pub(crate) fn scaling(pages: &[Page], rounds: usize, report: &mut Report) {
         })
         .into();
     let same = vec![pools[0].clone(), pools[0].clone()];
-    let (mut alone, mut two_domains, mut one_domain) = (Vec::new(), Vec::new(), Vec::new());
-    throughput(&pools, pages, 0);
+    let mut rates: [Vec<f64>; 5] = Default::default();
+    of_the_store(&pools, pages, 0);
     for round in 0..rounds as u64 * 8 {
-        alone.push(throughput(&pools[..1], pages, round));
-        two_domains.push(throughput(&pools, pages, round));
-        one_domain.push(throughput(&same, pages, round));
+        let now = [
+            of_the_store(&pools[..1], pages, round),
+            of_the_store(&pools, pages, round),
+            of_the_store(&same, pages, round),
+            of_the_codec(1, pages),
+            of_the_codec(2, pages),
+        ];
+        for (rates, rate) in rates.iter_mut().zip(now) {
+            rates.push(rate);
+        }
     }
     // The best round of each: other processes on the machine only ever take away.
-    let best = |rates: &[f64]| rates.iter().copied().fold(0.0, f64::max);
-    report.put("pages_per_second", best(&alone));
-    let two_domains = best(&two_domains) / best(&alone);
-    let one_domain = best(&one_domain) / best(&alone);
-    report.goal("scaling_two_domains", two_domains, ">= 1.8");
-    report.goal("scaling_one_domain", one_domain, ">= 1.6");
+    let [alone, two_domains, one_domain, codec, two_codecs] =
+        rates.map(|rates| rates.into_iter().fold(0.0, f64::max));
+    report.put("pages_per_second", alone);
+    report.goal("scaling_two_domains", two_domains / alone, ">= 1.8");
+    report.goal("scaling_one_domain", one_domain / alone, ">= 1.6");
+    report.goal("scaling_codec", two_codecs / codec, "");
 }
