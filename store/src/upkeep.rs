@@ -127,9 +127,12 @@ impl Upkeep {
         upkeep.spawn(config, "tmem-upkeep", store, move |store, wakes| {
             run(store, &wakes.upkeep, sweep);
         })?;
-        upkeep.spawn(config, "tmem-ahead", store, |store, wakes| {
-            fill_ahead(store, &wakes.ahead);
-        })?;
+        // On one processor nobody could get frames while somebody else stores.
+        if std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
+            upkeep.spawn(config, "tmem-ahead", store, |store, wakes| {
+                fill_ahead(store, &wakes.ahead);
+            })?;
+        }
         Ok(upkeep)
     }
 

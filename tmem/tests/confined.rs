@@ -243,6 +243,11 @@ fn everything_works_confined_and_as_a_user_that_owns_nothing() {
     assert!(!dir.path().join("good").exists() && !dir.path().join("control").exists());
 }
 
+/// Whether the store has the thread that needs another processor.
+fn has_ahead() -> bool {
+    std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1)
+}
+
 #[test]
 fn a_signal_to_stop_may_hit_any_thread() {
     for kind in [
@@ -252,7 +257,10 @@ fn a_signal_to_stop_may_hit_any_thread() {
         "tmem-ahead",
         "guest vm1",
         "guest vm2",
-    ] {
+    ]
+    .into_iter()
+    .filter(|kind| *kind != "tmem-ahead" || has_ahead())
+    {
         let mut serve = Serve::start(&names(&["vm1"], ""));
         let guest = NewGuest {
             name: "vm2".to_owned(),
