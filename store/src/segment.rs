@@ -22,6 +22,11 @@ pub(crate) const fn slots_per_segment(class: usize) -> usize {
     SEGMENT_BYTES / slot_bytes(class)
 }
 
+/// Bits for `count` frames (1 to 64) from `first` on, as far as a segment has them.
+pub(crate) fn frame_run(first: usize, count: usize) -> u64 {
+    (u64::MAX >> (64 - count)) << first
+}
+
 /// Bits for the frames that `bytes` at `offset` touch.
 fn frames(offset: usize, bytes: usize) -> u64 {
     let first = offset / FRAME_BYTES;
@@ -131,7 +136,7 @@ impl Segment {
         match free {
             Some(slot) if count > 0 => {
                 let first = slot * bytes / FRAME_BYTES;
-                (u64::MAX >> (64 - count.min(64))) << first
+                frame_run(first, count.min(64) as usize)
             }
             _ => 0,
         }

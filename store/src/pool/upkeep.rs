@@ -30,8 +30,6 @@ impl Pool {
             evicted.0 += 1;
             evicted.1 += bytes;
         }
-        cell.counters.evictions.add(evicted.0);
-        cell.counters.metadata.set(guard.shard.paid());
         evicted
     }
 
@@ -41,6 +39,7 @@ impl Pool {
         self.evict_node(cell, locked, member, number)
     }
 
+    /// Evicts a page that a member of the pool has, and counts it. Returns the bytes of its slot.
     fn evict_node(
         &self,
         cell: &ShardCell,
@@ -65,6 +64,8 @@ impl Pool {
         };
         self.discard(cell, locked, Entry::node(number));
         locked.shard.remove(self.purse(), chunk, place, tags);
+        cell.counters.evictions.add(1);
+        cell.counters.metadata.set(locked.shard.paid());
         Some(bytes)
     }
 
@@ -82,14 +83,8 @@ impl Pool {
         let Some(Kind::Slot(slot)) = entry else {
             return false;
         };
-        if (slot.segment, slot.number) != place
-            || self.evict_node(cell, &mut locked, 0, node).is_none()
-        {
-            return false;
-        }
-        cell.counters.evictions.add(1);
-        cell.counters.metadata.set(locked.shard.paid());
-        true
+        (slot.segment, slot.number) == place
+            && self.evict_node(cell, &mut locked, 0, node).is_some()
     }
 
     /// Moves the page in a slot to a lower place. Returns whether it moved.

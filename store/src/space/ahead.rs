@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Space, runs};
 use crate::memory::FRAME_BYTES;
-use crate::segment::{CLASSES, Segment};
+use crate::segment::{CLASSES, Segment, frame_run};
 
 /// Most frames that a class has ahead.
 const MOST: u64 = 32;
@@ -50,7 +50,7 @@ impl Space {
         let mut refused = 0;
         for (first, count) in runs(frames) {
             if self.memory.populate(number, first, count).is_err() {
-                refused |= (u64::MAX >> (64 - count)) << first;
+                refused |= frame_run(first, count);
             }
         }
         self.end_filling(class, number, refused);

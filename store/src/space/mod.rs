@@ -18,7 +18,9 @@ use crate::config::Gate;
 use crate::entry::{Encoding, MAX_SEGMENTS, Slot};
 use crate::ledger::{Account, Ledger, Short};
 use crate::memory::{FRAME_BYTES, Memory};
-use crate::segment::{Backref, CLASSES, Segment, class_of, slot_bytes, slots_per_segment};
+use crate::segment::{
+    Backref, CLASSES, Segment, class_of, frame_run, slot_bytes, slots_per_segment,
+};
 use crate::sync::{Counter, Mutex};
 use crate::upkeep::Wakes;
 
@@ -523,8 +525,7 @@ fn runs(mut bits: u64) -> impl Iterator<Item = (usize, usize)> {
         }
         let first = bits.trailing_zeros() as usize;
         let count = (!(bits >> first)).trailing_zeros() as usize;
-        let mask = (u64::MAX >> (64 - count)) << first;
-        bits &= !mask;
+        bits &= !frame_run(first, count);
         Some((first, count))
     })
 }

@@ -6,7 +6,7 @@
 
 use super::{SizeClass, Space, runs};
 use crate::memory::FRAME_BYTES;
-use crate::segment::{CLASSES, slot_bytes};
+use crate::segment::{CLASSES, frame_run, slot_bytes};
 use crate::sync::Counter;
 
 /// What the background saw of a class at its last look. Written by whoever looks.
@@ -146,7 +146,7 @@ impl Space {
             if self.memory.punch(number, first, count).is_ok() {
                 self.purse.refund((count * FRAME_BYTES) as u64);
             } else {
-                left |= (u64::MAX >> (64 - count)) << first;
+                left |= frame_run(first, count);
             }
         }
         left
