@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use guest::host::{Host, has_thread, works_again};
+use guest::host::{Host, has_thread, host, works_again};
 use guest::raw::{self, Raw};
 use guest::{MEMORY, TestGuest, eventually, memfd, page};
 use rand::rngs::StdRng;
@@ -19,10 +19,6 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost::{VhostBackend, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
-fn host() -> Host {
-    Host::new(&["bad", "good"], "")
-}
 
 /// Descriptors that are open in this process, without the one that looks.
 fn descriptors() -> Vec<String> {

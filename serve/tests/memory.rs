@@ -7,15 +7,11 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use guest::host::{Host, works_again};
+use guest::host::{Host, host, works_again};
 use guest::raw::{self, Raw};
 use guest::{MEMORY, eventually, memfd, page};
 use tmem_protocol::{Op, Status};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
-fn host() -> Host {
-    Host::new(&["bad", "good"], "")
-}
 
 #[test]
 fn memory_that_is_truncated_while_pages_are_copied_costs_only_its_guest() {

@@ -151,7 +151,7 @@ impl Service {
 ///
 /// # Errors
 /// There is no such guest.
-fn figures(stats: &Value, name: &str) -> Result<Figures> {
+pub fn figures(stats: &Value, name: &str) -> Result<Figures> {
     let domains = stats.pointer("/domains").and_then(Value::as_array);
     let found = domains
         .into_iter()

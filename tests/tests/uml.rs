@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tmem_tests::guest::{Console, Figures};
-use tmem_tests::service::Service;
+use tmem_tests::service::{Service, figures};
 use tmem_tests::uml::eventually;
 use tmem_tests::uml::guest::{END, Guest, Setup};
 
@@ -110,10 +110,11 @@ fn is_empty(service: &Service) -> Result<()> {
 
 /// Nobody has more than it may, whatever it wants.
 fn within_bounds(service: &Service, budget: u64, limits: &[(&str, u64)]) -> Result<()> {
-    let used = used(&service.stats()?);
+    let stats = service.stats()?;
+    let used = used(&stats);
     ensure!(used <= budget, "over the budget: {used}");
     for (name, limit) in limits {
-        let used = service.figures(name)?.get("/bytes_used");
+        let used = figures(&stats, name)?.get("/bytes_used");
         ensure!(used <= *limit, "{name} is over its limit: {used}");
     }
     Ok(())

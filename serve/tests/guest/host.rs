@@ -127,6 +127,11 @@ impl Host {
     }
 }
 
+/// A service with a guest that does harm and one that does not.
+pub fn host() -> Host {
+    Host::new(&["bad", "good"], "")
+}
+
 /// The socket of the guest that did harm works for one that does not.
 pub fn works_again(host: &Host) {
     eventually("cut off", || !host.is_connected("bad"));
