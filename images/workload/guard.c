@@ -76,6 +76,8 @@ int main(int argc, char **argv)
 	/* Children of the process whose place this took are not ours to judge */
 	while (waitpid(child, &status, 0) != child)
 		;
+	/* Warnings may come from work that the kernel has yet to do */
+	usleep(500000);
 	printf("guest work %d\n", WIFSIGNALED(status) ? 128 + WTERMSIG(status) :
 							 WEXITSTATUS(status));
 	splats();
