@@ -133,6 +133,17 @@ impl Service {
         figures(&self.stats()?, name)
     }
 
+    /// Stops all its threads where they are.
+    pub fn hang(&self) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), Signal::STOP)?)
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.child.kill()?;
+        Ok(self.child.wait()?)
+    }
+
     /// Sends SIGTERM and waits for the end. Returns how it ended, and the time from the signal.
     pub fn terminate(&mut self) -> Result<(ExitStatus, Duration)> {
         let start = Instant::now();

@@ -1,6 +1,7 @@
 //! One `tmem serve`, many guests: User Mode Linux with the real driver, at native speed.
 
 use std::collections::BTreeMap;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -283,12 +284,35 @@ fn a_guest_that_reboots_in_place_gets_its_device_back_each_time() -> Result<()> 
     is_empty(&service)
 }
 
-/// The workload of a guest that is about to lose its device: its first process stays.
-const DOOMED: &str = "swap_on tmemswap0; exec guard /bin/hog size=40M \
-    phases=fill,random,random,random,random,random,random,random,random,random,random,random";
+/// A guest that is about to lose its device, with memory to spare: nothing but pages that cannot be loaded is to harm
+/// its work. From the first `pageout` on, each of its pages is at the host, and each that it has as well may go again.
+fn doomed() -> Setup<'static> {
+    const COMMANDS: &str = "swap_on tmemswap0; exec guard /bin/hog size=24M phases=fill,pageout,\
+        random,pageout,random,pageout,random,pageout,random,pageout,random,pageout,random,pageout,\
+        random,pageout,random,pageout,random,pageout,random,pageout,random,pageout,random,pageout";
+    Setup {
+        memory: "64M",
+        commands: COMMANDS,
+        ..Setup::default()
+    }
+}
 
-/// A guest that lost its device: the pages that are gone were I/O errors, and it stays up.
-fn survived(guest: Guest) -> Result<()> {
+/// The same with less memory than its work needs: without its swap it may also run out of it.
+fn doomed_and_tight() -> Setup<'static> {
+    const COMMANDS: &str = "swap_on tmemswap0; exec guard /bin/hog size=40M \
+        phases=fill,random,random,random,random,random,random,random,random,random,random,random";
+    Setup {
+        commands: COMMANDS,
+        ..Setup::default()
+    }
+}
+
+/// How the work of a guest ended, as a shell says it: 128 and the number of the signal.
+const SIGBUS: &str = "guest work 135";
+const SIGKILL: &str = "guest work 137";
+
+/// A guest that lost its device: its work got no wrong data and ended in one of `ends`, and the guest stayed up.
+fn survived(guest: Guest, ends: &[&str]) -> Result<Console> {
     let console = guest.finish()?;
     let lines = console.lines();
     let text = lines.join("\n");
@@ -297,10 +321,9 @@ fn survived(guest: Guest) -> Result<()> {
         "the guest got wrong data:\n{text}"
     );
     let has = |line: &str| lines.iter().any(|other| other == line);
-    // 128 and the signal's number, which is SIGBUS.
     ensure!(
-        has("guest work 135"),
-        "the workload did not end with SIGBUS:\n{text}"
+        ends.iter().any(|end| has(end)),
+        "the workload did not end with any of {ends:?}:\n{text}"
     );
     ensure!(
         has("guest splats 0"),
@@ -310,9 +333,16 @@ fn survived(guest: Guest) -> Result<()> {
         console.counter("end", "tmem.broken")? == 1,
         "the guest did not see a broken device:\n{text}"
     );
+    Ok(console)
+}
+
+/// The same, of a guest that was told that its device is gone.
+fn survived_at_once(guest: Guest, ends: &[&str]) -> Result<()> {
+    let console = survived(guest, ends)?;
     ensure!(
         console.counter("end", "tmem.request_timeouts")? == 0,
-        "the guest had to lose its patience first:\n{text}"
+        "the guest had to lose its patience first:\n{}",
+        console.lines().join("\n")
     );
     Ok(())
 }
@@ -320,14 +350,8 @@ fn survived(guest: Guest) -> Result<()> {
 #[test]
 fn sigterm_leaves_the_guests_a_broken_device_and_never_wrong_data() -> Result<()> {
     let mut service = Service::start("256M", &[("vm1", ",swap=128M"), ("vm2", ",swap=128M")])?;
-    let setup = Setup {
-        commands: DOOMED,
-        ..Setup::default()
-    };
-    let mut guests = Vec::new();
-    for name in ["vm1", "vm2"] {
-        guests.push(start(&service, name, &setup)?);
-    }
+    let roomy = start(&service, "vm1", &doomed())?;
+    let tight = start(&service, "vm2", &doomed_and_tight())?;
     for name in ["vm1", "vm2"] {
         eventually("it loads pages", || {
             Ok(service.figures(name)?.device("pages_loaded") > 100)
@@ -337,7 +361,26 @@ fn sigterm_leaves_the_guests_a_broken_device_and_never_wrong_data() -> Result<()
     println!("from SIGTERM to the end: {} ms", took.as_millis());
     ensure!(status.success(), "the service ended with {status}");
     ensure!(took < Duration::from_secs(10), "it took {took:?}");
-    guests.into_iter().try_for_each(survived)
+    survived_at_once(roomy, &[SIGBUS])?;
+    survived_at_once(tight, &[SIGBUS, SIGKILL])
+}
+
+#[test]
+fn a_service_that_hangs_and_then_dies_leaves_a_guest_a_broken_device() -> Result<()> {
+    let mut service = Service::start("256M", &[("vm1", ",swap=128M")])?;
+    let setup = Setup {
+        words: "tmem=1 tmem.timeout_ms=200",
+        ..doomed()
+    };
+    let guest = start(&service, "vm1", &setup)?;
+    eventually("it loads pages", || {
+        Ok(service.figures("vm1")?.device("pages_loaded") > 100)
+    })?;
+    service.hang()?;
+    // The guest gives the device up and waits for what a reset has to be answered with.
+    thread::sleep(Duration::from_secs(2));
+    service.kill()?;
+    survived(guest, &[SIGBUS]).map(drop)
 }
 
 #[test]
@@ -393,11 +436,7 @@ fn a_guest_that_is_added_works_and_one_that_is_removed_suffers_alone() -> Result
         ..Setup::default()
     };
     let first = start(&service, "vm1", &setup)?;
-    let doomed = Setup {
-        commands: DOOMED,
-        ..Setup::default()
-    };
-    let second = start(&service, "vm2", &doomed)?;
+    let second = start(&service, "vm2", &doomed())?;
     eventually("both swap", || {
         Ok(service.figures("vm1")?.device("pages_stored") > 100
             && service.figures("vm2")?.device("pages_loaded") > 100)
@@ -405,7 +444,7 @@ fn a_guest_that_is_added_works_and_one_that_is_removed_suffers_alone() -> Result
     service.operate(&["guest", "remove", "vm2"])?;
     ensure!(service.figures("vm2").is_err(), "it is still there");
     first.finish()?.verified(1)?;
-    survived(second)?;
+    survived_at_once(second, &[SIGBUS])?;
     is_empty(&service)
 }
 
