@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -15,7 +15,8 @@ use serde_json::Value;
 use crate::outer::{lines_of, tail};
 use crate::place;
 
-/// Under emulation a guest needs seconds to boot, and minutes for what takes seconds elsewhere.
+/// With a guest that says nothing. Under emulation it needs seconds to boot; while it works it tells of its progress
+/// each second, and may take minutes for what takes seconds elsewhere.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Size of `/dev/tmemswap0`, unless a scenario says another: a later word of the command line wins.
@@ -198,11 +199,8 @@ impl Guest {
     }
 
     /// Next line of the console; `None` when `tmem` has ended.
-    fn next(&mut self, end: Instant) -> Result<Option<String>> {
-        match self
-            .lines
-            .recv_timeout(end.saturating_duration_since(Instant::now()))
-        {
+    fn next(&mut self) -> Result<Option<String>> {
+        match self.lines.recv_timeout(PATIENCE) {
             Ok(line) => {
                 if self.show {
                     println!("{line}");
@@ -233,10 +231,9 @@ impl Guest {
 
     /// Reads the console up to a line that starts with `prefix`, and returns that line.
     pub fn wait_for(&mut self, prefix: &str) -> Result<String> {
-        let end = Instant::now() + PATIENCE;
         loop {
             match self
-                .next(end)
+                .next()
                 .with_context(|| format!("waiting for a line {prefix:?}"))?
             {
                 Some(line) if line.starts_with(prefix) => return Ok(line),
@@ -273,9 +270,8 @@ impl Guest {
 
     /// Reads the console to its end and returns the exit status of `tmem`.
     pub fn ended(&mut self) -> Result<ExitStatus> {
-        let end = Instant::now() + PATIENCE;
         while self
-            .next(end)
+            .next()
             .context("waiting for the guest's end")?
             .is_some()
         {}
