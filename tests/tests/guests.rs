@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use tmem_tests::outer::Outer;
 use tmem_tests::{platform, scenario};
 
-/// Under emulation, with another test beside it, on a machine that has other work: four times of what the longest
+/// Under emulation, with another test beside it, on a machine that has other work: five times of what the longest
 /// needs on one that has not. Whoever hangs is noticed before, by its silence.
 const DEADLINE: Duration = Duration::from_secs(800);
 

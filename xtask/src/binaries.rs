@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::{command, place};
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The product, and the binary that runs scenarios beside a guest.
 const BINARIES: &[(&str, &str)] = &[("tmem", "tmem"), ("tmem-tests", "tmem-scenario")];
 

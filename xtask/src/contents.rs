@@ -23,6 +23,7 @@ const FILES: &[(&str, u32)] = &[
     ("usr/share/doc/tmem/changelog.Debian.gz", 0o644),
     ("usr/share/doc/tmem/copyright", 0o644),
     ("usr/share/doc/tmem/docs/operations.md", 0o644),
+    ("usr/share/doc/tmem/third-party-licenses.gz", 0o644),
     ("usr/share/fish/vendor_completions.d/tmem.fish", 0o644),
     ("usr/share/lintian/overrides/tmem", 0o644),
     ("usr/share/man/man5/tmem.toml.5.gz", 0o644),

@@ -22,6 +22,7 @@ mod contents;
 mod image;
 mod initramfs;
 mod kernel;
+mod licenses;
 mod package;
 mod packages;
 mod place;

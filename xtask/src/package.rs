@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::binaries::{self, cargo};
-use crate::{command, place};
+use crate::{command, licenses, place};
 
 /// Builds the static binary, the documents and the package.
 pub(crate) fn build() -> Result<PathBuf> {
@@ -38,7 +38,7 @@ pub(crate) fn assemble() -> Result<PathBuf> {
     Ok(PathBuf::from(path.trim()))
 }
 
-/// Man pages and completions, at `target/release/documents`.
+/// Man pages, completions and the licences of what is linked in, at `target/release/documents`.
 fn documents() -> Result<()> {
     let folder = place::target().join("release/documents");
     let date = release_date()?;
@@ -54,9 +54,13 @@ fn documents() -> Result<()> {
             "--",
         ]);
         command::run(documents.arg(part).arg(date.trim()))?;
+        let licenses = part.join("third-party-licenses");
+        fs::write(&licenses, licenses::of_the_binary()?)
+            .with_context(|| format!("cannot write {}", licenses.display()))?;
         // cargo-deb does not pack what is matched by a pattern. No time in it: the same every time.
-        let pages = place::files_below(&part.join("man"))?;
-        command::run(Command::new("gzip").args(["-9", "--no-name"]).args(pages))
+        let mut packed = place::files_below(&part.join("man"))?;
+        packed.push(licenses);
+        command::run(Command::new("gzip").args(["-9", "--no-name"]).args(packed))
     })
 }
 
