@@ -103,7 +103,7 @@ impl Recipe {
         let tree = self.prepare(cache, &tarball, &tree_key.key())?;
         let log = tree.path.join("tmem-build.log");
         self.configure(&tree, &log)?;
-        let counted = tree.path.with_extension("steps");
+        let counted = tree.path.join(".tmem-steps");
         let expected = fs::read_to_string(&counted)
             .ok()
             .and_then(|text| text.trim().parse().ok());

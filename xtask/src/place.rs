@@ -171,8 +171,9 @@ pub(crate) fn keep_newest(parent: &Path, prefix: &str, keep: usize) -> Result<()
         fs::read_dir(parent).with_context(|| format!("cannot read {}", parent.display()))?
     {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(prefix) {
-            found.push((entry.metadata()?.modified()?, entry.path()));
+        let about = entry.metadata()?;
+        if about.is_dir() && entry.file_name().to_string_lossy().starts_with(prefix) {
+            found.push((about.modified()?, entry.path()));
         }
     }
     found.sort();
@@ -198,6 +199,26 @@ mod tests {
         assert_ne!(first, second);
         fs::rename(folder.path().join("a"), folder.path().join("b")).expect("rename");
         assert_ne!(second, key(folder.path()));
+    }
+
+    #[test]
+    fn the_newest_folders_are_kept_and_files_beside_them_count_for_nothing() {
+        let parent = tempfile::tempdir().expect("temporary folder");
+        let path = |name: &str| parent.path().join(name);
+        for (age, name) in (0..).zip(["um-4", "um-3", "um-2", "um-1"]) {
+            fs::create_dir(path(name)).expect("made");
+            let file = path(name).with_extension("steps");
+            fs::write(&file, "1").expect("written");
+            for path in [path(name), file] {
+                let made = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+                let opened = fs::File::open(path).expect("opens");
+                opened.set_modified(made).expect("changed");
+            }
+        }
+        fs::create_dir(path("kvm-1")).expect("made");
+        keep_newest(parent.path(), "um-", 2).expect("removed");
+        let there = ["um-1", "um-2", "um-3", "um-4", "kvm-1"].map(|name| path(name).exists());
+        assert_eq!(there, [false, false, true, true, true]);
     }
 
     #[test]
