@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::binaries::{TARGET, cargo};
-use crate::command;
+use crate::{command, place};
 
 /// How the name of a file begins that holds a licence or a notice, in capitals.
 const NAMES: &[&str] = &[
@@ -127,29 +127,14 @@ fn crates() -> Result<Vec<Crate>> {
     Ok(crates)
 }
 
-/// In a crate's folder or one below, as for the C libraries that a crate brings along.
+/// In a crate's folder, and below it as for the C libraries that a crate brings along.
 fn license_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    for entry in
-        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?
-    {
-        let path = entry?.path();
-        if path.is_dir() {
-            folders.push(path);
-        }
-    }
-    for folder in folders {
-        for entry in fs::read_dir(&folder)? {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let name = name.to_uppercase();
-            if path.is_file() && NAMES.iter().any(|begin| name.starts_with(begin)) {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
+    let mut files = place::files_below(folder)?;
+    files.retain(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = name.to_uppercase();
+        path.is_file() && NAMES.iter().any(|begin| name.starts_with(begin))
+    });
     Ok(files)
 }
 
