@@ -83,8 +83,8 @@ impl StoreInner {
 }
 
 /// Frees memory that the ledger counts against the budget: first what nobody needs, then ephemeral
-/// pages of the domain furthest over its weight. Who asks, for the how-manieth time, may use what it frees even within
-/// its own reserve.
+/// pages of the domain furthest over its weight. `asking` is who asks, and how often it has before; it may use what it frees
+/// even within its own reserve.
 pub(crate) fn reclaim(
     asking: Option<(&Arc<DomainInner>, usize)>,
     domains: &[Arc<DomainInner>],
