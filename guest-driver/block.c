@@ -150,7 +150,10 @@ static void tmem_submit_bio(struct bio *bio)
 }
 
 #ifdef TMEM_HAVE_RW_PAGE
-/* After an error the caller comes again with a bio, and handles it there. */
+/*
+ * After an error the caller comes again with a bio. For a write this is what
+ * handles the error; a read would only fail again.
+ */
 static int tmem_rw_page(struct block_device *bdev, sector_t sector,
 			struct page *page, enum req_op op)
 {
@@ -164,9 +167,10 @@ static int tmem_rw_page(struct block_device *bdev, sector_t sector,
 	if (PageTransHuge(page))
 		return -EOPNOTSUPP;
 	err = tmem_rw_bvec(td, sector, &bv, op_is_write(op));
-	if (!err)
-		page_endio(page, op_is_write(op), 0);
-	return err;
+	if (err && op_is_write(op))
+		return err;
+	page_endio(page, op_is_write(op), err);
+	return 0;
 }
 #endif
 

@@ -20,8 +20,8 @@
 #define TMEM_MAX_QUEUES		64
 
 /*
- * Readers are the operations on pages: they sleep, and they end in bounded
- * time. Protects tmem_area.dev.
+ * Readers are the operations on pages: they sleep, and they end when the host
+ * has answered or the device was given up. Protects tmem_area.dev.
  */
 DEFINE_SRCU(tmem_srcu);
 
@@ -63,9 +63,9 @@ static const struct kernel_param_ops tmem_swap_ops = {
 module_param_cb(swap, &tmem_swap_ops, NULL, 0444);
 MODULE_PARM_DESC(swap, "Size of the swap disk, 0 for none (default: what the host suggests)");
 
-unsigned int tmem_timeout_ms = 30000;
+unsigned int tmem_timeout_ms;
 module_param_named(timeout_ms, tmem_timeout_ms, uint, 0444);
-MODULE_PARM_DESC(timeout_ms, "Give the device up when an answer takes longer (default: 30000)");
+MODULE_PARM_DESC(timeout_ms, "Give a device up that answers nothing for that long, 0 for never (default: 0)");
 
 /* --- events --- */
 
@@ -77,6 +77,13 @@ static void tmem_post_event(struct tmem_dev *dev,
 	sg_init_one(&sg, event, sizeof(*event));
 	if (virtqueue_add_inbuf(dev->event_vq, &sg, 1, event, GFP_KERNEL))
 		dev_warn_once(&dev->vdev->dev, "event queue failed\n");
+}
+
+/* After it a store that was refused is worth another try. */
+static bool tmem_event_makes_room(const struct virtio_tmem_event *event)
+{
+	return event->type == cpu_to_le16(VIRTIO_TMEM_EVENT_LIMITS) ||
+	       event->level != cpu_to_le32(VIRTIO_TMEM_PRESSURE_FULL);
 }
 
 static void tmem_event_work(struct work_struct *work)
@@ -96,6 +103,8 @@ static void tmem_event_work(struct work_struct *work)
 					   le64_to_cpu(event->limit_bytes));
 				WRITE_ONCE(dev->host_used,
 					   le64_to_cpu(event->used_bytes));
+				if (tmem_event_makes_room(event))
+					WRITE_ONCE(dev->full, false);
 			}
 			tmem_post_event(dev, event);
 		}
@@ -117,7 +126,7 @@ static void tmem_config_work(struct work_struct *work)
 	u32 pressure;
 	u64 limit;
 
-	if (READ_ONCE(dev->broken))
+	if (!READ_ONCE(dev->open))
 		return;
 	if (vdev->config->get_status(vdev) & VIRTIO_CONFIG_S_NEEDS_RESET) {
 		tmem_break(dev, "device needs a reset");
@@ -163,18 +172,23 @@ static int tmem_init_vqs(struct tmem_dev *dev)
 		goto free;
 
 	dev->event_vq = vqs[VIRTIO_TMEM_EVENT_QUEUE];
+	dev->has_vqs = true;
 	for (i = 0; i < dev->nr_queues && !err; i++)
 		err = tmem_queue_start(&dev->queues[i],
 				       vqs[VIRTIO_TMEM_FIRST_REQUEST_QUEUE + i]);
-	if (err)
-		dev->vdev->config->del_vqs(dev->vdev);
+	if (err) {
+		for (i = 0; i < dev->nr_queues; i++)
+			tmem_queue_close(&dev->queues[i]);
+		tmem_close(dev);
+	}
 free:
 	kfree(info);
 	kfree(vqs);
 	return err;
 }
 
-static void tmem_init_events(struct tmem_dev *dev)
+/* Before the device is ready: it puts nothing there meanwhile. */
+static void tmem_fill_events(struct tmem_dev *dev)
 {
 	unsigned int i, nr;
 
@@ -184,24 +198,77 @@ static void tmem_init_events(struct tmem_dev *dev)
 		   virtqueue_get_vring_size(dev->event_vq));
 	for (i = 0; i < nr; i++)
 		tmem_post_event(dev, &dev->events[i]);
-	virtqueue_kick(dev->event_vq);
+}
+
+/**
+ * tmem_open() - have queues at a device whose features are negotiated
+ * @dev: device without virtqueues
+ *
+ * May sleep and allocate.
+ *
+ * Return: 0 and the device takes requests, or an error.
+ */
+int tmem_open(struct tmem_dev *dev)
+{
+	int err = tmem_init_vqs(dev);
+
+	if (err)
+		return err;
+	tmem_fill_events(dev);
+	mutex_lock(&dev->break_lock);
+	dev->open = true;
+	mutex_unlock(&dev->break_lock);
+	virtio_device_ready(dev->vdev);
+	if (virtio_has_feature(dev->vdev, VIRTIO_TMEM_F_EVENTS))
+		virtqueue_kick(dev->event_vq);
+	tmem_config_work(&dev->config_work);
+	return 0;
+}
+
+/* Free the virtqueues: the device is quiet, and nobody has a request. */
+void tmem_close(struct tmem_dev *dev)
+{
+	if (!dev->has_vqs)
+		return;
+	/* A callback that has begun may still queue the work, and none begins */
+	virtio_break_device(dev->vdev);
+	virtio_synchronize_cbs(dev->vdev);
+	cancel_work_sync(&dev->event_work);
+	/* Who sends invalidates is between two requests */
+	mutex_lock(&dev->lock);
+	dev->vdev->config->del_vqs(dev->vdev);
+	dev->has_vqs = false;
+	mutex_unlock(&dev->lock);
 }
 
 static int tmem_create_pool(struct tmem_dev *dev, enum tmem_user user)
 {
-	int err;
-
-	err = tmem_control(dev, VIRTIO_TMEM_OP_CREATE_POOL, 0, NULL,
-			   &dev->pool[user]);
-	dev->has_pool[user] = !err;
-	return err;
+	return tmem_control(dev, VIRTIO_TMEM_OP_CREATE_POOL, 0, NULL,
+			    &dev->pool[user]);
 }
 
 static void tmem_destroy_pool(struct tmem_dev *dev, enum tmem_user user)
 {
 	tmem_control(dev, VIRTIO_TMEM_OP_DESTROY_POOL, dev->pool[user], NULL,
 		     NULL);
-	dev->has_pool[user] = false;
+}
+
+/* Pools for those who had some: all of them, or the device is given up. */
+int tmem_create_pools(struct tmem_dev *dev)
+{
+	enum tmem_user user;
+	int err;
+
+	for (user = 0; user < TMEM_NR_USERS; user++) {
+		if (!dev->has_user[user])
+			continue;
+		err = tmem_create_pool(dev, user);
+		if (err) {
+			tmem_break(dev, "no pool");
+			return err;
+		}
+	}
+	return 0;
 }
 
 static void tmem_start_frontswap(struct tmem_dev *dev)
@@ -220,6 +287,7 @@ static void tmem_start_frontswap(struct tmem_dev *dev)
 		tmem_destroy_pool(dev, TMEM_USER_FRONTSWAP);
 		return;
 	}
+	dev->has_user[TMEM_USER_FRONTSWAP] = true;
 	dev_info(d, "swap areas go to the host\n");
 }
 
@@ -247,7 +315,17 @@ static void tmem_start_block(struct tmem_dev *dev)
 		tmem_destroy_pool(dev, TMEM_USER_BLOCK);
 		return;
 	}
+	dev->has_user[TMEM_USER_BLOCK] = true;
 	dev_info(d, "swap disk of %llu KiB\n", bytes >> 10);
+}
+
+/* Who wants pages at the host, and has no place for them yet. */
+void tmem_start_users(struct tmem_dev *dev)
+{
+	if (!dev->has_user[TMEM_USER_FRONTSWAP])
+		tmem_start_frontswap(dev);
+	if (!dev->has_user[TMEM_USER_BLOCK])
+		tmem_start_block(dev);
 }
 
 /* --- driver --- */
@@ -300,12 +378,14 @@ static struct tmem_dev *tmem_alloc_dev(struct virtio_device *vdev,
 	dev->vdev = vdev;
 	dev->nr_queues = nr_queues;
 	dev->max_batch = max_batch;
+	mutex_init(&dev->life_lock);
 	mutex_init(&dev->lock);
 	mutex_init(&dev->break_lock);
 	INIT_LIST_HEAD(&dev->areas);
 	INIT_WORK(&dev->event_work, tmem_event_work);
 	INIT_WORK(&dev->config_work, tmem_config_work);
-	INIT_DELAYED_WORK(&dev->flush_work, tmem_areas_flush);
+	INIT_DELAYED_WORK(&dev->flush_work, tmem_flush_work);
+	INIT_DELAYED_WORK(&dev->revive_work, tmem_revive_work);
 	dev->events = kcalloc(TMEM_NR_EVENTS, sizeof(*dev->events), GFP_KERNEL);
 	dev->queues = kcalloc(nr_queues, sizeof(*dev->queues), GFP_KERNEL);
 	/* Frees memory when there is none, in its way */
@@ -323,6 +403,16 @@ free:
 	return NULL;
 }
 
+/* What of the configuration the driver relies on */
+void tmem_read_config(struct virtio_device *vdev, u32 *page_size,
+		      u16 *nr_queues, u16 *max_batch)
+{
+	virtio_cread_le(vdev, struct virtio_tmem_config, page_size, page_size);
+	virtio_cread_le(vdev, struct virtio_tmem_config, num_request_queues,
+			nr_queues);
+	virtio_cread_le(vdev, struct virtio_tmem_config, max_batch, max_batch);
+}
+
 static int tmem_probe(struct virtio_device *vdev)
 {
 	u16 nr_queues, max_batch;
@@ -330,10 +420,7 @@ static int tmem_probe(struct virtio_device *vdev)
 	u32 page_size;
 	int err;
 
-	virtio_cread_le(vdev, struct virtio_tmem_config, page_size, &page_size);
-	virtio_cread_le(vdev, struct virtio_tmem_config, num_request_queues,
-			&nr_queues);
-	virtio_cread_le(vdev, struct virtio_tmem_config, max_batch, &max_batch);
+	tmem_read_config(vdev, &page_size, &nr_queues, &max_batch);
 	if (page_size != PAGE_SIZE || !nr_queues || !max_batch) {
 		dev_err(&vdev->dev,
 			"cannot use pages of %u bytes, %u queues, batches of %u\n",
@@ -349,31 +436,18 @@ static int tmem_probe(struct virtio_device *vdev)
 	if (!dev)
 		return -ENOMEM;
 	vdev->priv = dev;
-	err = tmem_init_vqs(dev);
-	if (err) {
-		tmem_free_dev(dev);
-		return err;
+	mutex_lock(&dev->life_lock);
+	err = tmem_open(dev);
+	if (!err) {
+		tmem_run(dev);
+		tmem_start_users(dev);
+		tmem_stats_attach(dev);
+		tmem_sleep_attach(dev);
 	}
-	virtio_device_ready(vdev);
-	tmem_init_events(dev);
-	tmem_config_work(&dev->config_work);
-
-	tmem_start_frontswap(dev);
-	tmem_start_block(dev);
-	tmem_stats_attach(dev);
-	return 0;
-}
-
-static unsigned long tmem_dev_pages(struct tmem_dev *dev)
-{
-	struct tmem_area *area;
-	unsigned long pages = 0;
-
-	mutex_lock(&dev->lock);
-	list_for_each_entry(area, &dev->areas, list)
-		pages += tmem_area_pages(area);
-	mutex_unlock(&dev->lock);
-	return pages;
+	mutex_unlock(&dev->life_lock);
+	if (err)
+		tmem_free_dev(dev);
+	return err;
 }
 
 static void tmem_remove(struct virtio_device *vdev)
@@ -384,6 +458,9 @@ static void tmem_remove(struct virtio_device *vdev)
 	if (pages)
 		dev_err(&vdev->dev, "removed with %lu pages, they are lost\n",
 			pages);
+	tmem_leave(dev, true);
+	cancel_delayed_work_sync(&dev->revive_work);
+	tmem_sleep_detach(dev);
 	tmem_stats_detach(dev);
 	tmem_frontswap_detach(dev);
 	/* All that is in flight fails, and nothing new enters */
@@ -397,66 +474,9 @@ static void tmem_remove(struct virtio_device *vdev)
 	/* Nobody knows the device now, nor queues its work */
 	cancel_delayed_work_sync(&dev->flush_work);
 	cancel_work_sync(&dev->config_work);
-	cancel_work_sync(&dev->event_work);
-	vdev->config->del_vqs(vdev);
+	tmem_shut(dev);
 	tmem_free_dev(dev);
 }
-
-#ifdef CONFIG_PM_SLEEP
-/* A reset destroys the pools: the guest can sleep only without pages there. */
-static int tmem_freeze(struct virtio_device *vdev)
-{
-	struct tmem_dev *dev = vdev->priv;
-	unsigned long pages;
-	unsigned int i;
-
-	if (dev->broken)
-		return 0;
-	for (i = 0; i < dev->nr_queues; i++)
-		tmem_queue_stop(&dev->queues[i]);
-	synchronize_srcu(&tmem_srcu);
-	cancel_delayed_work_sync(&dev->flush_work);
-	pages = tmem_dev_pages(dev);
-	if (pages) {
-		for (i = 0; i < dev->nr_queues; i++)
-			tmem_queue_resume(&dev->queues[i]);
-		dev_err(&vdev->dev, "the host has %lu pages: swapoff first\n",
-			pages);
-		return -EBUSY;
-	}
-	virtio_reset_device(vdev);
-	cancel_work_sync(&dev->config_work);
-	cancel_work_sync(&dev->event_work);
-	vdev->config->del_vqs(vdev);
-	return 0;
-}
-
-static int tmem_restore(struct virtio_device *vdev)
-{
-	struct tmem_dev *dev = vdev->priv;
-	enum tmem_user user;
-	int err;
-
-	if (dev->broken)
-		return 0;
-	tmem_areas_forget(dev);
-	err = tmem_init_vqs(dev);
-	if (err)
-		return err;
-	virtio_device_ready(vdev);
-	tmem_init_events(dev);
-	for (user = 0; user < TMEM_NR_USERS; user++) {
-		if (!dev->has_pool[user])
-			continue;
-		err = tmem_create_pool(dev, user);
-		if (err) {
-			tmem_break(dev, "no pool after sleep");
-			return err;
-		}
-	}
-	return 0;
-}
-#endif
 
 static const unsigned int tmem_features[] = {
 	VIRTIO_TMEM_F_EVENTS,

@@ -8,8 +8,8 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/delay.h>
 #include <linux/ktime.h>
+#include <linux/ratelimit.h>
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
 #include <linux/virtio_config.h>
@@ -33,6 +33,8 @@
 #define TMEM_POLL_US		200
 /* How often a sleeper looks whether the device still works */
 #define TMEM_CHECK_MS		100
+/* After that long without any answer, and again, the log says so */
+#define TMEM_STALL_MS		10000
 
 static void tmem_slot_free(struct tmem_slot *slot)
 {
@@ -66,7 +68,7 @@ int tmem_queue_init(struct tmem_queue *q, struct tmem_dev *dev,
 
 	q->dev = dev;
 	q->index = index;
-	q->down = true;
+	q->closed = true;
 	spin_lock_init(&q->lock);
 	init_waitqueue_head(&q->wait);
 
@@ -126,30 +128,21 @@ int tmem_queue_start(struct tmem_queue *q, struct virtqueue *vq)
 		slot->area = NULL;
 		list_add_tail(&slot->list, &q->free[slot->kind]);
 	}
-	q->down = false;
+	q->reaped = 0;
+	WRITE_ONCE(q->closed, false);
 	spin_unlock_irqrestore(&q->lock, flags);
 	return 0;
 }
 
-/* From here on no request enters the queue; those in it go on. */
-void tmem_queue_stop(struct tmem_queue *q)
+/* From here on no request enters the ring, and no answer is taken from it. */
+void tmem_queue_close(struct tmem_queue *q)
 {
 	unsigned long flags;
 
 	spin_lock_irqsave(&q->lock, flags);
-	q->down = true;
+	WRITE_ONCE(q->closed, true);
 	spin_unlock_irqrestore(&q->lock, flags);
 	wake_up_all(&q->wait);
-}
-
-/* Undo tmem_queue_stop(). */
-void tmem_queue_resume(struct tmem_queue *q)
-{
-	unsigned long flags;
-
-	spin_lock_irqsave(&q->lock, flags);
-	q->down = false;
-	spin_unlock_irqrestore(&q->lock, flags);
 }
 
 void tmem_queue_callback(struct virtqueue *vq)
@@ -161,7 +154,8 @@ void tmem_queue_callback(struct virtqueue *vq)
 				 VIRTIO_TMEM_FIRST_REQUEST_QUEUE].wait);
 }
 
-static void tmem_slot_release(struct tmem_queue *q, struct tmem_slot *slot)
+/* As tmem_slot_put(), with the lock of the queue. */
+void tmem_slot_release(struct tmem_queue *q, struct tmem_slot *slot)
 {
 	lockdep_assert_held(&q->lock);
 
@@ -184,8 +178,9 @@ static void tmem_queue_reap(struct tmem_queue *q)
 
 	while ((slot = virtqueue_get_buf(q->vq, &len))) {
 		slot->len = len;
+		q->reaped++;
 		if (slot->area)
-			tmem_area_complete(q, slot);
+			tmem_complete(q, slot);
 		if (slot->async) {
 			tmem_slot_release(q, slot);
 			continue;
@@ -205,7 +200,7 @@ struct tmem_slot *tmem_slot_tryget(struct tmem_queue *q,
 
 	lockdep_assert_held(&q->lock);
 
-	if (q->down)
+	if (q->closed)
 		return NULL;
 	slot = list_first_entry_or_null(&q->free[kind], struct tmem_slot, list);
 	if (!slot)
@@ -222,15 +217,15 @@ static bool tmem_slot_poll(struct tmem_queue *q, enum tmem_slot_kind kind,
 			   struct tmem_slot **slot)
 {
 	unsigned long flags;
-	bool down;
+	bool closed;
 
 	spin_lock_irqsave(&q->lock, flags);
-	down = q->down;
-	if (!down && list_empty(&q->free[kind]))
+	closed = q->closed;
+	if (!closed && list_empty(&q->free[kind]))
 		tmem_queue_reap(q);
 	*slot = tmem_slot_tryget(q, kind);
 	spin_unlock_irqrestore(&q->lock, flags);
-	return *slot || down;
+	return *slot || closed;
 }
 
 static void tmem_sleep_begin(struct tmem_queue *q)
@@ -239,7 +234,7 @@ static void tmem_sleep_begin(struct tmem_queue *q)
 
 	spin_lock_irqsave(&q->lock, flags);
 	/* What came before this is seen by the condition of the sleeper */
-	if (!q->sleepers++)
+	if (!q->sleepers++ && !q->closed)
 		virtqueue_enable_cb(q->vq);
 	spin_unlock_irqrestore(&q->lock, flags);
 }
@@ -249,7 +244,7 @@ static void tmem_sleep_end(struct tmem_queue *q)
 	unsigned long flags;
 
 	spin_lock_irqsave(&q->lock, flags);
-	if (!--q->sleepers)
+	if (!--q->sleepers && !q->closed)
 		virtqueue_disable_cb(q->vq);
 	spin_unlock_irqrestore(&q->lock, flags);
 }
@@ -259,8 +254,10 @@ static void tmem_sleep_end(struct tmem_queue *q)
  * @q: queue
  * @kind: size of the slot
  *
- * Return: the slot, or NULL when the queue is down or no slot became free in
- * time.
+ * Every slot has an owner who waits for the host, and who closes the queue when
+ * the device has failed: that is what ends this wait.
+ *
+ * Return: the slot, or NULL when the queue is closed.
  */
 struct tmem_slot *tmem_slot_get(struct tmem_queue *q, enum tmem_slot_kind kind)
 {
@@ -272,8 +269,7 @@ struct tmem_slot *tmem_slot_get(struct tmem_queue *q, enum tmem_slot_kind kind)
 		return slot;
 	tmem_count(TMEM_SLOT_WAITS);
 	tmem_sleep_begin(q);
-	wait_event_timeout(q->wait, tmem_slot_poll(q, kind, &slot),
-			   msecs_to_jiffies(tmem_timeout_ms));
+	wait_event(q->wait, tmem_slot_poll(q, kind, &slot));
 	tmem_sleep_end(q);
 	return slot;
 }
@@ -293,7 +289,7 @@ void tmem_slot_put(struct tmem_queue *q, struct tmem_slot *slot)
  * @slot: request; its header and its entries are filled in
  * @page: what is to be stored or loaded, or NULL
  *
- * Return: 0, or -EIO when the queue is down or broken.
+ * Return: 0, or -EIO when the queue is closed or broken.
  */
 int tmem_queue_add(struct tmem_queue *q, struct tmem_slot *slot,
 		   struct page *page)
@@ -305,7 +301,7 @@ int tmem_queue_add(struct tmem_queue *q, struct tmem_slot *slot,
 
 	lockdep_assert_held(&q->lock);
 
-	if (q->down)
+	if (q->closed)
 		return -EIO;
 
 	slot->out->req.count = cpu_to_le16(slot->count);
@@ -344,27 +340,32 @@ static bool tmem_slot_done(struct tmem_queue *q, struct tmem_slot *slot)
 	/* Whoever has the lock now takes our answer too, or we come again */
 	if (!spin_trylock_irqsave(&q->lock, flags))
 		return false;
-	tmem_queue_reap(q);
+	if (!q->closed)
+		tmem_queue_reap(q);
 	spin_unlock_irqrestore(&q->lock, flags);
 	return tmem_slot_is_done(slot);
 }
 
-static bool tmem_slot_done_or_down(struct tmem_queue *q, struct tmem_slot *slot)
+static bool tmem_slot_done_or_closed(struct tmem_queue *q,
+				     struct tmem_slot *slot)
 {
 	unsigned long flags;
+	bool closed;
 
 	spin_lock_irqsave(&q->lock, flags);
-	tmem_queue_reap(q);
+	closed = q->closed;
+	if (!closed)
+		tmem_queue_reap(q);
 	spin_unlock_irqrestore(&q->lock, flags);
-	return tmem_slot_is_done(slot) || READ_ONCE(q->dev->broken) ||
-	       virtqueue_is_broken(q->vq);
+	return tmem_slot_is_done(slot) || closed || virtqueue_is_broken(q->vq);
 }
 
+/* The evidence on which a device is given up: it says so, or it is gone. */
 static bool tmem_device_failed(struct tmem_queue *q)
 {
 	struct virtio_device *vdev = q->dev->vdev;
 
-	return READ_ONCE(q->dev->broken) || virtqueue_is_broken(q->vq) ||
+	return READ_ONCE(q->closed) || virtqueue_is_broken(q->vq) ||
 	       vdev->config->get_status(vdev) & VIRTIO_CONFIG_S_NEEDS_RESET;
 }
 
@@ -395,27 +396,50 @@ static bool tmem_queue_poll(struct tmem_queue *q, struct tmem_slot *slot,
 		}
 	} while (us < TMEM_POLL_US);
 	/* The doorbell, or who had the lock, may have taken all that time */
-	tmem_slot_done_or_down(q, slot);
+	tmem_slot_done_or_closed(q, slot);
 	return tmem_slot_is_done(slot);
 }
 
+static void tmem_report_stall(struct tmem_queue *q, unsigned int idle_ms)
+{
+	static DEFINE_RATELIMIT_STATE(limit, TMEM_STALL_MS * HZ / MSEC_PER_SEC,
+				      1);
+
+	if (idle_ms % TMEM_STALL_MS == 0 && __ratelimit(&limit))
+		dev_warn(&q->dev->vdev->dev,
+			 "no answer from the host for %u s, waiting: is its tmem service stopped?\n",
+			 idle_ms / (unsigned int)MSEC_PER_SEC);
+}
+
+/*
+ * Time in which the guest or its host did not run does not count: what counts is
+ * how often a sleeper woke up and the queue had not moved.
+ */
 static int tmem_queue_sleep(struct tmem_queue *q, struct tmem_slot *slot)
 {
-	unsigned long end = jiffies + msecs_to_jiffies(tmem_timeout_ms);
-	int err = -EIO;
+	unsigned long reaped = READ_ONCE(q->reaped);
+	unsigned int idle_ms = 0;
+	int err = 0;
 
 	tmem_count(TMEM_POLL_TIMEOUTS);
 	tmem_sleep_begin(q);
 	for (;;) {
-		wait_event_timeout(q->wait, tmem_slot_done_or_down(q, slot),
+		wait_event_timeout(q->wait, tmem_slot_done_or_closed(q, slot),
 				   msecs_to_jiffies(TMEM_CHECK_MS));
-		if (tmem_slot_is_done(slot)) {
-			err = 0;
+		if (tmem_slot_is_done(slot))
+			break;
+		if (tmem_device_failed(q)) {
+			err = -EIO;
 			break;
 		}
-		if (tmem_device_failed(q))
-			break;
-		if (time_after(jiffies, end)) {
+		if (READ_ONCE(q->reaped) != reaped) {
+			reaped = READ_ONCE(q->reaped);
+			idle_ms = 0;
+			continue;
+		}
+		idle_ms += TMEM_CHECK_MS;
+		tmem_report_stall(q, idle_ms);
+		if (tmem_timeout_ms && idle_ms >= tmem_timeout_ms) {
 			tmem_count(TMEM_REQUEST_TIMEOUTS);
 			err = -ETIMEDOUT;
 			break;
@@ -521,44 +545,4 @@ int tmem_control(struct tmem_dev *dev, u16 op, u32 pool, const u64 *object,
 	}
 	tmem_slot_put(q, slot);
 	return err;
-}
-
-/**
- * tmem_break() - give the device up
- * @dev: device
- * @why: for the log
- *
- * What the host keeps is lost, and all loads fail from now on. Resets the
- * device, so that the host cannot write to a page which its owner takes back
- * without an answer. May sleep; whoever else calls returns after the reset.
- */
-void tmem_break(struct tmem_dev *dev, const char *why)
-{
-	struct virtio_device *vdev = dev->vdev;
-	unsigned int i;
-
-	mutex_lock(&dev->break_lock);
-	if (!dev->broken) {
-		for (i = 0; i < dev->nr_queues; i++)
-			tmem_queue_stop(&dev->queues[i]);
-		virtio_break_device(vdev);
-		virtio_reset_device(vdev);
-		/* The reset is done when the status reads zero */
-		for (i = 0; i < 1000; i++) {
-			if (!vdev->config->get_status(vdev))
-				break;
-			usleep_range(1000, 2000);
-		}
-		if (vdev->config->get_status(vdev))
-			dev_alert(&vdev->dev, "the device does not reset\n");
-		WRITE_ONCE(dev->broken, true);
-		if (why) {
-			tmem_count(TMEM_BROKEN);
-			dev_err(&vdev->dev,
-				"%s: device reset, its pages are lost\n", why);
-		}
-		for (i = 0; i < dev->nr_queues; i++)
-			wake_up_all(&dev->queues[i].wait);
-	}
-	mutex_unlock(&dev->break_lock);
 }

@@ -29,12 +29,14 @@ static const char * const tmem_op_names[TMEM_NR_OP_STATS] = {
 	[TMEM_STORES_FROZEN] = "stores_frozen",
 	[TMEM_STORES_NO_MEMORY] = "stores_no_memory",
 	[TMEM_STORES_REFUSED_OTHER] = "stores_refused_other",
+	[TMEM_STORES_WITHHELD] = "stores_withheld",
 	[TMEM_STORES_FAILED] = "stores_failed",
 	[TMEM_LOADS_OK] = "loads_ok",
 	[TMEM_LOADS_ABSENT] = "loads_absent",
 	[TMEM_LOADS_LOST] = "loads_lost",
 	[TMEM_LOADS_IO_ERROR] = "loads_io_error",
 	[TMEM_LOADS_FAILED] = "loads_failed",
+	[TMEM_LOADS_SAVED] = "loads_saved",
 	[TMEM_INVALIDATES] = "invalidates",
 	[TMEM_INVALIDATES_SENT] = "invalidates_sent",
 	[TMEM_INVALIDATES_OVERTAKEN] = "invalidates_overtaken",
@@ -55,6 +57,7 @@ static const char * const tmem_queue_names[TMEM_NR_QUEUE_STATS] = {
 	[TMEM_REQUEST_TIMEOUTS] = "request_timeouts",
 	[TMEM_BAD_ANSWERS] = "bad_answers",
 	[TMEM_BROKEN] = "broken",
+	[TMEM_REVIVED] = "revived",
 	[TMEM_EVENTS] = "events",
 };
 

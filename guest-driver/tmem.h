@@ -11,20 +11,30 @@
 #include <linux/list.h>
 #include <linux/mm_types.h>
 #include <linux/mutex.h>
+#include <linux/notifier.h>
 #include <linux/spinlock.h>
 #include <linux/srcu.h>
 #include <linux/virtio.h>
 #include <linux/virtio_tmem.h>
 #include <linux/wait.h>
 #include <linux/workqueue.h>
+#include <linux/xarray.h>
 
 /*
- * Pages of one object go to the queues in blocks of this many, so that the
- * swap clusters of different CPUs are likely to use different queues. A
- * multiple of BITS_PER_LONG: queues then share no word of a bitmap.
+ * Pages of one object go to the queues in blocks of this many. A CPU takes up to
+ * 64 slots of a rotational swap device at a time, SWAP_BATCH, and the next CPU
+ * takes those behind: so each is likely to have a queue of its own. A multiple
+ * of BITS_PER_LONG: queues then share no word of a bitmap.
  */
-#define TMEM_BLOCK_SHIFT	8
+#define TMEM_BLOCK_SHIFT	6
 #define TMEM_BLOCK_PAGES	BIT(TMEM_BLOCK_SHIFT)
+
+/* What becomes of an operation on a page */
+enum tmem_state {
+	TMEM_RUN,	/* it goes to the host */
+	TMEM_PAUSED,	/* it waits: the guest goes to sleep, or wakes up */
+	TMEM_DEAD,	/* it fails: the device was given up */
+};
 
 /* Who uses an area */
 enum tmem_user {
@@ -40,12 +50,14 @@ enum tmem_op_stat {
 	TMEM_STORES_FROZEN,
 	TMEM_STORES_NO_MEMORY,
 	TMEM_STORES_REFUSED_OTHER,
+	TMEM_STORES_WITHHELD,
 	TMEM_STORES_FAILED,
 	TMEM_LOADS_OK,
 	TMEM_LOADS_ABSENT,
 	TMEM_LOADS_LOST,
 	TMEM_LOADS_IO_ERROR,
 	TMEM_LOADS_FAILED,
+	TMEM_LOADS_SAVED,
 	TMEM_INVALIDATES,
 	TMEM_INVALIDATES_SENT,
 	TMEM_INVALIDATES_OVERTAKEN,
@@ -68,6 +80,7 @@ enum tmem_queue_stat {
 	TMEM_REQUEST_TIMEOUTS,
 	TMEM_BAD_ANSWERS,
 	TMEM_BROKEN,
+	TMEM_REVIVED,
 	TMEM_EVENTS,
 	TMEM_NR_QUEUE_STATS,
 };
@@ -121,7 +134,9 @@ struct tmem_slot {
  * @lock: protects the ring, the slots and, of each area, the bits of the
  *	blocks that belong to this queue
  * @vq: virtqueue
- * @down: no new requests
+ * @closed: no request enters the ring, and nobody looks for answers: there is
+ *	no ring at the device
+ * @reaped: answers taken from the ring
  * @sleepers: tasks in @wait; interrupts are on while there are any
  * @wait: for an answer or for a slot
  * @free: slots nobody uses, by kind
@@ -133,7 +148,8 @@ struct tmem_queue {
 	unsigned int index;
 	spinlock_t lock;	/* ring, slots, bits of areas */
 	struct virtqueue *vq;
-	bool down;
+	bool closed;
+	unsigned long reaped;
 	unsigned int sleepers;
 	wait_queue_head_t wait;
 	struct list_head free[TMEM_NR_SLOT_KINDS];
@@ -153,15 +169,26 @@ struct tmem_queue {
  * @nr_queues: length of @queues
  * @queues: request queues
  * @max_batch: most entries in a request
+ * @life_lock: one at a time sets the device up or takes it down: probe, sleep,
+ *	coming back, remove
  * @lock: protects @areas, and keeps them there for who sends their invalidates
  * @areas: areas on this device
  * @pool: ids of the pools, by user
- * @has_pool: whether there is one
- * @break_lock: makes everybody who saw the device fail wait until the host
- *	has let go of all pages
- * @broken: the device was reset for good
+ * @has_user: whether the user is there, and needs its pool
+ * @break_lock: protects @state, @open and @leaving; makes everybody who saw the
+ *	device fail wait until the host has let go of all pages
+ * @state: what becomes of operations on pages
+ * @open: the rings are at the device
+ * @leaving: the driver is removed, or asleep: no coming back
+ * @has_vqs: there are virtqueues; under @life_lock
+ * @revive_work: tries to come back
+ * @revive_delay: how long until the next try, in jiffies
  * @wq: for all work here
  * @flush_work: sends invalidates which did not ride with another request
+ * @full: the host refused a store: do not ask again before @full_until
+ * @full_until: in jiffies
+ * @hibernating: no stores: the host keeps nothing while the guest is off
+ * @pm: hears of hibernation
  * @disk: swap disk, or NULL
  * @host_pressure: what the host said last, VIRTIO_TMEM_PRESSURE_
  * @host_limit: what the host said last, in bytes
@@ -178,16 +205,27 @@ struct tmem_dev {
 	struct tmem_queue *queues;
 	unsigned int max_batch;
 
+	struct mutex life_lock;		/* set-up and tear-down */
 	struct mutex lock;		/* areas */
 	struct list_head areas;
 	u32 pool[TMEM_NR_USERS];
-	bool has_pool[TMEM_NR_USERS];
+	bool has_user[TMEM_NR_USERS];
 
-	struct mutex break_lock;	/* broken */
-	bool broken;
+	struct mutex break_lock;	/* state, open, leaving */
+	enum tmem_state state;
+	bool open;
+	bool leaving;
+	bool has_vqs;
+	struct delayed_work revive_work;
+	unsigned long revive_delay;
 
 	struct workqueue_struct *wq;
 	struct delayed_work flush_work;
+
+	bool full;
+	unsigned long full_until;
+	bool hibernating;
+	struct notifier_block pm;
 
 	struct tmem_disk *disk;
 
@@ -220,10 +258,14 @@ struct tmem_pending {
  * @nr_queues: length of @queue
  * @present: pages which the host has accepted and still has to keep
  * @pending: pages which were given up, and the host does not know yet
+ * @lost: pages which were present when the device was given up, and are not
+ *	given up by their owner; NULL while there was no such page
+ * @saved: pages which came home while the guest slept, and are not at the host
+ *	again
  * @queue: what concerns one queue, under its lock
  *
- * A page is never present and pending. The bits of a page are protected by the
- * lock of its queue.
+ * A page is never present and pending. The bits of a page and what is saved of
+ * it are protected by the lock of its queue.
  */
 struct tmem_area {
 	struct tmem_dev __rcu *dev;
@@ -234,24 +276,32 @@ struct tmem_area {
 	unsigned int nr_queues;
 	unsigned long *present;
 	unsigned long *pending;
+	unsigned long *lost;
+	struct xarray saved;
 	struct tmem_pending *queue;
 };
 
 /* core.c */
 extern struct srcu_struct tmem_srcu;
 extern unsigned int tmem_timeout_ms;
+int tmem_open(struct tmem_dev *dev);
+void tmem_close(struct tmem_dev *dev);
+int tmem_create_pools(struct tmem_dev *dev);
+void tmem_start_users(struct tmem_dev *dev);
+void tmem_read_config(struct virtio_device *vdev, u32 *page_size,
+		      u16 *nr_queues, u16 *max_batch);
 
 /* queue.c */
 int tmem_queue_init(struct tmem_queue *q, struct tmem_dev *dev,
 		    unsigned int index);
 int tmem_queue_start(struct tmem_queue *q, struct virtqueue *vq);
-void tmem_queue_stop(struct tmem_queue *q);
-void tmem_queue_resume(struct tmem_queue *q);
+void tmem_queue_close(struct tmem_queue *q);
 void tmem_queue_free(struct tmem_queue *q);
 void tmem_queue_callback(struct virtqueue *vq);
 struct tmem_slot *tmem_slot_get(struct tmem_queue *q, enum tmem_slot_kind kind);
 struct tmem_slot *tmem_slot_tryget(struct tmem_queue *q,
 				   enum tmem_slot_kind kind);
+void tmem_slot_release(struct tmem_queue *q, struct tmem_slot *slot);
 void tmem_slot_put(struct tmem_queue *q, struct tmem_slot *slot);
 int tmem_queue_add(struct tmem_queue *q, struct tmem_slot *slot,
 		   struct page *page);
@@ -260,7 +310,33 @@ int tmem_queue_wait(struct tmem_queue *q, struct tmem_slot *slot, bool kick,
 u8 tmem_slot_status(struct tmem_slot *slot, unsigned int i);
 int tmem_control(struct tmem_dev *dev, u16 op, u32 pool, const u64 *object,
 		 u32 *new_pool);
+
+/* life.c */
+void tmem_reset_quietly(struct tmem_dev *dev);
 void tmem_break(struct tmem_dev *dev, const char *why);
+bool tmem_run(struct tmem_dev *dev);
+bool tmem_pause(struct tmem_dev *dev);
+void tmem_leave(struct tmem_dev *dev, bool leaving);
+void tmem_wait_while_paused(struct tmem_area *area);
+void tmem_shut(struct tmem_dev *dev);
+void tmem_lose(struct tmem_dev *dev);
+void tmem_revive_work(struct work_struct *work);
+
+/* sleep.c */
+#ifdef CONFIG_PM_SLEEP
+void tmem_sleep_attach(struct tmem_dev *dev);
+void tmem_sleep_detach(struct tmem_dev *dev);
+int tmem_freeze(struct virtio_device *vdev);
+int tmem_restore(struct virtio_device *vdev);
+#else
+static inline void tmem_sleep_attach(struct tmem_dev *dev)
+{
+}
+
+static inline void tmem_sleep_detach(struct tmem_dev *dev)
+{
+}
+#endif
 
 /* area.c */
 struct tmem_area *tmem_area_create(struct tmem_dev *dev, enum tmem_user user,
@@ -268,13 +344,38 @@ struct tmem_area *tmem_area_create(struct tmem_dev *dev, enum tmem_user user,
 void tmem_area_destroy(struct tmem_area *area);
 unsigned long tmem_area_pages(struct tmem_area *area);
 unsigned long tmem_area_pending(struct tmem_area *area);
+struct tmem_queue *tmem_area_queue(struct tmem_area *area, struct tmem_dev *dev,
+				   unsigned long index);
+void tmem_set_present(struct tmem_area *area, struct tmem_queue *q,
+		      unsigned long index);
+bool tmem_clear_present(struct tmem_area *area, struct tmem_queue *q,
+			unsigned long index);
+bool tmem_is_lost(struct tmem_area *area, unsigned long index);
+void tmem_clear_lost(struct tmem_area *area, unsigned long index);
+bool tmem_clear_saved(struct tmem_area *area, unsigned long index);
+void tmem_areas_detach(struct tmem_dev *dev);
+int tmem_area_may_lose(struct tmem_area *area);
+int tmem_areas_lose(struct tmem_dev *dev);
+unsigned long tmem_dev_pages(struct tmem_dev *dev);
+
+/* invalidate.c */
+void tmem_give_up(struct tmem_area *area, struct tmem_queue *q,
+		  unsigned long index);
+void tmem_invalidate(struct tmem_area *area, unsigned long index);
+void tmem_ride(struct tmem_area *area, struct tmem_queue *q, unsigned int min);
+bool tmem_flush_for_room(struct tmem_area *area, struct tmem_dev *dev);
+void tmem_flush_work(struct work_struct *work);
+
+/* page.c */
+void tmem_fill_req(struct tmem_slot *slot, struct tmem_area *area,
+		   struct tmem_dev *dev, u16 op);
+void tmem_add_entry(struct tmem_slot *slot, unsigned long index);
+void tmem_complete(struct tmem_queue *q, struct tmem_slot *slot);
+int tmem_transfer(struct tmem_area *area, struct tmem_dev *dev, u16 op,
+		  unsigned long index, struct page *page, bool saved,
+		  u8 *status);
 int tmem_store(struct tmem_area *area, unsigned long index, struct page *page);
 int tmem_load(struct tmem_area *area, unsigned long index, struct page *page);
-void tmem_invalidate(struct tmem_area *area, unsigned long index);
-void tmem_area_complete(struct tmem_queue *q, struct tmem_slot *slot);
-void tmem_areas_flush(struct work_struct *work);
-void tmem_areas_detach(struct tmem_dev *dev);
-void tmem_areas_forget(struct tmem_dev *dev);
 
 /* frontswap.c */
 #if IS_ENABLED(CONFIG_TMEM_FRONTSWAP)

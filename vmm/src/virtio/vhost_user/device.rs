@@ -34,7 +34,7 @@ pub struct LinkFigures {
     pub connections: u64,
     /// Times a driver became ready.
     pub activations: u64,
-    /// Times the device broke: it needed a reset.
+    /// Times the device broke: it needed a reset. A driver that tries in vain to have it again adds none.
     pub faults: u64,
     /// Interrupts that the service asked for.
     pub interrupts: u64,
@@ -73,6 +73,8 @@ pub(super) struct State {
     pub(super) start_until: Option<Instant>,
     /// The service does not touch the guest's memory.
     pub(super) quiet: bool,
+    /// A fault was counted and logged, and the rings have not been served since.
+    pub(super) faulty: bool,
 }
 
 /// What the vCPUs and the two threads share. Its lock is never held while something waits for the service.
@@ -194,16 +196,18 @@ impl Shared {
         let Some(queues) = &state.active else {
             return;
         };
-        let is_new = !queues.interrupt().is_reset_needed();
+        let is_new = !queues.interrupt().is_reset_needed() && !state.faulty;
         if is_new {
             self.faults.fetch_add(1, Ordering::Relaxed);
         }
         queues.interrupt().needs_reset();
+        state.faulty = true;
         drop(state);
         if is_new {
             // Without the lock: whoever reads the log may be slow, and a vCPU may be about to reset.
             log::warn!(
-                "The tmem device needs a reset, its pages are lost: the service at {}: {why}",
+                "The tmem device needs a reset, its pages are lost: the service at {}: {why}; the guest's driver goes on \
+                 trying to have it again",
                 self.path.display()
             );
         }
@@ -264,6 +268,7 @@ impl VhostUser {
                 active: None,
                 start_until: None,
                 quiet: true,
+                faulty: false,
             }),
             changed: Condvar::new(),
             connections: AtomicU64::new(0),

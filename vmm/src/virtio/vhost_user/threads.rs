@@ -12,8 +12,10 @@ use super::ServiceError;
 use super::connection::{self, Connection, Fault, Ring};
 use super::device::{Command, Setup, Shared};
 
-/// Between two tries to connect.
+/// Between the first two tries to connect; then twice as long each time, up to [`LONGEST_RETRY`].
 const RETRY: Duration = Duration::from_millis(50);
+/// A service that is restarted is found at the latest after this.
+const LONGEST_RETRY: Duration = Duration::from_millis(800);
 
 /// What an event of the link thread is about.
 pub(super) mod token {
@@ -75,6 +77,7 @@ impl Control {
             path: path.clone(),
             source,
         };
+        let mut retry = RETRY;
         let socket = loop {
             let error = match connection::connect(path) {
                 Ok(socket) => break socket,
@@ -90,7 +93,8 @@ impl Control {
             if !may_come || now >= until {
                 return Err(refused(error));
             }
-            let next = until.min(now + RETRY);
+            let next = until.min(now + retry);
+            retry = LONGEST_RETRY.min(retry * 2);
             let shared = &self.shared;
             if shared.wait(Some(next), |state| state.closing || state.command.is_some()) {
                 return Err(refused(error));
@@ -139,7 +143,11 @@ impl Control {
         self.rings.clone_from(&setup.rings);
         let doors = &self.shared.doors;
         match connection.start(setup.features, &setup.mem, &setup.rings, doors) {
-            Ok(()) => self.shared.state().start_until = None,
+            Ok(()) => {
+                let mut state = self.shared.state();
+                state.start_until = None;
+                state.faulty = false;
+            }
             Err(fault) => {
                 self.shared.fail(format_args!("{fault}"));
                 self.retire();
