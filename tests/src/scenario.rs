@@ -2,6 +2,7 @@
 //! host say. They run wherever KVM is usable: on this machine, or in an outer one.
 
 mod data;
+mod failure;
 mod host;
 mod paths;
 mod service;
@@ -29,6 +30,8 @@ pub fn run(name: &str) -> Result<()> {
         "idle" => host::idle(),
         "terminate" => host::terminate(),
         "terminal" => host::terminal(),
+        "sleep" => failure::sleep(),
+        "service-hangs" => failure::hangs(),
         "two-guests" => service::two_guests(),
         "service-dies" => service::dies(),
         "service-cost" => service::cost(),

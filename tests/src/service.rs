@@ -137,6 +137,11 @@ impl Service {
         Ok(kill_process(Pid::from_child(&self.child), Signal::STOP)?)
     }
 
+    /// Lets them go on.
+    pub fn proceed(&self) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), Signal::CONT)?)
+    }
+
     /// Kills it.
     pub fn kill(&mut self) -> Result<ExitStatus> {
         self.child.kill()?;

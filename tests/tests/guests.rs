@@ -117,6 +117,16 @@ fn a_signal_ends_tmem_and_leaves_nothing_behind() -> Result<()> {
 }
 
 #[test]
+fn a_guest_sleeps_with_pages_at_the_host_and_wakes_with_every_byte() -> Result<()> {
+    holds("sleep")
+}
+
+#[test]
+fn no_page_is_given_back_while_a_service_that_hangs_may_write_to_it() -> Result<()> {
+    holds("service-hangs")
+}
+
+#[test]
 fn two_guests_on_one_service_get_every_byte_back_and_the_counters_agree() -> Result<()> {
     holds("two-guests")
 }

@@ -1,0 +1,131 @@
+//! What a guest does while its host stands still, and while it sleeps itself: no page is given back too early, none is
+//! lost.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::guest::{Guest, Setup};
+use crate::service::Service;
+
+/// Longer than a guest with `tmem.timeout_ms=1000` has patience, and long enough for two lines about its wait.
+const HANG: Duration = Duration::from_secs(25);
+
+/// A service that hangs with requests of the guest in its hands, is given up, and goes on later: what it then writes
+/// goes to pages that are still those of the requests. A process that has memory of its own meanwhile keeps its bytes.
+pub(super) fn hangs() -> Result<()> {
+    let service = Service::start("512M", &[("vm1", "")])?;
+    let setup = Setup {
+        memory: "64M".into(),
+        service: Some(service.socket("vm1")),
+        kernel_words: "tmem=1 tmem.frontswap=0 tmem.timeout_ms=1000 page_poison=1",
+        ..Setup::default()
+    };
+    let mut guest = Guest::start(
+        &setup,
+        "swap_on tmemswap0; hog size=12M phases=fill,pageout,wait & first=$!; at_wait; counters out; pause out; \
+         go; sleep 8; echo guest first $(kill -0 $first && echo alive); \
+         hog size=20M phases=fill,wait,verify seed=2 & at_wait; pause hung; \
+         wait $first; echo guest lost $?; go; wait $!; echo guest work $?; splats; counters end; \
+         dmesg | grep -c 'no end of a reset' | sed 's|^|guest waited |'",
+    )?;
+    guest.wait_for("guest pause out")?;
+    service.hang()?;
+    guest.go_on()?;
+    let first = guest.wait_for("guest first")?;
+    ensure!(
+        first == "guest first alive",
+        "a page was given back while the service may write to it"
+    );
+    guest.wait_for("guest pause hung")?;
+    thread::sleep(HANG);
+    service.proceed()?;
+    guest.go_on()?;
+    let lost = guest.wait_for("guest lost")?;
+    ensure!(
+        lost == "guest lost 135",
+        "the worker ended otherwise: {lost}"
+    );
+    let console = guest.finish()?;
+    console.verified(1)?;
+    ensure!(
+        console.counter("end", "tmem.broken")? == 1,
+        "the driver did not give the device up"
+    );
+    ensure!(
+        !console.lines().iter().any(|line| line == "guest waited 0"),
+        "the guest's log does not say that it waits"
+    );
+    Ok(())
+}
+
+/// A guest sleeps and wakes with pages at the host, in every way its kernel has, and they are there afterwards. Where
+/// its memory has no room for them it stays awake and says so.
+pub(super) fn sleep() -> Result<()> {
+    const NAP: &str = "nap() { echo $2 >/sys/power/$1; echo guest slept $1 $2 $?; }; \
+         cd /sys/power; echo devices >pm_test; echo 1 >/sys/module/suspend/parameters/pm_test_delay";
+    let setup = Setup {
+        memory: "64M".into(),
+        kernel_words: "tmem=1",
+        ..Setup::default()
+    };
+    let mut guest = Guest::start(
+        &setup,
+        &format!(
+            "{NAP}; nap state mem; swap_on tmemswap0; swapoff /dev/tmemswap0; \
+             nap state mem; nap state freeze; swapon /dev/tmemswap0; \
+             hog size=16M phases=fill,pageout,wait,verify,overwrite & at_wait; counters out; pause out; \
+             nap state mem; nap state freeze; nap state disk; counters back; pause back; \
+             go; wait $!; echo guest work $?; \
+             hog size=72M phases=fill,wait,verify seed=2 & at_wait; nap state mem; nap state disk; \
+             go; wait $!; echo guest work $?; splats; counters end; \
+             dmesg | grep -c 'cannot sleep, no room' | sed 's|^|guest refused |'"
+        ),
+    )?;
+    guest.wait_for("guest pause out")?;
+    let out = guest.stats()?.get("/pages");
+    guest.go_on()?;
+    guest.wait_for("guest pause back")?;
+    let back = guest.stats()?;
+    guest.go_on()?;
+    let console = guest.finish()?;
+    console.verified(2)?;
+    ensure!(out > 3000, "only {out} pages were out");
+    println!("{out} pages before, {} after", back.get("/pages"));
+    ensure!(
+        back.get("/pages") >= 3000,
+        "after the sleep the host has {} of {out} pages",
+        back.get("/pages")
+    );
+    let slept = |line: &str| {
+        console
+            .lines()
+            .iter()
+            .filter(|other| *other == line)
+            .count()
+    };
+    for (line, times) in [
+        ("guest slept state mem 0", 3),
+        ("guest slept state freeze 0", 2),
+        ("guest slept state disk 0", 1),
+        ("guest slept state mem 1", 1),
+        ("guest slept state disk 1", 1),
+    ] {
+        ensure!(
+            slept(line) == times,
+            "{line:?} {} times, not {times}:\n{}",
+            slept(line),
+            console.lines().join("\n")
+        );
+    }
+    ensure!(
+        !console.lines().iter().any(|line| line == "guest refused 0"),
+        "the guest's log does not say why it stayed awake"
+    );
+    ensure!(
+        console.counter("end", "tmem.broken")? == 0,
+        "the device was given up"
+    );
+    Ok(())
+}
