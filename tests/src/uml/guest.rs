@@ -111,6 +111,11 @@ impl Guest {
         })
     }
 
+    /// The process id of the guest's kernel.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills it and the processes it runs its own in, at once.
     pub fn kill(&mut self) {
         // It leads a session of its own. Until it does, it has no other process.

@@ -1,0 +1,151 @@
+//! The guest's driver when its host is slow, full or gone: User Mode Linux, at native speed.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tmem_tests::service::Service;
+use tmem_tests::uml::eventually;
+use tmem_tests::uml::guest::{END, Guest, Setup};
+
+/// How the work of a guest ended that had to be killed for want of memory.
+const SIGKILL: &str = "guest work 137";
+
+fn start(service: &Service, name: &str, setup: &Setup<'_>) -> Result<Guest> {
+    Guest::start(&service.socket(name), service.folder(), setup)
+}
+
+/// Waits until the guest moves pages.
+fn works(service: &Service) -> Result<()> {
+    let from = service.figures("vm1")?.device("pages_loaded");
+    eventually("the guest loads pages", || {
+        Ok(service.figures("vm1")?.device("pages_loaded") > from + 100)
+    })
+}
+
+/// Sends a signal to the guest's kernel. What its processes do follows from that.
+fn signal(guest: &Guest, signal: Signal) -> Result<()> {
+    let process = i32::try_from(guest.process()).ok().and_then(Pid::from_raw);
+    Ok(kill_process(process.context("a process id")?, signal)?)
+}
+
+#[test]
+fn a_guest_whose_host_stands_still_for_longer_than_its_patience_keeps_every_byte() -> Result<()> {
+    let service = Service::start("256M", &[("vm1", ",swap=128M")])?;
+    let commands = format!(
+        "swap_on tmemswap0; work size=40M phases=fill,random,random; splats; counters end; {END}"
+    );
+    let setup = Setup {
+        words: "tmem=1 tmem.timeout_ms=2000",
+        commands: &commands,
+        ..Setup::default()
+    };
+    let guest = start(&service, "vm1", &setup)?;
+    for service_first in [true, false] {
+        works(&service)?;
+        signal(&guest, Signal::STOP)?;
+        service.hang()?;
+        thread::sleep(Duration::from_secs(4));
+        if service_first {
+            service.proceed()?;
+            thread::sleep(Duration::from_millis(500));
+            signal(&guest, Signal::CONT)?;
+        } else {
+            signal(&guest, Signal::CONT)?;
+            thread::sleep(Duration::from_millis(500));
+            service.proceed()?;
+        }
+    }
+    let console = guest.finish()?;
+    console.verified(1)?;
+    for counter in ["broken", "request_timeouts"] {
+        ensure!(
+            console.counter("end", &format!("tmem.{counter}"))? == 0,
+            "the guest lost its patience while it stood still itself"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_guest_waits_for_a_service_that_hangs_and_its_log_says_so() -> Result<()> {
+    let service = Service::start("256M", &[("vm1", ",swap=128M")])?;
+    let commands = format!(
+        "swap_on tmemswap0; work size=40M phases=fill,random; splats; counters end; \
+         dmesg | grep 'no answer from the host'; {END}"
+    );
+    let setup = Setup {
+        commands: &commands,
+        ..Setup::default()
+    };
+    let guest = start(&service, "vm1", &setup)?;
+    works(&service)?;
+    service.hang()?;
+    // Longer than the ten seconds after which the driver says that it waits.
+    thread::sleep(Duration::from_secs(13));
+    service.proceed()?;
+    let console = guest.finish()?;
+    console.verified(1)?;
+    ensure!(
+        console.counter("end", "tmem.broken")? == 0,
+        "the guest gave its device up"
+    );
+    ensure!(
+        console
+            .lines()
+            .iter()
+            .any(|line| line.contains("no answer from the host for 10 s")),
+        "the guest's log does not say that it waits"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_page_that_the_host_refuses_costs_a_full_guest_one_try() -> Result<()> {
+    let service = Service::start("256M", &[("vm1", ",swap=256M,limit=16M")])?;
+    let commands = format!(
+        "swap_on tmemswap0; work size=96M kinds=random phases=fill; splats; counters end; {END}"
+    );
+    let setup = Setup {
+        memory: "64M",
+        commands: &commands,
+        ..Setup::default()
+    };
+    let console = start(&service, "vm1", &setup)?.finish()?;
+    let lines = console.lines();
+    ensure!(
+        lines.iter().any(|line| line == SIGKILL),
+        "the guest did not run out of memory:\n{}",
+        lines.join("\n")
+    );
+    ensure!(
+        lines.iter().any(|line| line == "guest splats 0"),
+        "the guest's kernel wrote warnings"
+    );
+    // Reclaim offers a page to frontswap, to the disk's entry for single pages and in a bio, again and again.
+    let counter = |name: &str| -> Result<u64> {
+        Ok(console.counter("end", &format!("tmem.frontswap_{name}"))?
+            + console.counter("end", &format!("tmem.block_{name}"))?)
+    };
+    let (withheld, refused) = (
+        counter("stores_withheld")?,
+        service.figures("vm1")?.refused(),
+    );
+    println!("{refused} refused by the host, {withheld} not offered");
+    ensure!(refused > 0, "the host never refused a page");
+    ensure!(
+        refused == counter("stores_no_space")?,
+        "the guest counted other refusals than the host"
+    );
+    let pages = console.counter("end", "vmstat.pswpout")?;
+    ensure!(
+        refused < pages,
+        "{refused} tries at the host for {pages} pages"
+    );
+    ensure!(
+        withheld > refused,
+        "each refused page was offered to the host again"
+    );
+    Ok(())
+}
