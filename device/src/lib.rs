@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`tmem`] | the transcendent memory device of `docs/abi.md` |
 //! | [`block`] | the virtio-blk swap disk |
-//! | [`queue`] | taking chains off a queue: bounds, notifications, what makes a ring corrupt |
+//! | [`queue`] | taking chains off a queue: bounds, notifications, interrupts, what makes a ring corrupt |
 //! | `chain` | one descriptor chain as two streams of bytes; the only reader and writer of guest memory |
 //! | [`histogram`] | latency and batch histograms in atomics |
 //!

@@ -5,10 +5,13 @@
 //! kicks for the next chain.
 
 use std::ops::DerefMut;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemory;
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+
+/// `VRING_AVAIL_F_NO_INTERRUPT`, the one flag of the available ring.
+const NO_INTERRUPT: u16 = 1;
 
 /// What a call did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,21 +147,57 @@ pub(crate) fn drain<M: GuestMemory, Q: QueueT>(
     }
 }
 
+/// Whether the driver wants an interrupt for what was used in `queue` since the last call: what it said with
+/// `used_event` where EVENT_IDX was negotiated, else what the flag of the available ring says (section 2.7.7 of the
+/// virtio specification 1.2).
+///
+/// Ask this, and not [`QueueT::needs_notification`], which does not know the flag.
+///
+/// # Errors
+/// The available ring cannot be read.
+pub fn wants_interrupt<M: GuestMemory>(
+    queue: &mut Queue,
+    mem: &M,
+) -> Result<bool, virtio_queue::Error> {
+    if queue.event_idx_enabled() {
+        return queue.needs_notification(mem);
+    }
+    // A driver clears the flag, then looks at the used index once more before it sleeps. Our store of the index is seen
+    // there, or its flag is seen here.
+    fence(Ordering::SeqCst);
+    let flags: u16 = mem
+        .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
+        .map_err(virtio_queue::Error::GuestMemory)?;
+    Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering::SeqCst;
+    use std::sync::atomic::{AtomicBool, AtomicU16};
+    use std::time::{Duration, Instant};
+
     use super::*;
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    use vm_memory::GuestMemoryMmap;
+
+    const AVAILABLE: u32 = 0x2000;
+    const USED: u32 = 0x3000;
+
+    /// A queue of 16 whose chains all begin at descriptor 0.
+    fn rig() -> (GuestMemoryMmap, Queue) {
+        let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+        let mut queue = Queue::new(16).unwrap();
+        queue.set_desc_table_address(Some(0x1000), None);
+        queue.set_avail_ring_address(Some(AVAILABLE), None);
+        queue.set_used_ring_address(Some(USED), None);
+        queue.set_ready(true);
+        (mem, queue)
+    }
 
     #[test]
     fn a_guest_that_adds_a_chain_for_each_that_is_served_does_not_hold_a_call() {
-        let mem: GuestMemoryMmap =
-            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
-        let mut queue = Queue::new(16).unwrap();
-        queue.set_desc_table_address(Some(0x1000), None);
-        queue.set_avail_ring_address(Some(0x2000), None);
-        queue.set_used_ring_address(Some(0x3000), None);
-        queue.set_ready(true);
-        let available = GuestAddress(0x2002);
+        let (mem, mut queue) = rig();
+        let available = GuestAddress(u64::from(AVAILABLE + 2));
         mem.write_obj(16u16.to_le(), available).unwrap();
         for call in 1..100u32 {
             let mut added = 0;
@@ -173,5 +212,59 @@ mod tests {
             assert_eq!(progress.chains, added);
             assert!(progress.more && added < 32, "call {call}: {progress:?}");
         }
+    }
+
+    #[test]
+    fn no_interrupt_is_lost_while_the_guest_clears_its_flag_on_another_cpu() {
+        const CHAINS: u16 = 60_000;
+        let (mem, mut queue) = rig();
+        let (mem, deadline) = (&mem, Instant::now() + Duration::from_secs(120));
+        let set = |at: u32, value: u16| {
+            mem.store(value.to_le(), GuestAddress(at.into()), Ordering::Release)
+                .unwrap();
+        };
+        let (line, decided) = (AtomicBool::new(false), AtomicU16::new(0));
+        let (line, decided) = (&line, &decided);
+        set(AVAILABLE, NO_INTERRUPT);
+        std::thread::scope(|scope| {
+            // A driver that makes a chain available, and goes to sleep at once.
+            let driver = scope.spawn(move || {
+                for new in 1..=CHAINS {
+                    line.store(false, SeqCst);
+                    set(AVAILABLE + 2, new);
+                    // Before, while and after the device looks.
+                    for _ in 0..new % 64 {
+                        std::hint::spin_loop();
+                    }
+                    set(AVAILABLE, 0);
+                    fence(SeqCst);
+                    let used: u16 = mem.load(GuestAddress((USED + 2).into()), SeqCst).unwrap();
+                    let sleeps = u16::from_le(used) != new;
+                    // Then the device has thought about this chain, and comes back to it no more.
+                    while decided.load(SeqCst) != new {
+                        assert!(Instant::now() < deadline, "chain {new} is not served");
+                        std::thread::yield_now();
+                    }
+                    assert!(
+                        !sleeps || line.load(SeqCst),
+                        "the driver sleeps for ever at chain {new}"
+                    );
+                    set(AVAILABLE, NO_INTERRUPT);
+                }
+            });
+            for served in 1..=CHAINS {
+                while available(&queue, mem).unwrap() == 0 {
+                    assert!(!driver.is_finished(), "the driver is gone");
+                    std::thread::yield_now();
+                }
+                // Nothing but the fence is between the store of the used index and the load of the flag.
+                queue.set_next_avail(served);
+                queue.add_used(mem, 0, 0).unwrap();
+                if wants_interrupt(&mut queue, mem).unwrap() {
+                    line.store(true, SeqCst);
+                }
+                decided.store(served, SeqCst);
+            }
+        });
     }
 }

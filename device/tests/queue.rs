@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use tmem_device::QueueCorrupt;
+use tmem_device::queue::wants_interrupt;
 use tmem_protocol::{Op, Status};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -236,18 +237,57 @@ fn polling_leaves_the_doorbell_as_it_is() {
     assert_eq!(rig.guest.avail_event(), 1);
 }
 
+/// Whether the guest wants an interrupt for what was used since the last call.
+fn interrupts(rig: &mut Rig) -> bool {
+    let Rig { guest, .. } = rig;
+    wants_interrupt(&mut guest.queue, &guest.mem).unwrap()
+}
+
 #[test]
 fn a_guest_that_asked_for_no_interrupt_gets_none() {
     let mut rig = Rig::new();
     rig.guest.queue.set_event_idx(true);
     // used_event far away.
-    rig.guest
-        .mem
-        .write_obj(0x8000u16.to_le(), GuestAddress(0x9000 + 4 + 256 * 2))
-        .unwrap();
+    set(&rig.guest.mem, AVAIL + 4 + 256 * 2, 0x8000);
     rig.create_pool();
+    assert!(!interrupts(&mut rig));
+}
+
+#[test]
+fn a_guest_that_asked_for_an_interrupt_at_some_chain_gets_it_there() {
+    let mut rig = Rig::new();
+    rig.guest.queue.set_event_idx(true);
+    // The flag means nothing to a guest that names the chain.
+    set(&rig.guest.mem, AVAIL, 1);
+    for (used_event, expected) in [(0, true), (2, false), (2, true), (2, false)] {
+        set(&rig.guest.mem, AVAIL + 4 + 256 * 2, used_event);
+        rig.create_pool();
+        assert_eq!(interrupts(&mut rig), expected, "used_event {used_event}");
+    }
+}
+
+#[test]
+fn a_guest_whose_flag_says_no_interrupt_gets_none_until_it_clears_the_flag() {
+    let mut rig = Rig::new();
+    for flag in [1u16, 0, 1, 1, 0, 0] {
+        set(&rig.guest.mem, AVAIL, flag);
+        rig.create_pool();
+        assert_eq!(interrupts(&mut rig), flag == 0, "flag {flag}");
+        // Other bits are reserved, and a device ignores them.
+        set(&rig.guest.mem, AVAIL, flag | 0xfffe);
+        rig.create_pool();
+        assert_eq!(interrupts(&mut rig), flag == 0, "flag {flag} with others");
+    }
+}
+
+#[test]
+fn a_flag_outside_guest_memory_is_an_error() {
+    let mut rig = Rig::new();
+    rig.guest
+        .queue
+        .set_avail_ring_address(Some(MEMORY as u32), None);
     let Rig { guest, .. } = &mut rig;
-    assert!(!guest.queue.needs_notification(&guest.mem).unwrap());
+    assert!(wants_interrupt(&mut guest.queue, &guest.mem).is_err());
 }
 
 #[test]

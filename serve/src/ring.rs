@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
+use tmem_device::queue::wants_interrupt;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -91,7 +92,7 @@ impl Ring {
 
     /// Interrupts the guest, if it wants to be.
     pub(crate) fn notify(&mut self, memory: &GuestMemoryMmap) -> Result<(), virtio_queue::Error> {
-        if self.queue.needs_notification(memory)?
+        if wants_interrupt(&mut self.queue, memory)?
             && let Some(call) = &self.call
         {
             call.ring();

@@ -13,6 +13,7 @@ use tmem_protocol::{Op, Status};
 use tmem_serve::GuestFile;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{Bytes, GuestAddress};
 
 #[test]
@@ -43,6 +44,35 @@ fn the_guest_is_interrupted_when_it_asks_to_be() {
     guest.create_pool();
     // used_event was 0 for the first chain: with EVENT_IDX that asks for one interrupt.
     eventually("call", || guest.rings[1].call.read().is_ok());
+}
+
+#[test]
+fn a_guest_whose_ring_says_no_interrupt_is_not_interrupted() {
+    let host = Host::new(&["a"], "");
+    let mut guest = TestGuest::connect(&host.socket("a"));
+    let features = guest.frontend.get_features().expect("features");
+    guest
+        .frontend
+        .set_features(features & !(1 << VIRTIO_RING_F_EVENT_IDX))
+        .expect("without the event index");
+    guest.start_rings(0);
+    guest.set_no_interrupt(1, true);
+    let pool = guest.create_pool();
+    for index in 0..100 {
+        assert_eq!(guest.store(pool, index, &page(index.into())), Status::Ok);
+        assert_eq!(guest.load(pool, index), Ok(page(index.into())));
+    }
+    // The thread that answers this has done all it does for the requests before.
+    guest.config();
+    assert!(guest.rings[1].call.read().is_err(), "an interrupt");
+    guest.set_no_interrupt(1, false);
+    assert_eq!(guest.load(pool, 0), Ok(page(0)));
+    let mut calls = 0;
+    eventually("the interrupt that it asks for", || {
+        calls = guest.rings[1].call.read().unwrap_or(0);
+        calls > 0
+    });
+    assert_eq!(calls, 1);
 }
 
 #[test]

@@ -236,6 +236,14 @@ impl TestGuest {
             .expect("in memory");
     }
 
+    /// Sets the flag by which a ring without the event index says whether its guest wants interrupts.
+    pub fn set_no_interrupt(&self, ring: usize, set: bool) {
+        let at = GuestAddress(self.rings[ring].base + AVAILABLE);
+        self.memory
+            .store(u16::from(set), at, Ordering::SeqCst)
+            .expect("in memory");
+    }
+
     /// After a restart: what was offered up to `next` still is.
     pub fn resume(&mut self, ring: usize, next: u16) {
         self.rings[ring].next_avail = next;

@@ -9,8 +9,9 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tmem_device::queue::wants_interrupt;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::stop::StopFlag;
@@ -19,8 +20,6 @@ use crate::stop::StopFlag;
 pub(crate) const INTERRUPT_USED_RING: u32 = 1;
 /// Interrupt status bit: the configuration changed, or the device needs a reset.
 pub(crate) const INTERRUPT_CONFIG: u32 = 2;
-/// `VRING_AVAIL_F_NO_INTERRUPT`.
-const AVAIL_NO_INTERRUPT: u16 = 1;
 
 /// One virtio device behind the transport.
 ///
@@ -209,16 +208,7 @@ impl Queues {
 
     /// Raises the interrupt if the driver wants one for what was used in `queue` since the last call.
     pub fn signal_used(&self, queue: &mut Queue) -> Result<(), virtio_queue::Error> {
-        let wanted = if queue.event_idx_enabled() {
-            queue.needs_notification(&self.mem)?
-        } else {
-            let flags: u16 = self
-                .mem
-                .load(GuestAddress(queue.avail_ring()), Ordering::SeqCst)
-                .map_err(virtio_queue::Error::GuestMemory)?;
-            u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0
-        };
-        if wanted {
+        if wants_interrupt(queue, &self.mem)? {
             self.interrupt.used_ring();
         }
         Ok(())
