@@ -6,6 +6,7 @@
 //! | [`platform`] | whether KVM is usable here |
 //! | [`guest`] | a guest under `tmem run`: console, disks, figures |
 //! | [`service`] | a `tmem serve` beside the guests |
+//! | [`interrupts`] | what a guest was interrupted for |
 //! | [`scenario`] | what guests do and what must hold, by name |
 //! | [`outer`] | the emulated machine a guest runs in where it is not |
 //! | [`uml`] | guests that are processes (User Mode Linux) on one `tmem serve` |
@@ -15,6 +16,7 @@
 pub mod cpio;
 pub mod demo;
 pub mod guest;
+pub mod interrupts;
 pub mod outer;
 pub mod place;
 pub mod platform;
