@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::guest::{Console, Figures, Guest, Setup};
+use crate::interrupts::taken;
 use crate::service::{Service, processor_time};
 
 /// Pages stored and loaded by the driver, by whichever way.
@@ -184,7 +185,7 @@ pub(super) fn cost() -> Result<()> {
         let mut guest = Guest::start(
             &setup,
             "swap_on tmemswap0; hog size=36M phases=fill,wait,random,wait & at_wait; counters a; \
-             pause a; go; at_wait; counters b; pause b; go; wait $!; echo guest work $?; splats",
+             irqs a; pause a; go; at_wait; irqs b; counters b; pause b; go; wait $!; echo guest work $?; splats",
         )?;
         let mut moments = Vec::new();
         let mut exits = Vec::new();
@@ -214,11 +215,13 @@ pub(super) fn cost() -> Result<()> {
         ensure!(pages > 1000, "only {pages} pages were moved");
         let sleeps = console.counter("b", "tmem.poll_timeouts")?
             - console.counter("a", "tmem.poll_timeouts")?;
+        let interrupts = taken(&console, "b")? - taken(&console, "a")?;
         let place = if at_service { "service" } else { "process" };
         println!(
-            "{place}: {pages} pages, {} doorbells and {} sleeps per 1000 pages, {} exits to the process, {} ns of \
-             processor a page",
+            "{place}: {pages} pages, {} doorbells, {} interrupts and {} sleeps per 1000 pages, {} exits to the process, \
+             {} ns of processor a page",
             kicked * 1000 / pages,
+            interrupts * 1000 / pages,
             sleeps * 1000 / pages,
             exits * 1000 / pages,
             time / pages
@@ -226,6 +229,11 @@ pub(super) fn cost() -> Result<()> {
         if at_service {
             ensure!(exits == 0, "{exits} doorbells came to a vCPU thread");
         }
+        // Two more exits each. While one task sleeps, the answers of others interrupt as well.
+        ensure!(
+            interrupts <= 2 * sleeps + pages / 10,
+            "{place}: {interrupts} interrupts for {pages} pages and {sleeps} sleeps"
+        );
         times.push(time / pages);
     }
     if let [process, service] = times[..] {
