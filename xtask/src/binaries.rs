@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the static release binaries.
+//! `cargo xtask build`: the static release binaries, and what else is built as they are.
 
 use std::fs;
 use std::path::Path;
@@ -19,15 +19,23 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// Builds them and puts them at `target/static`, and where people look for them: see [`install`].
-pub(crate) fn build() -> Result<()> {
-    let mut build = cargo();
-    // A target of its own keeps the flag away from procedural macros, which cannot be static. As --config,
+/// Cargo, for a static and optimized build. It lands in a folder of [`TARGET`], so that no build of ours writes the
+/// binaries at `target/release` but [`install`].
+pub(crate) fn optimized(verb: &str) -> Command {
+    let mut cargo = cargo();
+    // A target of its own also keeps the flag away from procedural macros, which cannot be static. As --config,
     // because RUSTFLAGS of the environment would apply to everything.
-    build.args(["build", "--release", "--target", TARGET, "--config"]);
-    build.arg(format!(
+    cargo.args([verb, "--target", TARGET, "--config"]);
+    cargo.arg(format!(
         "target.{TARGET}.rustflags=['-C', 'target-feature=+crt-static']"
     ));
+    cargo
+}
+
+/// Builds them and puts them at `target/static`, and where people look for them: see [`install`].
+pub(crate) fn build() -> Result<()> {
+    let mut build = optimized("build");
+    build.arg("--release");
     for (package, binary) in BINARIES {
         build.args(["--package", package, "--bin", binary]);
     }
@@ -39,8 +47,8 @@ pub(crate) fn build() -> Result<()> {
     Ok(())
 }
 
-/// Puts the static binaries at `target/release`, which is Cargo's too: whatever builds with `--release`, as benchmarks
-/// do, replaces them by dynamically linked ones.
+/// Puts the static binaries at `target/release`, which is Cargo's too: `cargo build --release` by hand replaces them by
+/// dynamically linked ones.
 pub(crate) fn install() -> Result<()> {
     copy(
         &place::target().join("static"),

@@ -1,5 +1,6 @@
 //! `cargo xtask demo` and `cargo xtask bench`.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -7,7 +8,6 @@ use anyhow::{Context, Result};
 use tmem_tests::outer::Outer;
 use tmem_tests::platform;
 
-use crate::binaries::cargo;
 use crate::{binaries, command, image, place};
 
 /// Under emulation the three guests take minutes.
@@ -59,17 +59,13 @@ pub(crate) fn bench(name: &str, json: bool, arguments: &[String]) -> Result<()> 
             command::run(&mut build)?;
         }
     }
-    let mut bench = cargo();
-    bench.args(["bench", "--quiet", "--workspace", "--bench", name]);
-    if !arguments.is_empty() {
-        bench.arg("--").args(arguments);
-    }
+    let mut bench = bench_command(name, arguments);
     if json {
         bench.stdout(std::io::stderr());
     }
     command::run(&mut bench)?;
     if json {
-        let file = place::target().join("bench").join(format!("{name}.json"));
+        let file = results().join(format!("{name}.json"));
         let text = std::fs::read_to_string(&file);
         print!(
             "{}",
@@ -77,4 +73,39 @@ pub(crate) fn bench(name: &str, json: bool, arguments: &[String]) -> Result<()> 
         );
     }
     Ok(())
+}
+
+/// Measures what is shipped: built as the static binaries are, and away from them.
+fn bench_command(name: &str, arguments: &[String]) -> Command {
+    let mut bench = binaries::optimized("bench");
+    bench.env("TMEM_BENCH_DIR", results());
+    bench.args(["--quiet", "--workspace", "--bench", name]);
+    if !arguments.is_empty() {
+        bench.arg("--").args(arguments);
+    }
+    bench
+}
+
+/// Where benchmarks leave what they found.
+fn results() -> PathBuf {
+    place::target().join("bench")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_benchmark_builds_nothing_at_the_place_of_the_static_binary() {
+        let bench = bench_command("store", &["--quick".to_owned()]);
+        let arguments: Vec<_> = bench.get_args().filter_map(|word| word.to_str()).collect();
+        let ours = arguments.iter().position(|word| *word == "--");
+        let ours = &arguments[..ours.expect("arguments of the benchmark")];
+        assert!(
+            ours.windows(2)
+                .any(|pair| pair == ["--target", binaries::TARGET]),
+            "without a target Cargo writes to target/release: {ours:?}"
+        );
+        assert!(ours.iter().any(|word| word.contains("+crt-static")));
+    }
 }

@@ -34,9 +34,10 @@ impl Report {
         self.0.insert(key.to_owned(), value);
     }
 
-    /// Writes `bench/NAME.json`.
+    /// Writes `NAME.json`: where `TMEM_BENCH_DIR` says, else to `bench` of the folder that this was built in.
     pub(crate) fn write(self, name: &str) {
-        let dir = target_dir().join("bench");
+        let dir = std::env::var_os("TMEM_BENCH_DIR")
+            .map_or_else(|| target_dir().join("bench"), PathBuf::from);
         std::fs::create_dir_all(&dir).expect("target directory is writable");
         let file = dir.join(format!("{name}.json"));
         let text = serde_json::to_string_pretty(&Value::Object(self.0)).expect("plain values");
