@@ -1,32 +1,89 @@
 //! Log lines on standard error, limited so that a guest that misbehaves cannot flood them.
+//!
+//! Each source of lines, by the target of the record and its level, has an allowance of its own: an error is not left
+//! out because of warnings, nor a line about one guest because of another guest.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Lines in one period; the rest is counted.
+use log::Level;
+
+/// Lines of one source in one period; the rest is counted.
 const LINES: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(10);
 
+/// Sources with an allowance of their own. More at a time than a service has guests and this program has modules; what
+/// comes beyond them shares one.
+const SOURCES: usize = 256;
+
 struct Logger {
-    window: Mutex<Window>,
+    windows: Mutex<Windows>,
     /// Asked once: a confined thread may not ask a terminal anything.
     terminal: OnceLock<bool>,
 }
 
+/// The allowances, by target and level.
+struct Windows {
+    of: BTreeMap<(String, Level), Window>,
+    shared: Window,
+}
+
+#[derive(Clone, Copy)]
 struct Window {
     start: Option<Instant>,
     lines: u32,
     suppressed: u64,
 }
 
+const FRESH: Window = Window {
+    start: None,
+    lines: 0,
+    suppressed: 0,
+};
+
+impl Windows {
+    const fn new() -> Self {
+        Self {
+            of: BTreeMap::new(),
+            shared: FRESH,
+        }
+    }
+
+    /// Whether a line of this source may be written now, and how many were not since its last.
+    fn admit(&mut self, target: &str, level: Level, now: Instant) -> Option<u64> {
+        let source = (target.to_owned(), level);
+        if !self.of.contains_key(&source) && self.of.len() >= SOURCES {
+            self.forget(now);
+        }
+        if self.of.contains_key(&source) || self.of.len() < SOURCES {
+            self.of.entry(source).or_insert(FRESH).admit(now)
+        } else {
+            self.shared.admit(now)
+        }
+    }
+
+    /// Drops the allowances whose period is over. What they did not say, the shared one says.
+    fn forget(&mut self, now: Instant) {
+        self.of.retain(|_, window| {
+            if window.is_over(now) {
+                self.shared.suppressed += window.suppressed;
+                return false;
+            }
+            true
+        });
+    }
+}
+
 impl Window {
-    /// Whether a line may be written now, and how many were not since the last.
+    fn is_over(&self, now: Instant) -> bool {
+        self.start
+            .is_none_or(|start| now.saturating_duration_since(start) >= PERIOD)
+    }
+
     fn admit(&mut self, now: Instant) -> Option<u64> {
-        if self
-            .start
-            .is_none_or(|start| now.duration_since(start) >= PERIOD)
-        {
+        if self.is_over(now) {
             self.start = Some(now);
             self.lines = 0;
         }
@@ -40,11 +97,7 @@ impl Window {
 }
 
 static LOGGER: Logger = Logger {
-    window: Mutex::new(Window {
-        start: None,
-        lines: 0,
-        suppressed: 0,
-    }),
+    windows: Mutex::new(Windows::new()),
     terminal: OnceLock::new(),
 };
 
@@ -60,7 +113,7 @@ pub(crate) fn install() {
 
 impl log::Log for Logger {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::Level::Warn
+        metadata.level() <= Level::Warn
     }
 
     fn log(&self, record: &log::Record<'_>) {
@@ -68,10 +121,10 @@ impl log::Log for Logger {
             return;
         }
         let admitted = self
-            .window
+            .windows
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .admit(Instant::now());
+            .admit(record.target(), record.level(), Instant::now());
         let Some(suppressed) = admitted else { return };
         let mut stderr = std::io::stderr();
         // A terminal may be raw.
@@ -94,18 +147,49 @@ mod tests {
 
     #[test]
     fn a_flood_is_cut_and_counted() {
-        let mut window = Window {
-            start: None,
-            lines: 0,
-            suppressed: 0,
-        };
+        let mut windows = Windows::new();
         let start = Instant::now();
+        let mut admit = |now| windows.admit("guest a", Level::Warn, now);
         for _ in 0..LINES {
-            assert_eq!(window.admit(start), Some(0));
+            assert_eq!(admit(start), Some(0));
         }
-        assert_eq!(window.admit(start), None);
-        assert_eq!(window.admit(start + PERIOD / 2), None);
-        assert_eq!(window.admit(start + PERIOD), Some(2));
-        assert_eq!(window.admit(start + PERIOD), Some(0));
+        assert_eq!(admit(start), None);
+        assert_eq!(admit(start + PERIOD / 2), None);
+        assert_eq!(admit(start + PERIOD), Some(2));
+        assert_eq!(admit(start + PERIOD), Some(0));
+    }
+
+    #[test]
+    fn a_flood_takes_nothing_from_another_source_or_level() {
+        let mut windows = Windows::new();
+        let now = Instant::now();
+        for _ in 0..1000 {
+            windows.admit("guest a", Level::Warn, now);
+        }
+        assert_eq!(windows.admit("guest a", Level::Warn, now), None);
+        assert_eq!(windows.admit("guest a", Level::Error, now), Some(0));
+        assert_eq!(windows.admit("guest b", Level::Warn, now), Some(0));
+    }
+
+    #[test]
+    fn sources_without_number_cost_neither_memory_nor_log() {
+        let mut windows = Windows::new();
+        let start = Instant::now();
+        let mut lines = 0;
+        for number in 0..10_000 {
+            let source = format!("guest {number}");
+            lines += usize::from(windows.admit(&source, Level::Warn, start).is_some());
+        }
+        assert_eq!(windows.of.len(), SOURCES);
+        assert_eq!(lines, SOURCES + LINES as usize);
+        // The next of those that share an allowance says how many were left out.
+        let left_out = (10_000 - lines) as u64;
+        for number in 0..SOURCES {
+            let source = format!("guest {number}");
+            windows.admit(&source, Level::Warn, start + PERIOD);
+        }
+        let next = windows.admit("one more", Level::Warn, start + PERIOD);
+        assert_eq!(next, Some(left_out));
+        assert!(windows.of.len() <= SOURCES);
     }
 }

@@ -37,6 +37,28 @@ impl Serve {
         .expect("starts")
     }
 
+    /// With a configuration file and the log in the file `log`. The file says `memory` and `control`, and then
+    /// `guests`, in which `DIR` is the folder.
+    pub fn configured(memory: &str, guests: &str, change: impl FnOnce(&mut Command)) -> Self {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let log = std::fs::File::create(dir.path().join("log")).expect("makes");
+        let file = dir.path().join("tmem.toml");
+        let mut command = command(&["serve", "--config", file.to_str().expect("utf-8")]);
+        command.stderr(log);
+        std::fs::write(&file, configuration(dir.path(), memory, guests)).expect("writes");
+        change(&mut command);
+        let serve = Self {
+            child: command.spawn().expect("starts"),
+            dir,
+        };
+        serve.answers();
+        serve
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).expect("is there")
+    }
+
     pub fn kill(&mut self) {
         self.child.kill().expect("is running");
         self.child.wait().expect("ends");
@@ -80,6 +102,11 @@ impl Drop for Serve {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+pub fn configuration(dir: &std::path::Path, memory: &str, guests: &str) -> String {
+    let dir = dir.display().to_string();
+    format!("memory = '{memory}'\ncontrol = '{dir}/control'\n") + &guests.replace("DIR", &dir)
 }
 
 pub fn command(arguments: &[&str]) -> Command {
