@@ -198,7 +198,7 @@ async fn accept(listener: UnixListener, source: Arc<dyn Source>) {
                 });
             }
             Err(error) => {
-                log::debug!("Cannot accept a control connection: {error}");
+                log::warn!("Cannot accept a control connection: {error}");
                 time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -195,12 +195,11 @@ impl Server {
             kept_until = None;
             let end = self.serve(stream);
             let keep = match end {
-                // The guest is gone or its VMM restarts: the device and its pools wait for it.
-                End::Disconnected => self.keep,
+                // The guest is gone or its VMM restarts, or the host is short of something, of descriptors for
+                // example: the device and its pools wait for it.
+                End::Disconnected | End::Host(_) => self.keep,
                 // What a guest of this kind stored is worth nothing.
-                End::BrokenMemory | End::Protocol(_) | End::Host(_) | End::Stopped => {
-                    Duration::ZERO
-                }
+                End::BrokenMemory | End::Protocol(_) | End::Stopped => Duration::ZERO,
             };
             if keep.is_zero() {
                 self.forget();

@@ -11,7 +11,8 @@
 //! | `backend` | what a front end may ask for: the vhost-user messages |
 //! | `ring` | one virtqueue with its kick and call descriptors |
 //! | `memory` | the memory of a guest, mapped |
-//! | `sigbus` | surviving a guest that truncates that memory; with `guest`, all `unsafe` code |
+//! | `sigbus` | surviving a guest that truncates that memory; with `guest` and `signals`, all `unsafe` code |
+//! | [`signals`] | signals that do not end the process |
 //! | `link` | how other threads reach the thread of a guest |
 //! | [`mod@listen`] | the sockets |
 //! | `journal` | log lines, no more than one can read |
@@ -31,6 +32,7 @@ pub mod seccomp;
 pub mod service;
 mod session;
 mod sigbus;
+pub mod signals;
 
 pub use config::{
     Compression, Config, ConfigError, ConfigFile, Dedup, GuestConfig, GuestFile, Size,

@@ -164,11 +164,12 @@ pub fn prepare() {
             libc::mallopt(libc::M_ARENA_MAX, ARENAS);
         }
         // The first time that a thread's heap shrinks, glibc reads a file (overcommit_memory).
-        let shrinks = std::thread::spawn(|| {
+        let shrinks = std::thread::Builder::new().spawn(|| {
             let list: Vec<Vec<u8>> = (0..128).map(|_| Vec::with_capacity(16 << 10)).collect();
             drop(std::hint::black_box(list));
         });
-        if shrinks.join().is_err() {
+        // Without a thread there is no service either, which its start says.
+        if shrinks.is_ok_and(|thread| thread.join().is_err()) {
             log::warn!("Cannot prepare the heap of threads");
         }
     });

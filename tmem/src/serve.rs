@@ -93,6 +93,8 @@ fn serve(config: Config, sockets: Sockets) -> Result<(), Box<dyn Error>> {
     // For every thread from the first on; their filters follow when they are started.
     rustix::thread::set_no_new_privs(true)?;
     quiet_panics();
+    tmem_serve::signals::ignore_file_size_limit()?;
+    crate::limits::warn(config.memory);
     // From here on a signal waits for its turn instead of ending the process.
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let control = config.control.clone();

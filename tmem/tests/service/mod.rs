@@ -40,13 +40,22 @@ impl Serve {
     /// With a configuration file and the log in the file `log`. The file says `memory` and `control`, and then
     /// `guests`, in which `DIR` is the folder.
     pub fn configured(memory: &str, guests: &str, change: impl FnOnce(&mut Command)) -> Self {
+        Self::configured_in(memory, guests, |command, _| change(command))
+    }
+
+    /// As [`Self::configured`], with the folder to change.
+    pub fn configured_in(
+        memory: &str,
+        guests: &str,
+        change: impl FnOnce(&mut Command, &std::path::Path),
+    ) -> Self {
         let dir = tempfile::tempdir().expect("temporary folder");
         let log = std::fs::File::create(dir.path().join("log")).expect("makes");
         let file = dir.path().join("tmem.toml");
         let mut command = command(&["serve", "--config", file.to_str().expect("utf-8")]);
         command.stderr(log);
         std::fs::write(&file, configuration(dir.path(), memory, guests)).expect("writes");
-        change(&mut command);
+        change(&mut command, dir.path());
         let serve = Self {
             child: command.spawn().expect("starts"),
             dir,
