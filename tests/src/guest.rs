@@ -1,23 +1,19 @@
 //! A guest under `tmem run`: its console, its disks, and what the host says of it.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::outer::{lines_of, tail};
 use crate::place;
+use crate::process::{Process, tail};
 
-/// With a guest that says nothing. Under emulation it needs seconds to boot; while it works it tells of its progress
-/// each second, and may take minutes for what takes seconds elsewhere.
-pub const PATIENCE: Duration = Duration::from_secs(240);
+pub use crate::process::{PATIENCE, Poll};
 
 /// Size of `/dev/tmemswap0`, unless a scenario says another: a later word of the command line wins.
 const SWAP_DISK: &str = "tmem.swap=512M";
@@ -62,19 +58,17 @@ impl Default for Setup {
 
 /// A running guest; killed when dropped.
 pub struct Guest {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    lines: Receiver<String>,
-    log: Vec<String>,
+    process: Process,
     folder: tempfile::TempDir,
     show: bool,
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // Both fail only when it is gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+/// Shows a line of the console on our own output, if it is to be shown.
+fn shown(show: bool) -> impl FnMut(&str) {
+    move |line| {
+        if show {
+            println!("{line}");
+        }
     }
 }
 
@@ -171,18 +165,8 @@ impl Guest {
             }
             None => Stdio::piped(),
         };
-        command
-            .stdin(stdin)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().context("cannot run tmem")?;
-        let stdin = child.stdin.take();
-        let lines = lines_of(&mut child)?;
         Ok(Self {
-            child,
-            stdin,
-            lines,
-            log: Vec::new(),
+            process: Process::start("the guest", &command, stdin)?,
             folder,
             show: setup.show,
         })
@@ -190,7 +174,7 @@ impl Guest {
 
     /// The process id of `tmem run`.
     pub fn process(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// The folder of its control socket and its disk.
@@ -198,61 +182,21 @@ impl Guest {
         self.folder.path()
     }
 
-    /// Next line of the console; `None` when `tmem` has ended.
-    fn next(&mut self) -> Result<Option<String>> {
-        match self.lines.recv_timeout(PATIENCE) {
-            Ok(line) => {
-                if self.show {
-                    println!("{line}");
-                }
-                self.log.push(line.clone());
-                Ok(Some(line))
-            }
-            Err(RecvTimeoutError::Disconnected) => Ok(None),
-            Err(RecvTimeoutError::Timeout) => bail!(
-                "nothing new from the guest; its console ends:\n{}\nthe threads of tmem:\n{}",
-                tail(&self.log),
-                threads(self.child.id())
-            ),
-        }
-    }
-
     /// The next console line, or `None` when there is none within `patience`. For those who watch.
     pub fn poll(&mut self, patience: Duration) -> Result<Poll> {
-        match self.lines.recv_timeout(patience) {
-            Ok(line) => {
-                self.log.push(line.clone());
-                Ok(Poll::Line(line))
-            }
-            Err(RecvTimeoutError::Disconnected) => Ok(Poll::Ended),
-            Err(RecvTimeoutError::Timeout) => Ok(Poll::Nothing),
-        }
+        Ok(self.process.listen(patience))
     }
 
     /// Reads the console up to a line that starts with `prefix`, and returns that line.
     pub fn wait_for(&mut self, prefix: &str) -> Result<String> {
-        loop {
-            match self
-                .next()
-                .with_context(|| format!("waiting for a line {prefix:?}"))?
-            {
-                Some(line) if line.starts_with(prefix) => return Ok(line),
-                Some(_) => (),
-                None => bail!(
-                    "the guest ended before a line {prefix:?}; its console:\n{}",
-                    tail(&self.log)
-                ),
-            }
-        }
+        let show = shown(self.show);
+        let found = self.process.wait_for(prefix, show);
+        self.explained(found)
     }
 
     /// Sends a line to the console: a guest in `pause` goes on.
     pub fn go_on(&mut self) -> Result<()> {
-        let stdin = self.stdin.as_mut().context("the console is open")?;
-        stdin
-            .write_all(b"\n")
-            .and_then(|()| stdin.flush())
-            .context("cannot write to the console")
+        self.process.write("")
     }
 
     /// Reads the console to its end. The guest must reset by itself, and `tmem` end with code 0.
@@ -261,27 +205,31 @@ impl Guest {
         ensure!(
             status.success(),
             "tmem ended with {status}; the console ends:\n{}",
-            tail(&self.log)
+            self.process.shown()
         );
-        Ok(Console {
-            lines: std::mem::take(&mut self.log),
-        })
+        Ok(self.console())
     }
 
     /// Reads the console to its end and returns the exit status of `tmem`.
     pub fn ended(&mut self) -> Result<ExitStatus> {
-        while self
-            .next()
-            .context("waiting for the guest's end")?
-            .is_some()
-        {}
-        Ok(self.child.wait()?)
+        let show = shown(self.show);
+        let status = self.process.end(show);
+        self.explained(status)
+    }
+
+    /// With what `tmem` does, if it still does something when it should have said so.
+    fn explained<T>(&mut self, result: Result<T>) -> Result<T> {
+        if result.is_ok() || self.process.try_wait()?.is_some() {
+            return result;
+        }
+        let threads = threads(self.process());
+        result.with_context(|| format!("the threads of tmem:\n{threads}"))
     }
 
     /// What has been on the console so far.
     pub fn console(&self) -> Console {
         Console {
-            lines: self.log.clone(),
+            lines: self.process.log().to_vec(),
         }
     }
 
@@ -310,7 +258,7 @@ impl Guest {
 
     /// Memory of `tmem run` and its files, in bytes.
     pub fn host_memory(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
         let line = status
             .lines()
             .find_map(|line| line.strip_prefix("VmRSS:"))
@@ -333,16 +281,6 @@ pub fn stats_of(mut command: Command) -> Result<Figures> {
     Ok(Figures(
         serde_json::from_slice(&output.stdout).context("tmem stats --json wrote no JSON")?,
     ))
-}
-
-/// What [`Guest::poll`] saw.
-pub enum Poll {
-    /// A line.
-    Line(String),
-    /// No line in time.
-    Nothing,
-    /// `tmem` has ended.
-    Ended,
 }
 
 /// The reply of `/v1/stats`; nothing yet by default.

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`place`] | where built binaries and images are |
 //! | [`platform`] | whether KVM is usable here |
+//! | [`process`] | a process that a test starts: its output, its end |
+//! | [`keeper`] | what ends it, and all below it, when the test ends |
 //! | [`guest`] | a guest under `tmem run`: console, disks, figures |
 //! | [`service`] | a `tmem serve` beside the guests |
 //! | [`interrupts`] | what a guest was interrupted for |
@@ -17,9 +19,11 @@ pub mod cpio;
 pub mod demo;
 pub mod guest;
 pub mod interrupts;
+pub mod keeper;
 pub mod outer;
 pub mod place;
 pub mod platform;
+pub mod process;
 pub mod scenario;
 pub mod service;
 pub mod uml;

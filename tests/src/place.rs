@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 /// Cargo's target folder.
 pub fn target() -> PathBuf {
@@ -37,6 +37,21 @@ pub fn built(name: &str) -> Result<PathBuf> {
 /// needs the libraries of this machine, which the outer machine does not have.
 pub fn binary(name: &str) -> Result<PathBuf> {
     built(&format!("static/{name}"))
+}
+
+/// The program that is a [keeper](crate::keeper): the one that Cargo builds with a test, which fits it; otherwise where
+/// `cargo xtask build` writes.
+pub fn keeper() -> Result<PathBuf> {
+    const NAME: &str = "tmem-scenario";
+    let ourselves = env::current_exe().context("cannot find our own program")?;
+    let folder = ourselves.parent().unwrap_or(Path::new("/"));
+    if ourselves.ends_with(NAME) {
+        return Ok(ourselves);
+    }
+    match folder.parent() {
+        Some(above) if folder.ends_with("deps") => Ok(above.join(NAME)),
+        _ => binary(NAME),
+    }
 }
 
 /// Are we in the outer machine? Its first process says so; the files lie in its root.

@@ -2,26 +2,23 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::guest::{Figures, file};
-use crate::outer::{forward, tail};
-use crate::uml::{PATIENCE, eventually};
+use crate::process::{PATIENCE, Process, eventually, tail};
 
 /// A running service; killed when dropped, and its log shown if the test fails.
 pub struct Service {
-    child: Child,
+    process: Process,
     folder: PathBuf,
     /// Removed with the service, unless the folder is somebody else's.
     _own: Option<tempfile::TempDir>,
-    log: Receiver<String>,
 }
 
 impl Drop for Service {
@@ -29,8 +26,7 @@ impl Drop for Service {
         // Fails only when it is gone already.
         let _ = self.kill();
         // Shown by the test runner when the test fails.
-        let lines: Vec<String> = self.log.iter().collect();
-        println!("the service's log:\n{}", tail(&lines));
+        println!("the service's log:\n{}", tail(self.process.drain()));
     }
 }
 
@@ -55,27 +51,15 @@ impl Service {
                 .arg("--guest")
                 .arg(format!("{}{settings}", described(folder, name)));
         }
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().context("cannot run tmem serve")?;
-        let stderr = child.stderr.take().context("standard error is piped")?;
-        let (sender, log) = mpsc::channel();
-        thread::spawn(move || forward(stderr, &sender));
-        let mut service = Self {
-            child,
+        let mut process = Process::start("tmem serve", &command, Stdio::null())?;
+        eventually(&mut [&mut process], "the service answers", || {
+            Ok(stats(folder).is_ok())
+        })?;
+        Ok(Self {
+            process,
             folder: folder.to_owned(),
             _own: None,
-            log,
-        };
-        eventually("the service answers", || {
-            if let Some(status) = service.child.try_wait()? {
-                bail!("tmem serve ended with {status}");
-            }
-            Ok(service.stats().is_ok())
-        })?;
-        Ok(service)
+        })
     }
 
     /// The folder of its sockets.
@@ -85,7 +69,7 @@ impl Service {
 
     /// The process id.
     pub fn process(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// The socket of a guest.
@@ -98,21 +82,7 @@ impl Service {
     /// # Errors
     /// It did not end with 0.
     pub fn operate(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(file("tmem")?)
-            .args(arguments)
-            .arg("--control")
-            .arg(self.folder.join("control"))
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot run tmem")?;
-        ensure!(
-            output.status.success(),
-            "tmem {}: {}: {}",
-            arguments.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        operate(&self.folder, arguments)
     }
 
     /// `tmem guest add`, with settings as in [`Self::start`].
@@ -123,8 +93,7 @@ impl Service {
 
     /// The reply of `tmem stats --json`.
     pub fn stats(&self) -> Result<Value> {
-        let text = self.operate(&["stats", "--json"])?;
-        serde_json::from_str(&text).context("tmem stats --json wrote no JSON")
+        stats(&self.folder)
     }
 
     /// The figures of one guest.
@@ -134,26 +103,25 @@ impl Service {
 
     /// Stops all its threads where they are.
     pub fn hang(&self) -> Result<()> {
-        Ok(kill_process(Pid::from_child(&self.child), Signal::STOP)?)
+        self.process.signal(Signal::STOP)
     }
 
     /// Lets them go on.
     pub fn proceed(&self) -> Result<()> {
-        Ok(kill_process(Pid::from_child(&self.child), Signal::CONT)?)
+        self.process.signal(Signal::CONT)
     }
 
     /// Kills it.
     pub fn kill(&mut self) -> Result<ExitStatus> {
-        self.child.kill()?;
-        Ok(self.child.wait()?)
+        self.process.kill()
     }
 
     /// Sends SIGTERM and waits for the end. Returns how it ended, and the time from the signal.
     pub fn terminate(&mut self) -> Result<(ExitStatus, Duration)> {
         let start = Instant::now();
-        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        self.process.signal(Signal::TERM)?;
         while start.elapsed() < PATIENCE {
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.process.try_wait()? {
                 return Ok((status, start.elapsed()));
             }
             thread::sleep(Duration::from_millis(2));
@@ -174,6 +142,30 @@ pub fn figures(stats: &Value, name: &str) -> Result<Figures> {
         .find(|domain| domain.pointer("/name").and_then(Value::as_str) == Some(name))
         .with_context(|| format!("the service knows no guest {name}"))?;
     Ok(Figures(json!({ "domains": [found] })))
+}
+
+/// Runs a subcommand of `tmem` against the service in `folder`.
+fn operate(folder: &Path, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(file("tmem")?)
+        .args(arguments)
+        .arg("--control")
+        .arg(folder.join("control"))
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run tmem")?;
+    ensure!(
+        output.status.success(),
+        "tmem {}: {}: {}",
+        arguments.join(" "),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn stats(folder: &Path) -> Result<Value> {
+    let text = operate(folder, &["stats", "--json"])?;
+    serde_json::from_str(&text).context("tmem stats --json wrote no JSON")
 }
 
 fn described(folder: &Path, name: &str) -> String {

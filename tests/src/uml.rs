@@ -6,24 +6,30 @@
 
 pub mod guest;
 
-use std::time::{Duration, Instant};
+use anyhow::Result;
 
-use anyhow::{Result, bail};
+pub use crate::process::PATIENCE;
+use crate::process::{self, Process};
 
-/// For what takes seconds on a machine that has nothing else to do.
-pub const PATIENCE: Duration = Duration::from_secs(240);
-
-/// Waits until `condition` is true.
+/// Waits until `condition` is true, whatever guests do meanwhile.
 ///
 /// # Errors
 /// It did not become true in [`PATIENCE`].
-pub fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    while !condition()? {
-        if Instant::now() >= end {
-            bail!("not in time: {what}");
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
+pub fn eventually(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    process::eventually(&mut [], what, condition)
+}
+
+/// Waits until `condition` is true, and for no guest that has ended. It takes what time it needs as long as one of the
+/// guests says something new.
+///
+/// # Errors
+/// One of the guests ended before, or all said nothing new for [`PATIENCE`].
+pub fn eventually_with(
+    guests: &mut [&mut guest::Guest],
+    what: &str,
+    condition: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let mut processes: Vec<&mut Process> =
+        guests.iter_mut().map(|guest| &mut guest.process).collect();
+    process::eventually(&mut processes, what, condition)
 }

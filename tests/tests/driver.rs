@@ -3,10 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Result, ensure};
 use tmem_tests::service::Service;
-use tmem_tests::uml::eventually;
 use tmem_tests::uml::guest::{END, Guest, Setup};
 
 /// How the work of a guest ended that had to be killed for want of memory.
@@ -17,17 +15,11 @@ fn start(service: &Service, name: &str, setup: &Setup<'_>) -> Result<Guest> {
 }
 
 /// Waits until the guest moves pages.
-fn works(service: &Service) -> Result<()> {
+fn works(service: &Service, guest: &mut Guest) -> Result<()> {
     let from = service.figures("vm1")?.device("pages_loaded");
-    eventually("the guest loads pages", || {
+    guest.eventually("the guest loads pages", || {
         Ok(service.figures("vm1")?.device("pages_loaded") > from + 100)
     })
-}
-
-/// Sends a signal to the guest's kernel. What its processes do follows from that.
-fn signal(guest: &Guest, signal: Signal) -> Result<()> {
-    let process = i32::try_from(guest.process()).ok().and_then(Pid::from_raw);
-    Ok(kill_process(process.context("a process id")?, signal)?)
 }
 
 #[test]
@@ -41,20 +33,20 @@ fn a_guest_whose_host_stands_still_for_longer_than_its_patience_keeps_every_byte
         commands: &commands,
         ..Setup::default()
     };
-    let guest = start(&service, "vm1", &setup)?;
+    let mut guest = start(&service, "vm1", &setup)?;
     for service_first in [true, false] {
-        works(&service)?;
+        works(&service, &mut guest)?;
         // A guest that waits already is the one whose clock would jump.
         service.hang()?;
         thread::sleep(Duration::from_millis(300));
-        signal(&guest, Signal::STOP)?;
+        guest.stop()?;
         thread::sleep(Duration::from_secs(4));
         if service_first {
             service.proceed()?;
             thread::sleep(Duration::from_millis(500));
-            signal(&guest, Signal::CONT)?;
+            guest.proceed()?;
         } else {
-            signal(&guest, Signal::CONT)?;
+            guest.proceed()?;
             thread::sleep(Duration::from_millis(500));
             service.proceed()?;
         }
@@ -81,8 +73,8 @@ fn a_guest_waits_for_a_service_that_hangs_and_its_log_says_so() -> Result<()> {
         commands: &commands,
         ..Setup::default()
     };
-    let guest = start(&service, "vm1", &setup)?;
-    works(&service)?;
+    let mut guest = start(&service, "vm1", &setup)?;
+    works(&service, &mut guest)?;
     service.hang()?;
     // Longer than the ten seconds after which the driver says that it waits.
     thread::sleep(Duration::from_secs(13));

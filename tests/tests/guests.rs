@@ -1,25 +1,15 @@
 //! Boot-and-swap: real guests on KVM, or on KVM inside an emulated machine where this one has none.
 
-use std::time::Duration;
-
 use anyhow::{Result, bail};
 use tmem_tests::outer::Outer;
 use tmem_tests::{platform, scenario};
-
-/// Under emulation, with another test beside it, on a machine that has other work: five times of what the longest
-/// needs on one that has not. Whoever hangs is noticed before, by its silence.
-const DEADLINE: Duration = Duration::from_secs(800);
 
 fn holds(name: &str) -> Result<()> {
     if platform::kvm_is_usable() {
         return scenario::run(name);
     }
     println!("no usable KVM here: {name} runs nested in an emulated machine");
-    let status = Outer {
-        arguments: name,
-        deadline: DEADLINE,
-    }
-    .run(|line| println!("{line}"))?;
+    let status = Outer { arguments: name }.run(|line| println!("{line}"))?;
     if status != 0 {
         bail!("scenario {name} failed; its line SCENARIO above says why");
     }

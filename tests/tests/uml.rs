@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tmem_tests::guest::{Console, Figures};
 use tmem_tests::service::{Service, figures};
-use tmem_tests::uml::eventually;
 use tmem_tests::uml::guest::{END, Guest, Setup};
+use tmem_tests::uml::{eventually, eventually_with};
 
 const MIB: u64 = 1 << 20;
 
@@ -163,7 +163,8 @@ fn eight_guests_on_one_service_keep_every_byte_and_count_the_same() -> Result<()
     }
     // Killed while they work, each at another point; two are started again on their sockets.
     for (number, name) in (1u64..).zip(VICTIMS) {
-        eventually("a guest has stored pages", || {
+        let mut all: Vec<&mut Guest> = running.values_mut().collect();
+        eventually_with(&mut all, "a guest has stored pages", || {
             within_bounds(&service, BUDGET, &LIMITS)?;
             Ok(service.figures(name)?.device("pages_stored") >= 400 * number)
         })?;
@@ -218,7 +219,7 @@ fn a_guest_that_is_killed_and_started_again_begins_empty() -> Result<()> {
             ..Setup::default()
         };
         let mut guest = start(&service, name, &setup)?;
-        eventually("it has stored pages", || {
+        guest.eventually("it has stored pages", || {
             Ok(service.figures(name)?.get("/pages") > 1000)
         })?;
         guest.kill();
@@ -349,16 +350,16 @@ fn survived_at_once(guest: Guest, ends: &[&str]) -> Result<()> {
 #[test]
 fn sigterm_leaves_the_guests_a_broken_device_and_never_wrong_data() -> Result<()> {
     let mut service = Service::start("256M", &[("vm1", ",swap=128M"), ("vm2", ",swap=128M")])?;
-    let first = start(&service, "vm1", &roomy(&doomed()))?;
+    let mut first = start(&service, "vm1", &roomy(&doomed()))?;
     // One without memory to spare: when its swap is gone it may also run out of it.
     let rounds = ",random".repeat(ROUNDS);
     let tight = Setup {
         commands: &format!("swap_on tmemswap0; exec guard /bin/hog size=40M phases=fill{rounds}"),
         ..Setup::default()
     };
-    let second = start(&service, "vm2", &tight)?;
-    for name in ["vm1", "vm2"] {
-        eventually("it loads pages", || {
+    let mut second = start(&service, "vm2", &tight)?;
+    for (name, guest) in [("vm1", &mut first), ("vm2", &mut second)] {
+        guest.eventually("it loads pages", || {
             Ok(service.figures(name)?.device("pages_loaded") > 100)
         })?;
     }
@@ -378,8 +379,8 @@ fn a_service_that_hangs_and_then_dies_leaves_a_guest_a_broken_device() -> Result
         words: "tmem=1 tmem.timeout_ms=2000",
         ..roomy(&commands)
     };
-    let guest = start(&service, "vm1", &setup)?;
-    eventually("it loads pages", || {
+    let mut guest = start(&service, "vm1", &setup)?;
+    guest.eventually("it loads pages", || {
         Ok(service.figures("vm1")?.device("pages_loaded") > 100)
     })?;
     service.hang()?;
@@ -402,9 +403,9 @@ fn an_operator_changes_a_working_guest_and_it_keeps_every_byte() -> Result<()> {
         ..Setup::default()
     };
     let mut guest = start(&service, "vm1", &setup)?;
-    let moved = |amount: u64| {
+    let mut moved = |amount: u64| {
         let from = service.figures("vm1")?.device("requests");
-        eventually("the guest works", || {
+        guest.eventually("the guest works", || {
             Ok(service.figures("vm1")?.device("requests") > from + amount)
         })
     };
@@ -441,9 +442,9 @@ fn a_guest_that_is_added_works_and_one_that_is_removed_suffers_alone() -> Result
         commands: &commands,
         ..Setup::default()
     };
-    let first = start(&service, "vm1", &setup)?;
-    let second = start(&service, "vm2", &roomy(&doomed()))?;
-    eventually("both swap", || {
+    let mut first = start(&service, "vm1", &setup)?;
+    let mut second = start(&service, "vm2", &roomy(&doomed()))?;
+    eventually_with(&mut [&mut first, &mut second], "both swap", || {
         Ok(service.figures("vm1")?.device("pages_stored") > 100
             && service.figures("vm2")?.device("pages_loaded") > 100)
     })?;

@@ -2,16 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tmem_tests::outer::Outer;
 use tmem_tests::platform;
 
 use crate::{binaries, command, image, place};
-
-/// Under emulation the three guests take minutes.
-const DEADLINE: Duration = Duration::from_secs(1200);
 
 /// Builds what is needed and runs the demo; `false` when a guest did not verify every byte.
 pub(crate) fn demo() -> Result<bool> {
@@ -29,11 +25,7 @@ pub(crate) fn demo() -> Result<bool> {
         "\nno usable KVM (/dev/kvm and hardware virtualization): the demo runs nested in an emulated machine\n"
     );
     let mut started = false;
-    let status = Outer {
-        arguments: "demo",
-        deadline: DEADLINE,
-    }
-    .run(|line| {
+    let status = Outer { arguments: "demo" }.run(|line| {
         if line.starts_with("outer ") {
             started = true;
         } else if started {

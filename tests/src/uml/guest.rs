@@ -1,22 +1,15 @@
 //! One guest: User Mode Linux, a process.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Instant;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process_group};
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
-use super::PATIENCE;
 use crate::guest::Console;
-use crate::outer::lines_of;
 use crate::place;
-
-/// How much of the console an error shows.
-const SHOWN_LINES: usize = 100;
+use crate::process::Process;
 
 /// How to start a guest.
 pub struct Setup<'a> {
@@ -47,17 +40,7 @@ impl Default for Setup<'_> {
 
 /// A running guest; killed when dropped.
 pub struct Guest {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    lines: Receiver<String>,
-    log: Vec<String>,
-    name: String,
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        self.kill();
-    }
+    pub(super) process: Process,
 }
 
 impl Guest {
@@ -92,75 +75,42 @@ impl Guest {
                 .context("cannot make the swap disk")?;
             command.arg(format!("ubd0={}", path.display()));
         }
-        command
-            // Newer C libraries register restartable sequences, which the kernel then looks for in the address
-            // spaces of the guest's processes.
-            .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().context("cannot run linux-uml")?;
-        let stdin = child.stdin.take();
-        let lines = lines_of(&mut child)?;
+        // Newer C libraries register restartable sequences, which the kernel then looks for in the address
+        // spaces of the guest's processes.
+        command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
         Ok(Self {
-            child,
-            stdin,
-            lines,
-            log: Vec::new(),
-            name,
+            process: Process::start(&format!("guest {name}"), &command, Stdio::piped())?,
         })
     }
 
-    /// The process id of the guest's kernel.
-    pub fn process(&self) -> u32 {
-        self.child.id()
+    /// Stops the guest's kernel where it is. What its processes do follows from that.
+    pub fn stop(&self) -> Result<()> {
+        self.process.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub fn proceed(&self) -> Result<()> {
+        self.process.signal(Signal::CONT)
     }
 
     /// Kills it and the processes it runs its own in, at once.
     pub fn kill(&mut self) {
-        // It leads a session of its own. Until it does, it has no other process.
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-            let _ = self.child.kill();
-        }
-        let _ = self.child.wait();
+        // Fails only when it is gone already.
+        let _ = self.process.kill();
     }
 
     /// Reads the console up to a line that starts with `prefix`, and returns that line.
     pub fn wait_for(&mut self, prefix: &str) -> Result<String> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            match self.next(end)? {
-                Some(line) if line.starts_with(prefix) => return Ok(line),
-                Some(_) => (),
-                None => bail!(
-                    "guest {} ended before a line {prefix:?}; its console:\n{}",
-                    self.name,
-                    self.shown()
-                ),
-            }
-        }
+        self.process.wait_for(prefix, |_| ())
     }
 
-    fn next(&mut self, end: Instant) -> Result<Option<String>> {
-        let left = end.saturating_duration_since(Instant::now());
-        match self.lines.recv_timeout(left) {
-            Ok(line) => {
-                self.log.push(line.clone());
-                Ok(Some(line))
-            }
-            Err(RecvTimeoutError::Disconnected) => Ok(None),
-            Err(RecvTimeoutError::Timeout) => bail!(
-                "guest {} is not done in time; its console ends:\n{}",
-                self.name,
-                self.shown()
-            ),
-        }
-    }
-
-    fn shown(&self) -> String {
-        let from = self.log.len().saturating_sub(SHOWN_LINES);
-        self.log.get(from..).unwrap_or_default().join("\n")
+    /// Waits until `condition` is true, and not longer than the guest lives, see [`super::eventually_with`].
+    pub fn eventually(
+        &mut self,
+        what: &str,
+        condition: impl FnMut() -> Result<bool>,
+    ) -> Result<()> {
+        super::eventually_with(&mut [self], what, condition)
     }
 
     /// Sends a line to the console: a guest in `pause` goes on.
@@ -170,29 +120,22 @@ impl Guest {
 
     /// Sends a line to the console: `$answer` of a guest in `pause`.
     pub fn answer(&mut self, line: &str) -> Result<()> {
-        let stdin = self.stdin.as_mut().context("the console is open")?;
-        stdin
-            .write_all(format!("{line}\n").as_bytes())
-            .and_then(|()| stdin.flush())
-            .context("cannot write to the console")
+        self.process.write(line)
     }
 
     /// Reads the console to its end; the guest must have powered itself off.
     pub fn finish(mut self) -> Result<Console> {
-        let end = Instant::now() + PATIENCE;
-        while self.next(end)?.is_some() {}
-        let status = self.child.wait()?;
+        let status = self.process.end(|_| ())?;
         ensure!(
-            status.success() && self.log.iter().any(|line| line == "guest off"),
-            "guest {} ended with {status}; its console ends:\n{}",
-            self.name,
-            self.shown()
+            status.success() && self.process.log().iter().any(|line| line == "guest off"),
+            "the guest ended with {status}; its console ends:\n{}",
+            self.process.shown()
         );
-        Ok(Console::new(std::mem::take(&mut self.log)))
+        Ok(self.console())
     }
 
     /// What has been on the console so far.
     pub fn console(&self) -> Console {
-        Console::new(self.log.clone())
+        Console::new(self.process.log().to_vec())
     }
 }

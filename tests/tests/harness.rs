@@ -1,0 +1,175 @@
+//! The harness itself: what hangs, dies or is interrupted is seen as that, and leaves nothing behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use tmem_tests::outer::Outer;
+use tmem_tests::platform;
+use tmem_tests::service::Service;
+use tmem_tests::uml::guest::{Guest, Setup};
+use tmem_tests::uml::{eventually, eventually_with};
+
+/// What a busy machine needs to boot a kernel that has no first process; far from the patience with a silent guest.
+const AT_ONCE: Duration = Duration::from_secs(60);
+
+/// The wait failed with the end of the console, and not because time ran out.
+fn failed_at_once<T>(result: Result<T>, start: Instant) -> Result<()> {
+    let Err(error) = result else {
+        bail!("the guest never ran, and the wait for it came to a good end");
+    };
+    let text = format!("{error:#}");
+    ensure!(
+        text.contains("Kernel panic") && text.contains(" ended before"),
+        "the error does not say how the guest ended: {text}"
+    );
+    ensure!(
+        start.elapsed() < AT_ONCE,
+        "it took {:?} to see that the guest was gone: {text}",
+        start.elapsed()
+    );
+    Ok(())
+}
+
+#[test]
+fn a_guest_that_dies_at_once_fails_every_wait_for_it_at_once() -> Result<()> {
+    let service = Service::start("64M", &[("vm1", ""), ("vm2", ""), ("vm3", "")])?;
+    let setup = Setup {
+        words: "tmem=1 rdinit=/missing",
+        ..Setup::default()
+    };
+    let start = |name| Guest::start(&service.socket(name), service.folder(), &setup);
+    let begun = Instant::now();
+    failed_at_once(start("vm1")?.wait_for("guest up"), begun)?;
+
+    let begun = Instant::now();
+    let mut guest = start("vm2")?;
+    let stores = || Ok(service.figures("vm2")?.device("pages_stored") > 0);
+    failed_at_once(guest.eventually("it stores pages", stores), begun)?;
+
+    let begun = Instant::now();
+    let mut guest = start("vm3")?;
+    let waited = eventually_with(&mut [&mut guest], "nothing", || Ok(false));
+    failed_at_once(waited, begun)?;
+    let status = guest.finish().map(drop);
+    ensure!(status.is_err(), "a guest that panicked ended well");
+    Ok(())
+}
+
+/// Says to the test that is to be killed that it is, and where it writes that all runs.
+const VICTIM: &str = "TMEM_VICTIM";
+
+#[test]
+#[ignore = "is run, and killed, by a_test_that_is_killed_leaves_no_process_behind"]
+fn victim() -> Result<()> {
+    let Some(file) = std::env::var_os(VICTIM) else {
+        return Ok(());
+    };
+    let service = Service::start("64M", &[("vm1", "")])?;
+    let setup = Setup {
+        commands: "hog size=4M phases=fill,wait & at_wait; pause forever",
+        ..Setup::default()
+    };
+    let mut guest = Guest::start(&service.socket("vm1"), service.folder(), &setup)?;
+    guest.wait_for("guest pause forever")?;
+    if platform::kvm_is_usable() {
+        fs::write(file, "")?;
+        guest.wait_for("nothing").map(drop)
+    } else {
+        // It has no other use here than to run.
+        let outer = Outer { arguments: "none" };
+        outer.run(|_| drop(fs::write(&file, ""))).map(drop)
+    }
+}
+
+/// Processes by number and time of their start, which name one for good; their parents and names.
+type Processes = BTreeMap<(u32, String), (u32, String)>;
+
+/// Those that run; not what has ended and is only not waited for.
+fn processes() -> Result<Processes> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(process) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        // One that has ended meanwhile has no file.
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let Some((name, rest)) = stat.rsplit_once(") ") else {
+            continue;
+        };
+        let fields: Vec<&str> = rest.split(' ').collect();
+        if let [state, parent, ..] = fields[..]
+            && state != "Z"
+            && let Some(start) = fields.get(19)
+        {
+            found.insert(
+                (process, (*start).to_owned()),
+                (parent.parse()?, name.to_owned()),
+            );
+        }
+    }
+    Ok(found)
+}
+
+/// All processes below `ancestor`.
+fn below(ancestor: u32) -> Result<Processes> {
+    let all = processes()?;
+    let mut family = BTreeSet::from([ancestor]);
+    loop {
+        let known = family.len();
+        let children = all
+            .iter()
+            .filter(|(_, (parent, _))| family.contains(parent));
+        let children: Vec<u32> = children.map(|((process, _), _)| *process).collect();
+        family.extend(children);
+        if family.len() == known {
+            break;
+        }
+    }
+    family.remove(&ancestor);
+    Ok(all
+        .into_iter()
+        .filter(|((process, _), _)| family.contains(process))
+        .collect())
+}
+
+#[test]
+fn a_test_that_is_killed_leaves_no_process_behind() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let runs = folder.path().join("runs");
+    let mut victim = Command::new(std::env::current_exe()?)
+        .args(["--exact", "victim", "--ignored"])
+        .env(VICTIM, &runs)
+        .env("TMPDIR", folder.path())
+        .stdin(Stdio::null())
+        .spawn()?;
+    eventually("everything runs", || {
+        ensure!(victim.try_wait()?.is_none(), "the victim ended by itself");
+        Ok(runs.exists())
+    })?;
+    let before = below(victim.id())?;
+    victim.kill()?;
+    victim.wait()?;
+    println!("below the test: {:?}", before.values().collect::<Vec<_>>());
+    for name in ["(tmem", "(linux", "(qemu"] {
+        let there = before.values().any(|(_, other)| other.contains(name));
+        ensure!(
+            there || (name == "(qemu" && platform::kvm_is_usable()),
+            "no {name} was running"
+        );
+    }
+    eventually("all of them are gone", || {
+        let after = processes()?;
+        let left: Vec<_> = before
+            .keys()
+            .filter(|process| after.contains_key(*process))
+            .collect();
+        Ok(left.is_empty())
+    })
+}
