@@ -45,7 +45,7 @@
 
 #define PAGE 4096UL
 #define RUN 16UL	/* pages given up together by drop */
-#define MAX_THREADS 16
+#define MAX_THREADS 32
 #define MAX_KINDS 5
 
 enum kind { ZERO, SAME, TEXT, POINTER, RANDOM };

@@ -108,6 +108,7 @@ pub(super) fn dies() -> Result<()> {
         &setup,
         "swap_on tmemswap0; hog size=16M phases=fill,pageout,wait & at_wait; counters out; pause out; \
          go; wait $!; echo guest lost $?; counters lost; pause lost; at_counter revived 1; \
+         echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/tmemswap0 of=/dev/null bs=4096 count=1; echo guest header $?; \
          work size=16M phases=fill,pageout; splats; counters end; pause end",
     )?;
     guest.wait_for("guest pause out")?;
@@ -160,6 +161,11 @@ pub(super) fn dies() -> Result<()> {
     ensure!(
         stored > 3000,
         "only {stored} pages went to the second service"
+    );
+    // The swap area's header was at the first service: it reads neither as what it was nor as zeroes.
+    ensure!(
+        console.lines().iter().any(|line| line == "guest header 1"),
+        "a page that was lost could be read again"
     );
     ensure!(
         !console
