@@ -101,19 +101,22 @@ static LOGGER: Logger = Logger {
     terminal: OnceLock::new(),
 };
 
-/// Makes this the logger of the process: warnings and errors.
+/// Target of lines that an operator asked for: they are shown though nothing is wrong.
+pub(crate) const NOTICE: &str = "notice";
+
+/// Makes this the logger of the process: warnings, errors and what is a [`NOTICE`].
 pub(crate) fn install() {
     LOGGER
         .terminal
         .get_or_init(|| std::io::stderr().is_terminal());
     if log::set_logger(&LOGGER).is_ok() {
-        log::set_max_level(log::LevelFilter::Warn);
+        log::set_max_level(log::LevelFilter::Info);
     }
 }
 
 impl log::Log for Logger {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= Level::Warn
+        metadata.level() <= Level::Warn || metadata.target() == NOTICE
     }
 
     fn log(&self, record: &log::Record<'_>) {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXCPU};
 use signal_hook::iterator::Signals;
 use tmem_control::{Server, Source};
 use tmem_serve::activation::Sockets;
@@ -16,8 +16,10 @@ use tmem_serve::{Config, ConfigError, ConfigFile, GuestFile, Service, Size};
 
 use crate::run::one_line;
 use operator::Operator;
+use reload::Reload;
 
 mod operator;
+mod reload;
 
 /// Exit code for arguments that cannot be meant.
 const USAGE: u8 = 2;
@@ -65,6 +67,16 @@ impl TryFrom<Args> for Config {
 /// Serves until a signal ends it.
 pub(crate) fn main(args: Args) -> ExitCode {
     crate::logger::install();
+    // From here on a signal waits for its turn, or does nothing, instead of ending the process.
+    tmem_serve::signals::ignore();
+    let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP, SIGXCPU]) {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("tmem: Cannot handle signals: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let file = args.config.clone();
     let config = match Config::try_from(args) {
         Ok(config) => config,
         Err(error) => {
@@ -80,7 +92,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    match serve(config, sockets) {
+    match serve(config, sockets, file, &mut signals) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tmem: {}", one_line(&*error));
@@ -89,15 +101,18 @@ pub(crate) fn main(args: Args) -> ExitCode {
     }
 }
 
-fn serve(config: Config, sockets: Sockets) -> Result<(), Box<dyn Error>> {
+fn serve(
+    config: Config,
+    sockets: Sockets,
+    file: Option<PathBuf>,
+    signals: &mut Signals,
+) -> Result<(), Box<dyn Error>> {
     // For every thread from the first on; their filters follow when they are started.
     rustix::thread::set_no_new_privs(true)?;
     quiet_panics();
-    tmem_serve::signals::ignore_file_size_limit()?;
     crate::limits::warn(config.memory);
-    // From here on a signal waits for its turn instead of ending the process.
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let control = config.control.clone();
+    let mut reload = Reload::new(file, config.clone());
     let service = Service::start_with(config, sockets.guests)?;
     let operator = Arc::new(Operator::new(service));
     let source = Arc::clone(&operator) as Arc<dyn Source>;
@@ -112,7 +127,19 @@ fn serve(config: Config, sockets: Sockets) -> Result<(), Box<dyn Error>> {
     };
     confine(Thread::Main)?;
     notify(NotifyState::Ready);
-    signals.forever().next();
+    for signal in signals.forever() {
+        match signal {
+            SIGHUP => {
+                notify(NotifyState::Reloading);
+                reload.run(&operator);
+                notify(NotifyState::Ready);
+            }
+            SIGXCPU => log::warn!(
+                "The limit of processor time (RLIMIT_CPU) is reached: the kernel ends this process at its hard limit"
+            ),
+            _ => break,
+        }
+    }
     notify(NotifyState::Stopping);
     // No more changes; then the guests finish what they are at.
     drop(server);

@@ -31,7 +31,7 @@ pub(super) fn start(config: &Config) -> Result<u8, Box<dyn Error>> {
     let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
     let mut source: Arc<dyn Source> = Arc::new(NoStore);
     if config.tmem > 0 {
-        tmem_serve::signals::ignore_file_size_limit()?;
+        tmem_serve::signals::ignore_file_size_limit();
         crate::limits::warn(config.tmem);
         let (device, live) = tmem(config)?;
         devices.push(device);

@@ -76,12 +76,18 @@ impl Operator {
             frozen: guest.frozen,
         })
         .map_err(|error: ConfigError| Refused::Invalid(one_line(&error)))?;
+        self.add_guest(config)?;
+        Ok(Done::Added)
+    }
+
+    /// Adds a guest whose configuration was checked.
+    pub(super) fn add_guest(&self, config: GuestConfig) -> Result<(), Refused> {
         let name = config.name.clone();
         self.service
             .add_guest(config)
             .map_err(|error| refused(&error))?;
         self.show(&name);
-        Ok(Done::Added)
+        Ok(())
     }
 }
 
