@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
+use toml::de::{DeTable, DeValue};
+
+use crate::keys::{Bad, Keys, SIZE, Value};
 
 /// Most guests of one service.
 pub const MAX_GUESTS: usize = 100;
@@ -60,8 +62,7 @@ pub struct GuestConfig {
 }
 
 /// How hard the pages of a guest are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
     /// Once, when they are stored.
     #[default]
@@ -72,8 +73,7 @@ pub enum Compression {
 
 /// When the pools of a guest keep one copy of pages with the same bytes. Within a share group, the choice
 /// of the member that joined first holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dedup {
     /// Always in shared pools, and never in private ones.
     #[default]
@@ -160,30 +160,11 @@ pub enum ConfigError {
 }
 
 /// A number of bytes: in TOML an integer, or a string as on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "SizeText")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(
     /// Bytes.
     pub u64,
 );
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum SizeText {
-    Bytes(u64),
-    Text(String),
-}
-
-impl TryFrom<SizeText> for Size {
-    type Error = ConfigError;
-
-    fn try_from(text: SizeText) -> Result<Self, ConfigError> {
-        match text {
-            SizeText::Bytes(bytes) => Ok(Self(bytes)),
-            SizeText::Text(text) => text.parse(),
-        }
-    }
-}
 
 impl FromStr for Size {
     type Err = ConfigError;
@@ -208,21 +189,18 @@ impl FromStr for Size {
 }
 
 /// The TOML file, before it is checked.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigFile {
     /// [`Config::memory`].
     pub memory: Option<Size>,
     /// [`Config::control`].
     pub control: Option<PathBuf>,
     /// [`Config::guests`].
-    #[serde(default, rename = "guest")]
     pub guests: Vec<GuestFile>,
 }
 
 /// One `[[guest]]` of the file, or one `--guest`, before it is checked.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestFile {
     /// [`GuestConfig::name`].
     pub name: String,
@@ -241,7 +219,6 @@ pub struct GuestFile {
     /// [`GuestConfig::keep`] in seconds; 0 when absent.
     pub keep_seconds: Option<u32>,
     /// [`GuestConfig::groups`]; none when absent.
-    #[serde(default)]
     pub groups: Vec<String>,
     /// [`GuestConfig::compression`]; fast when absent.
     pub compression: Option<Compression>,
@@ -261,19 +238,91 @@ impl ConfigFile {
             path: path.to_owned(),
             source,
         })?;
-        toml::from_str(&text).map_err(|error: toml::de::Error| {
-            let line = error
-                .span()
-                .and_then(|span| text.get(..span.start))
-                .map(|before| format!("line {}: ", before.matches('\n').count() + 1));
+        let bad = |at: Option<usize>, what: &str| {
+            let before = at.and_then(|at| text.get(..at));
+            let line = before.map(|before| format!("line {}: ", before.matches('\n').count() + 1));
             ConfigError::Parse {
                 path: path.to_owned(),
-                message: format!(
-                    "{}{}",
-                    line.unwrap_or_default(),
-                    error.message().replace('\n', " ")
-                ),
+                message: format!("{}{}", line.unwrap_or_default(), what.replace('\n', " ")),
             }
+        };
+        let table = DeTable::parse(&text)
+            .map_err(|error| bad(error.span().map(|span| span.start), error.message()))?;
+        Self::of_table(table.get_ref()).map_err(|error| bad(Some(error.at), &error.what))
+    }
+
+    fn of_table(table: &DeTable<'_>) -> Result<Self, Bad> {
+        let keys = Keys::of_table(0, table, &["memory", "control", "guest"])?;
+        let tables = |value| match value {
+            Value::Toml(DeValue::Array(tables)) => tables
+                .iter()
+                .map(|table| Some((table.span().start, table.get_ref().as_table()?)))
+                .collect(),
+            _ => None,
+        };
+        let guests: Vec<_> = keys
+            .get("guest", "tables: write [[guest]]", tables)?
+            .unwrap_or_default();
+        Ok(Self {
+            memory: keys.get("memory", SIZE, Value::size)?,
+            control: keys.get("control", "the path of a socket", path)?,
+            guests: guests
+                .into_iter()
+                .map(|(at, table)| GuestFile::of_keys(&Keys::of_table(at, table, GUEST_KEYS)?))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+fn path(value: Value<'_>) -> Option<PathBuf> {
+    value.text().map(PathBuf::from)
+}
+
+/// Keys of a guest.
+const GUEST_KEYS: &[&str] = &[
+    "name",
+    "socket",
+    "reserve",
+    "limit",
+    "weight",
+    "swap",
+    "queues",
+    "keep-seconds",
+    "groups",
+    "compression",
+    "dedup",
+    "frozen",
+];
+
+impl GuestFile {
+    fn of_keys(keys: &Keys<'_>) -> Result<Self, Bad> {
+        let compression = |value: Value<'_>| match value.text()? {
+            "fast" => Some(Compression::Fast),
+            "dense" => Some(Compression::Dense),
+            _ => None,
+        };
+        let dedup = |value: Value<'_>| match value.text()? {
+            "auto" => Some(Dedup::Auto),
+            "off" => Some(Dedup::Off),
+            "on" => Some(Dedup::On),
+            "adaptive" => Some(Dedup::Adaptive),
+            _ => None,
+        };
+        let text = |value: Value<'_>| value.text().map(str::to_owned);
+        let groups = keys.get("groups", "names of share groups", Value::texts)?;
+        Ok(Self {
+            name: keys.required("name", "the name of the guest", text)?,
+            socket: keys.required("socket", "the path of a socket", path)?,
+            reserve: keys.get("reserve", SIZE, Value::size)?,
+            limit: keys.get("limit", SIZE, Value::size)?,
+            weight: keys.number("weight", 1..=u32::MAX)?,
+            swap: keys.get("swap", SIZE, Value::size)?,
+            queues: keys.number("queues", 1..=MAX_REQUEST_QUEUES)?,
+            keep_seconds: keys.number("keep-seconds", 0..=u32::MAX)?,
+            groups: groups.unwrap_or_default(),
+            compression: keys.get("compression", "\"fast\" or \"dense\"", compression)?,
+            dedup: keys.get("dedup", "\"auto\", \"off\", \"on\" or \"adaptive\"", dedup)?,
+            frozen: keys.get("frozen", "true or false", Value::boolean)?,
         })
     }
 }
@@ -285,43 +334,24 @@ impl FromStr for GuestFile {
     /// adds one.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let bad = |what: String| ConfigError::GuestFlag(text.to_owned(), what);
-        let mut table = toml::Table::new();
+        let mut words: Vec<(&str, &str)> = Vec::new();
         let mut groups = Vec::new();
         for pair in text.split(',') {
             let (key, value) = pair
                 .split_once('=')
                 .ok_or_else(|| bad(format!("{pair:?} is not key=value")))?;
-            let value = match key {
-                "group" => {
-                    groups.push(toml::Value::String(value.to_owned()));
-                    continue;
+            match key {
+                "group" => groups.push(value.to_owned()),
+                "groups" => return Err(bad("write group=NAME for each group".to_owned())),
+                _ if words.iter().any(|(known, _)| *known == key) => {
+                    return Err(bad(format!("{key} is given twice")));
                 }
-                "frozen" => toml::Value::Boolean(
-                    value
-                        .parse()
-                        .map_err(|_| bad(format!("frozen {value:?} is not true or false")))?,
-                ),
-                "weight" | "queues" | "keep-seconds" => toml::Value::Integer(
-                    value
-                        .parse()
-                        .map_err(|_| bad(format!("{key} {value:?} is not a number")))?,
-                ),
-                _ => toml::Value::String(value.to_owned()),
-            };
-            if table.insert(key.to_owned(), value).is_some() {
-                return Err(bad(format!("{key} is given twice")));
+                _ => words.push((key, value)),
             }
         }
-        if !groups.is_empty()
-            && table
-                .insert("groups".to_owned(), toml::Value::Array(groups))
-                .is_some()
-        {
-            return Err(bad("write group=NAME for each group".to_owned()));
-        }
-        table
-            .try_into()
-            .map_err(|error: toml::de::Error| bad(error.message().replace('\n', " ")))
+        let keys = Keys::of_words(words, GUEST_KEYS).map_err(|error| bad(error.what))?;
+        let guest = Self::of_keys(&keys).map_err(|error| bad(error.what))?;
+        Ok(Self { groups, ..guest })
     }
 }
 
@@ -566,6 +596,58 @@ mod tests {
         assert!(refusal(&guest("[[guest]]\nname='b'\nsocket='/a'")).contains("twice"));
         assert!(refusal(&guest("[[guest]]\nname='a/b'\nsocket='/b'")).contains("a/b"));
         assert!(refusal(&guest("[[guest]]\nname='b'\nsocket=''")).contains("Socket path"));
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_refused_by_its_key_with_what_it_takes() {
+        let guest = |key: &str, value: &str| {
+            let mut keys = vec![("name", "'a'"), ("socket", "'/a'")];
+            keys.retain(|(known, _)| *known != key);
+            let keys = keys.iter().map(|(key, value)| format!("{key} = {value}\n"));
+            format!(
+                "memory = 1\n[[guest]]\n{key} = {value}\n{}",
+                keys.collect::<String>()
+            )
+        };
+        let wrong = ["1.5", "true", "[[1]]", "{}", "1979-05-27", "-1", "''"];
+        for (key, takes, fine) in [
+            ("name", "the name of the guest", &["''"][..]),
+            ("socket", "the path of a socket", &["''"]),
+            ("reserve", "a size", &[]),
+            ("limit", "a size", &[]),
+            ("swap", "a size", &[]),
+            ("weight", "a number from 1 to 4294967295", &[]),
+            ("queues", "a number from 1 to 64", &[]),
+            ("keep-seconds", "a number from 0 to 4294967295", &[]),
+            ("groups", "names of share groups", &[]),
+            ("compression", "\"fast\" or \"dense\"", &[]),
+            ("dedup", "\"auto\", \"off\", \"on\" or \"adaptive\"", &[]),
+            ("frozen", "true or false", &["true"]),
+        ] {
+            for value in wrong.iter().filter(|value| !fine.contains(value)) {
+                let error = refusal(&guest(key, value));
+                assert!(error.contains(&format!("line 3: {key} is ")), "{error}");
+                assert!(error.contains(&format!("; it takes {takes}")), "{error}");
+            }
+        }
+        let error = refusal("memory = 1.5");
+        assert!(
+            error.contains("line 1: memory is 1.5; it takes a size: bytes, or"),
+            "{error}"
+        );
+        assert!(
+            refusal("memory = 1\ncontrol = 2").contains("line 2: control is 2; it takes the path")
+        );
+        assert!(refusal("memory = 1\nguest = 2").contains("guest is 2; it takes tables"));
+        for (key, text) in [("socket", "name = 'a'"), ("name", "socket = '/a'")] {
+            let error = refusal(&format!("memory = 1\n[[guest]]\n{text}"));
+            assert!(
+                error.contains(&format!("line 2: {key} is missing; it takes the")),
+                "{error}"
+            );
+        }
+        let long = refusal(&format!("memory = '{}'", "9".repeat(5000)));
+        assert!(long.len() < 300, "{long}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`activation`] | sockets that systemd made |
 //! | [`config`] | what the operator asks for, checked |
+//! | `keys` | keys and values of a configuration, read one by one |
 //! | [`service`] | the store and its guests: adding, removing, reporting |
 //! | `guest` | one guest: domain, device, thread; what happens between two connections |
 //! | [`seccomp`] | what each kind of thread may ask of the kernel |
@@ -24,6 +25,7 @@ mod backend;
 pub mod config;
 mod guest;
 mod journal;
+mod keys;
 mod link;
 pub mod listen;
 mod memory;

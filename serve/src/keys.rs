@@ -1,0 +1,187 @@
+//! Keys and values of the configuration, from TOML or from a flag. A value that does not do is refused by its key, with what
+//! the key takes.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::config::Size;
+
+/// What a key of a size takes.
+pub(crate) const SIZE: &str = "a size: bytes, or a number with K, M, G or T as in \"64M\"";
+
+/// Most characters of a bad value that are shown.
+const SHOWN: usize = 64;
+
+/// What is wrong, and at which byte of the file.
+#[derive(Debug)]
+pub(crate) struct Bad {
+    pub(crate) at: usize,
+    pub(crate) what: String,
+}
+
+/// A value as it was written.
+#[derive(Clone, Copy)]
+pub(crate) enum Value<'a> {
+    /// Of a flag: what it is depends on the key.
+    Word(&'a str),
+    Toml(&'a DeValue<'a>),
+}
+
+impl<'a> Value<'a> {
+    pub(crate) fn text(self) -> Option<&'a str> {
+        match self {
+            Self::Word(text) => Some(text),
+            Self::Toml(value) => value.as_str(),
+        }
+    }
+
+    fn integer(self) -> Option<u64> {
+        match self {
+            Self::Word(text) => text.parse().ok(),
+            Self::Toml(value) => {
+                let integer = value.as_integer()?;
+                u64::from_str_radix(integer.as_str(), integer.radix()).ok()
+            }
+        }
+    }
+
+    /// An integer in `range`.
+    pub(crate) fn number<T: TryFrom<u64> + PartialOrd>(
+        self,
+        range: &RangeInclusive<T>,
+    ) -> Option<T> {
+        let number = T::try_from(self.integer()?).ok()?;
+        range.contains(&number).then_some(number)
+    }
+
+    pub(crate) fn size(self) -> Option<Size> {
+        match self.text() {
+            Some(text) => text.parse().ok(),
+            None => self.integer().map(Size),
+        }
+    }
+
+    pub(crate) fn boolean(self) -> Option<bool> {
+        match self {
+            Self::Word(text) => text.parse().ok(),
+            Self::Toml(value) => value.as_bool(),
+        }
+    }
+
+    pub(crate) fn texts(self) -> Option<Vec<String>> {
+        let Self::Toml(DeValue::Array(values)) = self else {
+            return None;
+        };
+        let texts = values.iter().map(|value| value.get_ref().as_str());
+        texts.map(|text| text.map(str::to_owned)).collect()
+    }
+}
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quoted = |text: &str| format!("{text:?}");
+        let text = match self {
+            Self::Word(text) => quoted(text),
+            Self::Toml(DeValue::String(text)) => quoted(text),
+            Self::Toml(DeValue::Integer(number)) => number.to_string(),
+            Self::Toml(DeValue::Float(number)) => number.as_str().to_owned(),
+            Self::Toml(DeValue::Boolean(value)) => value.to_string(),
+            Self::Toml(DeValue::Datetime(time)) => time.to_string(),
+            Self::Toml(DeValue::Array(_)) => "a list".to_owned(),
+            Self::Toml(DeValue::Table(_)) => "a table".to_owned(),
+        };
+        if text.chars().count() <= SHOWN {
+            return f.write_str(&text);
+        }
+        let begin: String = text.chars().take(SHOWN).collect();
+        write!(f, "{begin}...")
+    }
+}
+
+/// The keys of one table.
+pub(crate) struct Keys<'a> {
+    /// Where the table is.
+    at: usize,
+    values: Vec<(&'a str, Value<'a>, usize)>,
+}
+
+impl<'a> Keys<'a> {
+    /// Of a table of the file, in which only `known` keys may be.
+    pub(crate) fn of_table(at: usize, table: &'a DeTable<'a>, known: &[&str]) -> Result<Self, Bad> {
+        let place = |key: &Spanned<_>| key.span().start;
+        let values = table.iter().map(|(key, value)| {
+            let value = (Value::Toml(value.get_ref()), place(key));
+            (key.get_ref().as_ref(), value.0, value.1)
+        });
+        Self::new(at, values.collect(), known)
+    }
+
+    /// Of a flag.
+    pub(crate) fn of_words(words: Vec<(&'a str, &'a str)>, known: &[&str]) -> Result<Self, Bad> {
+        let values = words
+            .into_iter()
+            .map(|(key, word)| (key, Value::Word(word), 0));
+        Self::new(0, values.collect(), known)
+    }
+
+    fn new(
+        at: usize,
+        values: Vec<(&'a str, Value<'a>, usize)>,
+        known: &[&str],
+    ) -> Result<Self, Bad> {
+        match values.iter().find(|(key, ..)| !known.contains(key)) {
+            None => Ok(Self { at, values }),
+            Some((key, _, at)) => Err(Bad {
+                at: *at,
+                what: format!(
+                    "There is no key {key:?}, expected one of `{}`",
+                    known.join("`, `")
+                ),
+            }),
+        }
+    }
+
+    /// The value of a key that may be left out.
+    pub(crate) fn get<T>(
+        &self,
+        key: &str,
+        takes: &str,
+        read: impl FnOnce(Value<'a>) -> Option<T>,
+    ) -> Result<Option<T>, Bad> {
+        let Some((_, value, at)) = self.values.iter().find(|(name, ..)| *name == key) else {
+            return Ok(None);
+        };
+        let bad = || Bad {
+            at: *at,
+            what: format!("{key} is {value}; it takes {takes}"),
+        };
+        read(*value).map(Some).ok_or_else(bad)
+    }
+
+    /// The value of a key that may not.
+    pub(crate) fn required<T>(
+        &self,
+        key: &str,
+        takes: &str,
+        read: impl FnOnce(Value<'a>) -> Option<T>,
+    ) -> Result<T, Bad> {
+        let missing = || Bad {
+            at: self.at,
+            what: format!("{key} is missing; it takes {takes}"),
+        };
+        self.get(key, takes, read)?.ok_or_else(missing)
+    }
+
+    /// As [`Self::get`], for an integer.
+    pub(crate) fn number<T: TryFrom<u64> + PartialOrd + fmt::Display>(
+        &self,
+        key: &str,
+        range: RangeInclusive<T>,
+    ) -> Result<Option<T>, Bad> {
+        let takes = format!("a number from {} to {}", range.start(), range.end());
+        self.get(key, &takes, |value| value.number(&range))
+    }
+}
