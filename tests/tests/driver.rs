@@ -149,3 +149,48 @@ fn a_page_that_the_host_refuses_costs_a_full_guest_one_try() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn a_guest_has_tmem_again_when_its_service_is_killed_and_started_again() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let guests = [("vm1", ",swap=128M")];
+    let mut service = Service::start_in(folder.path(), "256M", &guests)?;
+    // Memory enough: what is swapped out is the pages of hog, and nothing else is lost.
+    let commands = format!(
+        "swap_on tmemswap0; hog size=16M phases=fill,pageout,wait & at_wait; pause out; go; wait $!; \
+         echo guest lost $?; pause lost; at_counter revived 1; work size=16M phases=fill,pageout; \
+         splats; counters end; pause end; {END}"
+    );
+    let setup = Setup {
+        memory: "64M",
+        commands: &commands,
+        ..Setup::default()
+    };
+    let mut guest = start(&service, "vm1", &setup)?;
+    guest.wait_for("guest pause out")?;
+    service.kill()?;
+    guest.go_on()?;
+    // A bus error, not a verify that failed: no byte was wrong.
+    let lost = guest.wait_for("guest lost")?;
+    ensure!(
+        lost == "guest lost 135",
+        "the worker ended otherwise: {lost}"
+    );
+    guest.wait_for("guest pause lost")?;
+    let service = Service::start_in(folder.path(), "256M", &guests)?;
+    guest.go_on()?;
+    guest.wait_for("guest pause end")?;
+    let stored = service.figures("vm1")?.device("pages_stored");
+    guest.go_on()?;
+    let console = guest.finish()?;
+    console.verified(1)?;
+    ensure!(
+        console.counter("end", "tmem.broken")? == 1 && console.counter("end", "tmem.revived")? == 1,
+        "the device was given up or came back another number of times"
+    );
+    ensure!(
+        stored > 3000,
+        "only {stored} pages went to the second service"
+    );
+    Ok(())
+}
