@@ -17,6 +17,9 @@ pub(crate) struct Selection {
     /// Only the steps whose names contain one of these words
     #[arg(value_name = "STEP")]
     steps: Vec<String>,
+    /// Only what finds most faults in little time: format, clippy, unit tests, one guest of each platform
+    #[arg(long)]
+    quick: bool,
 }
 
 /// How a step ended, if not in failure.
@@ -47,6 +50,21 @@ const STEPS: &[Step] = &[
     ("driver warnings", driver_warnings),
 ];
 
+/// Those of `--quick`.
+const QUICK_STEPS: &[Step] = &[
+    ("format", format),
+    ("images", || image::build(true).map(|()| Passed)),
+    ("binaries", || binaries::build().map(|()| Passed)),
+    ("clippy", clippy),
+    ("tests", quick_tests),
+];
+
+/// What `--quick` runs of the tests with guests: one under `tmem run` and one under User Mode Linux.
+const QUICK_TESTS: &str = "not (package(tmem-tests) and kind(test)) \
+    or (package(tmem-tests) and binary(bad_input)) \
+    or (binary(guests) and test(=a_page_goes_through_all_layers_and_comes_back)) \
+    or (binary(uml) and test(=the_swap_disk_alone_keeps_every_byte))";
+
 /// Runs the steps; `false` when one failed.
 pub(crate) fn test(selection: &Selection) -> Result<bool> {
     let chosen = |name: &str| {
@@ -64,7 +82,8 @@ pub(crate) fn test(selection: &Selection) -> Result<bool> {
         );
     }
     let mut report: Vec<(&str, Duration, Result<Outcome>)> = Vec::new();
-    for (name, step) in STEPS.iter().filter(|(name, _)| chosen(name)) {
+    let steps = if selection.quick { QUICK_STEPS } else { STEPS };
+    for (name, step) in steps.iter().filter(|(name, _)| chosen(name)) {
         println!("\n=== {name}");
         let start = Instant::now();
         let result = step();
@@ -77,7 +96,7 @@ pub(crate) fn test(selection: &Selection) -> Result<bool> {
         report.push((name, took, result));
     }
     if report.is_empty() {
-        let names: Vec<&str> = STEPS.iter().map(|(name, _)| *name).collect();
+        let names: Vec<&str> = steps.iter().map(|(name, _)| *name).collect();
         bail!("no step has such a name; there are: {}", names.join(", "));
     }
     println!("\n=== summary");
@@ -111,12 +130,24 @@ fn clippy() -> Result<Outcome> {
 }
 
 fn tests() -> Result<Outcome> {
+    nextest(&[])
+}
+
+fn quick_tests() -> Result<Outcome> {
+    nextest(&["--filterset", QUICK_TESTS])
+}
+
+fn nextest(arguments: &[&str]) -> Result<Outcome> {
     if !command::exists("cargo-nextest") {
         println!("cargo-nextest is missing: installing it from source, once");
         command::run(cargo().args(["install", "cargo-nextest", "--locked", "--quiet"]))
             .context("install cargo-nextest by hand, then try again")?;
     }
-    command::run(cargo().args(["nextest", "run", "--workspace"]))?;
+    command::run(
+        cargo()
+            .args(["nextest", "run", "--workspace"])
+            .args(arguments),
+    )?;
     Ok(Passed)
 }
 
