@@ -1,4 +1,4 @@
-//! A guest under `tmem run`: its console, its disks, and what the host says of it.
+//! A guest of a scenario: its console, its disks, and what the host says of it.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -10,16 +10,41 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::place;
 use crate::process::{Process, tail};
+use crate::service::Service;
+use crate::{place, uml};
 
 pub use crate::process::{PATIENCE, Poll};
 
 /// Size of `/dev/tmemswap0`, unless a scenario says another: a later word of the command line wins.
 const SWAP_DISK: &str = "tmem.swap=512M";
 
+/// A guest that is a process, as its service calls it.
+const NAME: &str = "vm1";
+
+/// What a guest runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machine {
+    /// KVM, under `tmem run`, which has its pages too unless a service does.
+    Kvm,
+    /// Nothing but a process, User Mode Linux; a `tmem serve` of its own has its pages.
+    Process,
+}
+
+impl Machine {
+    /// The name of [`Setup::disk`] in the guest.
+    pub fn disk(self) -> &'static str {
+        match self {
+            Self::Kvm => "vda",
+            Self::Process => "ubda",
+        }
+    }
+}
+
 /// How to start a guest.
 pub struct Setup {
+    /// What it runs on. A process takes its memory, limit, words and disk from here.
+    pub machine: Machine,
     /// Memory, as `--memory` takes it.
     pub memory: String,
     /// Processors.
@@ -30,7 +55,7 @@ pub struct Setup {
     pub service: Option<PathBuf>,
     /// Words for the kernel command line.
     pub kernel_words: &'static str,
-    /// Size of a swap disk on a host file, `/dev/vda`.
+    /// Size of a swap disk on a host file, see [`Machine::disk`].
     pub disk: Option<u64>,
     /// Boot the compressed kernel.
     pub compressed: bool,
@@ -42,8 +67,20 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
+        Self::on(Machine::Kvm)
+    }
+}
+
+impl Setup {
+    /// A guest on `machine`. On each it has about as much memory besides its kernel.
+    pub fn on(machine: Machine) -> Self {
+        let memory = match machine {
+            Machine::Kvm => "40M",
+            Machine::Process => "32M",
+        };
         Self {
-            memory: "40M".into(),
+            machine,
+            memory: memory.into(),
             cpus: 1,
             tmem: Some("256M"),
             service: None,
@@ -59,6 +96,9 @@ impl Default for Setup {
 /// A running guest; killed when dropped.
 pub struct Guest {
     process: Process,
+    /// What has the pages of a guest that is a process.
+    service: Option<Service>,
+    disk: PathBuf,
     folder: tempfile::TempDir,
     show: bool,
 }
@@ -121,6 +161,10 @@ impl Guest {
     /// Starts a guest that runs `commands` (see `images/init`).
     pub fn start(setup: &Setup, commands: &str) -> Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+        if setup.machine == Machine::Process {
+            return Self::start_process(setup, commands, folder);
+        }
+        let disk = folder.path().join("disk");
         let mut command = Command::new(file("tmem")?);
         command
             .arg("run")
@@ -151,13 +195,12 @@ impl Guest {
             command.args(["--tmem", limit]);
         }
         if let Some(size) = setup.disk {
-            let path = folder.path().join("disk");
-            File::create(&path)
+            File::create(&disk)
                 .and_then(|file| file.set_len(size))
                 .context("cannot make the swap disk")?;
             command
                 .arg("--disk")
-                .arg(format!("path={}", path.display()));
+                .arg(format!("path={}", disk.display()));
         }
         let stdin = match &setup.terminal {
             Some(terminal) => {
@@ -167,12 +210,40 @@ impl Guest {
         };
         Ok(Self {
             process: Process::start("the guest", &command, stdin)?,
+            service: None,
+            disk,
             folder,
             show: setup.show,
         })
     }
 
-    /// The process id of `tmem run`.
+    fn start_process(setup: &Setup, commands: &str, folder: tempfile::TempDir) -> Result<Self> {
+        let limit = setup.tmem.context("a process has its tmem device")?;
+        let service =
+            Service::start_in(folder.path(), "512M", &[(NAME, &format!(",limit={limit}"))])?;
+        let words = format!("{SWAP_DISK} {}", setup.kernel_words);
+        // What ends the commands resets it, and it would boot again.
+        let commands = format!("{commands}; poweroff -f");
+        let guest = uml::guest::Guest::start(
+            &service.socket(NAME),
+            folder.path(),
+            &uml::guest::Setup {
+                memory: &setup.memory,
+                words: &words,
+                disk: setup.disk,
+                commands: &commands,
+            },
+        )?;
+        Ok(Self {
+            process: guest.process,
+            service: Some(service),
+            disk: folder.path().join(format!("{NAME}.disk")),
+            folder,
+            show: setup.show,
+        })
+    }
+
+    /// The process id of `tmem run`, or of the process that the guest is.
     pub fn process(&self) -> u32 {
         self.process.id()
     }
@@ -247,13 +318,16 @@ impl Guest {
 
     /// The host's figures.
     pub fn stats(&self) -> Result<Figures> {
+        if let Some(service) = &self.service {
+            return service.figures(NAME);
+        }
         stats_of(self.stats_command()?)
     }
 
     /// The size of the blocks the swap disk's file really has.
     pub fn disk_used(&self) -> Result<u64> {
         use std::os::unix::fs::MetadataExt;
-        Ok(fs::metadata(self.folder.path().join("disk"))?.blocks() * 512)
+        Ok(fs::metadata(&self.disk)?.blocks() * 512)
     }
 
     /// Memory of `tmem run` and its files, in bytes.

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::guest::{Guest, Setup};
+use crate::guest::{Guest, Machine, Setup};
 
 const MIB: u64 = 1 << 20;
 
@@ -31,9 +31,9 @@ pub(super) fn first_page() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn every_kind_of_page() -> Result<()> {
+pub(super) fn every_kind_of_page(machine: Machine) -> Result<()> {
     let guest = Guest::start(
-        &Setup::default(),
+        &Setup::on(machine),
         "swap_on tmemswap0; work size=112M phases=fill,overwrite,drop; splats; counters end",
     )?;
     let console = guest.finish()?;
@@ -45,9 +45,9 @@ pub(super) fn every_kind_of_page() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn fork() -> Result<()> {
+pub(super) fn fork(machine: Machine) -> Result<()> {
     let guest = Guest::start(
-        &Setup::default(),
+        &Setup::on(machine),
         "swap_on tmemswap0; work size=32M phases=fill,fork; splats; counters end",
     )?;
     let console = guest.finish()?;
@@ -102,16 +102,19 @@ pub(super) fn swapoff() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn limit() -> Result<()> {
+pub(super) fn limit(machine: Machine) -> Result<()> {
     let setup = Setup {
         tmem: Some("4M"),
         kernel_words: "tmem=1 tmem.swap=0",
         disk: Some(256 * MIB),
-        ..Setup::default()
+        ..Setup::on(machine)
     };
     let mut guest = Guest::start(
         &setup,
-        "swap_on vda; work size=64M phases=fill; splats; pause end; counters end",
+        &format!(
+            "swap_on {}; work size=64M phases=fill; splats; pause end; counters end",
+            machine.disk()
+        ),
     )?;
     guest.wait_for("guest pause end")?;
     let host = guest.stats()?;
@@ -161,9 +164,9 @@ pub(super) fn two_cpus() -> Result<()> {
 }
 
 /// The judge itself: a flipped bit must not pass.
-pub(super) fn wrong_byte() -> Result<()> {
+pub(super) fn wrong_byte(machine: Machine) -> Result<()> {
     let console = Guest::start(
-        &Setup::default(),
+        &Setup::on(machine),
         "swap_on tmemswap0; work size=32M phases=fill,corrupt",
     )?
     .finish()?;

@@ -2,21 +2,24 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::guest::{Console, Guest, Setup};
+use crate::guest::{Console, Guest, Machine, Setup};
 
 const MIB: u64 = 1 << 20;
 /// Exits allowed for each page that is stored or loaded.
 const EXITS_PER_PAGE: f64 = 1.05;
 
-pub(super) fn frontswap_alone() -> Result<()> {
+pub(super) fn frontswap_alone(machine: Machine) -> Result<()> {
     let setup = Setup {
         kernel_words: "tmem=1 tmem.swap=0",
         disk: Some(256 * MIB),
-        ..Setup::default()
+        ..Setup::on(machine)
     };
     let mut guest = Guest::start(
         &setup,
-        "ls /dev/tmemswap0; swap_on vda; work size=48M phases=fill; splats; pause end; counters end",
+        &format!(
+            "ls /dev/tmemswap0; swap_on {}; work size=48M phases=fill; splats; pause end; counters end",
+            machine.disk()
+        ),
     )?;
     guest.wait_for("guest pause end")?;
     let disk = guest.disk_used()?;
@@ -40,10 +43,10 @@ pub(super) fn frontswap_alone() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn block_alone() -> Result<()> {
+pub(super) fn block_alone(machine: Machine) -> Result<()> {
     let setup = Setup {
         kernel_words: "tmem=1 tmem.frontswap=0",
-        ..Setup::default()
+        ..Setup::on(machine)
     };
     let console = Guest::start(
         &setup,
@@ -66,16 +69,19 @@ pub(super) fn block_alone() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn off() -> Result<()> {
+pub(super) fn off(machine: Machine) -> Result<()> {
     for words in ["tmem=0 zswap.enabled=1", "zswap.enabled=1"] {
         let setup = Setup {
             kernel_words: words,
             disk: Some(192 * MIB),
-            ..Setup::default()
+            ..Setup::on(machine)
         };
         let mut guest = Guest::start(
             &setup,
-            "swap_on vda; work size=36M; splats; counters end; pause end",
+            &format!(
+                "swap_on {}; work size=36M; splats; counters end; pause end",
+                machine.disk()
+            ),
         )?;
         guest.wait_for("guest pause end")?;
         let host = guest.stats()?;
@@ -83,7 +89,7 @@ pub(super) fn off() -> Result<()> {
         let console = guest.finish()?;
         console.verified(1)?;
         ensure!(
-            host.device("doorbell_exits") == 0,
+            host.device("doorbell_exits") == 0 && host.device("requests") == 0,
             "{words}: the doorbell rang"
         );
         ensure!(
@@ -102,10 +108,10 @@ fn zswap_used(console: &Console) -> Result<bool> {
     Ok(held + written + console.counter("end", "zswap.reject_compress_poor")? > 0)
 }
 
-pub(super) fn zswap() -> Result<()> {
+pub(super) fn zswap(machine: Machine) -> Result<()> {
     let setup = Setup {
         kernel_words: "tmem=1 zswap.enabled=1",
-        ..Setup::default()
+        ..Setup::on(machine)
     };
     let mut guest = Guest::start(
         &setup,

@@ -40,7 +40,7 @@ impl Default for Setup<'_> {
 
 /// A running guest; killed when dropped.
 pub struct Guest {
-    pub(super) process: Process,
+    pub(crate) process: Process,
 }
 
 impl Guest {
