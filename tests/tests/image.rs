@@ -1,4 +1,4 @@
-//! What the guest image itself promises to the tests that use it.
+//! What the image of User Mode Linux itself promises to the tests that use it.
 
 use anyhow::{Context, Result, ensure};
 use tmem_tests::service::Service;
@@ -32,5 +32,26 @@ fn a_swap_area_gets_the_priority_that_it_is_given() -> Result<()> {
         priority("/dev/tmemswap0")? < 0,
         "one that nobody gave:\n{text}"
     );
+    Ok(())
+}
+
+#[test]
+fn a_guest_has_the_same_memory_at_each_boot() -> Result<()> {
+    let service = Service::start("32M", &[("vm1", "")])?;
+    let commands = format!("grep MemTotal: /proc/meminfo; splats; {END}");
+    let setup = Setup {
+        commands: &commands,
+        ..Setup::default()
+    };
+    let memory = || {
+        let mut guest = Guest::start(&service.socket("vm1"), service.folder(), &setup)?;
+        let line = guest.wait_for("MemTotal:")?;
+        guest.finish().map(|_| line)
+    };
+    let first = memory()?;
+    for boot in 2..=4 {
+        let line = memory()?;
+        ensure!(line == first, "{first} at first, {line} at boot {boot}");
+    }
     Ok(())
 }
