@@ -29,7 +29,7 @@ fn a_guest_whose_host_stands_still_for_longer_than_its_patience_keeps_every_byte
         "swap_on tmemswap0; work size=40M phases=fill,random,random; splats; counters end; {END}"
     );
     let setup = Setup {
-        words: "tmem=1 tmem.timeout_ms=2000",
+        words: "tmem=1 tmem.timeout_ms=4000",
         commands: &commands,
         ..Setup::default()
     };
@@ -40,7 +40,7 @@ fn a_guest_whose_host_stands_still_for_longer_than_its_patience_keeps_every_byte
         service.hang()?;
         thread::sleep(Duration::from_millis(300));
         guest.stop()?;
-        thread::sleep(Duration::from_secs(4));
+        thread::sleep(Duration::from_secs(6));
         if service_first {
             service.proceed()?;
             thread::sleep(Duration::from_millis(500));
