@@ -128,8 +128,7 @@ bool tmem_run(struct tmem_dev *dev)
  * tmem_pause() - let operations on pages wait from now on
  * @dev: device
  *
- * Returns when those that had begun are done. There is no coming back by itself
- * until tmem_leave() says so.
+ * Returns when those that had begun are done.
  *
  * Return: false when the device was given up.
  */
