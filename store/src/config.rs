@@ -5,11 +5,20 @@ use std::time::Duration;
 
 use crate::codec::Codecs;
 
+/// What memory is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Pages, and where they are.
+    Pages,
+    /// An empty pool: some kilobytes, which a guest that starts cannot do without.
+    Pool,
+}
+
 /// Asked before memory is taken, with the bytes; `false` refuses as a host without memory would.
 /// Called with locks held: it must not call the store.
 pub trait Gate: Send + Sync + std::fmt::Debug {
     /// Whether the host grants the bytes.
-    fn allow(&self, bytes: u64) -> bool;
+    fn allow(&self, bytes: u64, want: Want) -> bool;
 }
 
 /// Configuration of a store.

@@ -42,7 +42,7 @@ mod sync;
 mod upkeep;
 
 pub use codec::{Codec, Codecs, Lz4, Zstd};
-pub use config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig};
+pub use config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig, Want};
 pub use domain::Domain;
 pub use error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
 pub use page::{ObjectId, PAGE_SIZE, Page, PoolId};

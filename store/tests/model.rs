@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tmem_store::{
     Codec, Codecs, Dedup, Domain, DomainChange, DomainConfig, Gate, LoadError, ObjectId, PAGE_SIZE,
-    Page, PoolId, PoolSpec, Store, StoreConfig, StoreError,
+    Page, PoolId, PoolSpec, Store, StoreConfig, StoreError, Want,
 };
 
 const THREADS: u64 = 4;
@@ -78,7 +78,7 @@ struct Miser {
 }
 
 impl Gate for Miser {
-    fn allow(&self, _bytes: u64) -> bool {
+    fn allow(&self, _bytes: u64, _want: Want) -> bool {
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
         if call.is_multiple_of(31) {
             std::thread::yield_now();

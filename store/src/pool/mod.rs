@@ -25,7 +25,7 @@ pub(crate) use cold::ColdBuffers;
 pub(crate) use encode::Encoded;
 
 use crate::codec::Codecs;
-use crate::config::Dedup;
+use crate::config::{Dedup, Want};
 use crate::entry::{Entry, Kind};
 use crate::error::StoreError;
 use crate::evict::{Links, Policy, S3Fifo};
@@ -102,7 +102,7 @@ pub(crate) struct PoolParts {
 impl Pool {
     pub(crate) fn new(parts: PoolParts) -> Result<Self, Refusal> {
         let base_bytes = (SHARDS * size_of::<ShardCell>() + size_of::<Pool>()) as u64;
-        parts.space.purse().pay(base_bytes)?;
+        parts.space.purse().pay_for(base_bytes, Want::Pool)?;
         Ok(Self {
             kind: parts.kind,
             number: parts.number,

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use trim::Look;
 
-use crate::config::Gate;
+use crate::config::{Gate, Want};
 use crate::entry::{Encoding, MAX_SEGMENTS, Slot};
 use crate::ledger::{Account, Ledger, Short};
 use crate::memory::{FRAME_BYTES, Memory};
@@ -78,13 +78,23 @@ impl Purse {
     }
 
     pub(crate) fn pay(&self, bytes: u64) -> Result<(), Refusal> {
+        self.pay_for(bytes, Want::Pages)
+    }
+
+    pub(crate) fn pay_for(&self, bytes: u64, want: Want) -> Result<(), Refusal> {
         if bytes == 0 {
             return Ok(());
         }
-        if self.gate.as_ref().is_some_and(|gate| !gate.allow(bytes)) {
+        self.ledger.charge(&self.account, bytes)?;
+        if self
+            .gate
+            .as_ref()
+            .is_some_and(|gate| !gate.allow(bytes, want))
+        {
+            self.ledger.release(&self.account, bytes);
             return Err(Refusal::NoMemory);
         }
-        Ok(self.ledger.charge(&self.account, bytes)?)
+        Ok(())
     }
 
     pub(crate) fn refund(&self, bytes: u64) {
