@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit};
 use tmem_device::TmemDevice;
 use tmem_device::tmem::MetricsSnapshot;
-use tmem_store::{DomainConfig, Store, StoreConfig};
+use tmem_store::{DomainConfig, Gate, Store, StoreConfig};
 
 use crate::config::{Compression, Config, GuestConfig, MAX_GUESTS};
 use crate::guest::{Guest, MAX_POOLS};
@@ -26,8 +26,8 @@ const RING_DESCRIPTORS: u64 = 3;
 /// listener, the connection twice, epoll, the wake-up, the file behind its pages; and some room.
 const GUEST_DESCRIPTORS: u64 = 8 + 32 + 6 + 2;
 
-/// Descriptors that are nobody's: control plane, signals, standard streams.
-const OWN_DESCRIPTORS: u64 = 64;
+/// Descriptors that are nobody's: control plane, signals, standard streams, figures of the host's memory.
+const OWN_DESCRIPTORS: u64 = 128;
 
 /// Why a service or a guest of it does not start.
 #[derive(Debug, thiserror::Error)]
@@ -93,21 +93,24 @@ impl Service {
     /// # Errors
     /// See [`StartError`]. Nothing is left running then.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, BTreeMap::new())
+        Self::start_with(config, BTreeMap::new(), None)
     }
 
-    /// As [`Self::start`], with the sockets of some guests (by name) made by somebody else.
+    /// As [`Self::start`], with the sockets of some guests (by name) made by somebody else, and somebody who grants
+    /// memory.
     ///
     /// # Errors
     /// See [`StartError`].
     pub fn start_with(
         config: Config,
         mut sockets: BTreeMap<String, UnixListener>,
+        gate: Option<Arc<dyn Gate>>,
     ) -> Result<Self, StartError> {
         prepare();
         let store = Store::new(StoreConfig {
             budget: config.memory,
             background_start: Some(|| confine_or_abort(Thread::Upkeep)),
+            gate,
             ..StoreConfig::default()
         })
         .map_err(StartError::Store)?;

@@ -9,6 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 mod flush;
 mod guest;
+mod host_memory;
 mod limits;
 mod list;
 mod logger;

@@ -1,17 +1,16 @@
 //! What keeps a store from having the memory that it was promised, said at the start. When it is met later, a page is
 //! refused.
 
-use std::path::{Path, PathBuf};
-
 use rustix::process::{Resource, getrlimit};
 
+use crate::host_memory::figures::Figures;
 use crate::stats::Bytes;
 
 /// Says what makes a budget of so many bytes impossible.
-pub(crate) fn warn(budget: u64) {
+pub(crate) fn warn(budget: u64, figures: &Figures) {
     for what in of_process(budget, |limit| getrlimit(limit).current)
         .into_iter()
-        .chain(of_host(budget))
+        .chain(of_host(budget, figures))
     {
         log::warn!("{what}");
     }
@@ -43,56 +42,15 @@ fn of_process(budget: u64, limit: impl Fn(Resource) -> Option<u64>) -> Vec<Strin
 }
 
 /// The machine's memory, and the limits of the cgroups that this process is in.
-fn of_host(budget: u64) -> Option<String> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let machine = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let machine = total(&machine).map(|bytes| (bytes, "The memory of this machine".to_owned()));
-    let limits = limit_files(&groups, Path::new("/sys/fs/cgroup"));
-    let limits = limits.into_iter().filter_map(|file| {
-        // `max` is no limit.
-        let bytes = std::fs::read_to_string(&file).ok()?.trim().parse().ok()?;
-        Some((bytes, format!("The limit in {}", file.display())))
-    });
-    let (least, name) = limits.chain(machine).min_by_key(|(bytes, _)| *bytes)?;
-    (least < budget).then(|| {
+fn of_host(budget: u64, figures: &Figures) -> Option<String> {
+    let (name, room) = figures.least(|room| room.limit)?;
+    (room.limit < budget).then(|| {
         format!(
-            "{name} is {}, less than the memory for pages, {}: the kernel ends processes before it is full",
-            Bytes(least),
+            "{name} is {}, less than the memory for pages, {}: pages are refused before it is full",
+            Bytes(room.limit),
             Bytes(budget)
         )
     })
-}
-
-/// `MemTotal` of `/proc/meminfo` in bytes.
-fn total(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-/// Where the memory limits of the cgroups in `/proc/self/cgroup` are, each with those above it: cgroup v2, and the
-/// memory controller of v1.
-fn limit_files(groups: &str, mount: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for line in groups.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
-            continue;
-        };
-        let (base, name) = if controllers.is_empty() {
-            (mount.to_owned(), "memory.max")
-        } else if controllers.split(',').any(|name| name == "memory") {
-            (mount.join("memory"), "memory.limit_in_bytes")
-        } else {
-            continue;
-        };
-        let group = Path::new(path.trim_start_matches('/'));
-        // The root too: in a container it is the group of the container.
-        files.extend(group.ancestors().map(|group| base.join(group).join(name)));
-    }
-    files
 }
 
 #[cfg(test)]
@@ -114,28 +72,10 @@ mod tests {
     }
 
     #[test]
-    fn the_limits_of_a_group_are_those_up_to_the_root() {
-        let files = |groups| limit_files(groups, Path::new("/c"));
-        assert_eq!(
-            files("0::/a/b\n"),
-            ["/c/a/b/memory.max", "/c/a/memory.max", "/c/memory.max"].map(PathBuf::from)
-        );
-        assert_eq!(files("0::/\n"), [PathBuf::from("/c/memory.max")]);
-        assert_eq!(
-            files("3:cpu,cpuacct:/x\n2:memory:/a\n"),
-            [
-                "/c/memory/a/memory.limit_in_bytes",
-                "/c/memory/memory.limit_in_bytes"
-            ]
-            .map(PathBuf::from)
-        );
-        assert!(files("nonsense\n").is_empty());
-    }
-
-    #[test]
-    fn the_memory_of_the_machine_is_read() {
-        assert_eq!(total("MemTotal:       16 kB\nMemFree: 1 kB\n"), Some(16384));
-        let meminfo = std::fs::read_to_string("/proc/meminfo").expect("proc");
-        assert!(total(&meminfo).is_some_and(|bytes| bytes > 1 << 20));
+    fn a_budget_beyond_the_machine_is_named_and_one_within_is_not() {
+        let figures = Figures::open();
+        let found = of_host(u64::MAX, &figures).expect("no machine has it");
+        assert!(found.starts_with("The memory of "), "{found}");
+        assert_eq!(of_host(1, &figures), None);
     }
 }

@@ -14,6 +14,8 @@ use tmem_serve::activation::Sockets;
 use tmem_serve::seccomp::{Thread, confine, confine_or_abort};
 use tmem_serve::{Config, ConfigError, ConfigFile, GuestFile, Service, Size};
 
+use crate::host_memory::HostMemory;
+use crate::host_memory::figures::Figures;
 use crate::run::one_line;
 use operator::Operator;
 use reload::Reload;
@@ -110,10 +112,13 @@ fn serve(
     // For every thread from the first on; their filters follow when they are started.
     rustix::thread::set_no_new_privs(true)?;
     quiet_panics();
-    crate::limits::warn(config.memory);
+    let figures = Figures::open();
+    crate::limits::warn(config.memory, &figures);
+    // Dropped last, after the store that asks it.
+    let memory = HostMemory::watch(figures, || confine_or_abort(Thread::Memory))?;
     let control = config.control.clone();
     let mut reload = Reload::new(file, config.clone());
-    let service = Service::start_with(config, sockets.guests)?;
+    let service = Service::start_with(config, sockets.guests, Some(memory.gate()))?;
     let operator = Arc::new(Operator::new(service));
     let source = Arc::clone(&operator) as Arc<dyn Source>;
     let confine_control = || confine_or_abort(Thread::Control);

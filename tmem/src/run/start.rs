@@ -7,7 +7,7 @@ use std::time::Instant;
 use tmem_control::stats::Service;
 use tmem_control::{Live, Server, Source, Stats};
 use tmem_device::{TmemConfig, TmemDevice};
-use tmem_store::{DomainConfig, Store, StoreConfig};
+use tmem_store::{DomainConfig, Gate, Store, StoreConfig};
 use tmem_vmm::virtio::VirtioDevice;
 use tmem_vmm::virtio::block::{Block, Disk};
 use tmem_vmm::virtio::tmem::Tmem;
@@ -15,6 +15,8 @@ use tmem_vmm::virtio::vhost_user::{Patience, VhostUser};
 use tmem_vmm::{ExitReason, Signals, Vm, VmConfig};
 
 use super::Config;
+use crate::host_memory::HostMemory;
+use crate::host_memory::figures::Figures;
 
 /// The only domain of this process.
 const DOMAIN: &str = "guest";
@@ -28,12 +30,16 @@ const SIGNAL_BASE: i32 = 128;
 pub(super) fn start(config: &Config) -> Result<u8, Box<dyn Error>> {
     // Before there is anything to leave behind.
     let signals = Signals::new()?;
+    // Dropped after the store that asks it.
+    let mut memory = None;
     let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
     let mut source: Arc<dyn Source> = Arc::new(NoStore);
     if config.tmem > 0 {
         tmem_serve::signals::ignore_file_size_limit();
-        crate::limits::warn(config.tmem);
-        let (device, live) = tmem(config)?;
+        let figures = Figures::open();
+        crate::limits::warn(config.tmem, &figures);
+        let watched = memory.insert(HostMemory::watch(figures, || ())?);
+        let (device, live) = tmem(config, watched.gate())?;
         devices.push(device);
         source = live;
     }
@@ -69,9 +75,10 @@ pub(super) fn start(config: &Config) -> Result<u8, Box<dyn Error>> {
 }
 
 /// The store with its one domain, and the device in front of it: a request queue for each vCPU.
-fn tmem(config: &Config) -> Result<(Arc<Tmem>, Arc<Live>), Box<dyn Error>> {
+fn tmem(config: &Config, gate: Arc<dyn Gate>) -> Result<(Arc<Tmem>, Arc<Live>), Box<dyn Error>> {
     let store = Store::new(StoreConfig {
         budget: config.tmem,
+        gate: Some(gate),
         ..StoreConfig::default()
     })?;
     let domain = store.add_domain(DOMAIN, DomainConfig::default())?;

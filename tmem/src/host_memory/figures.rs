@@ -1,0 +1,368 @@
+//! What the kernel says of its memory: `/proc/meminfo`, and the limits of the cgroups that this process is in. The files
+//! are opened once, because a confined thread opens none; a process that is moved to another cgroup goes by the old one.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Cgroups that are looked at, from the innermost on: each has files that stay open.
+const MAX_GROUPS: usize = 16;
+/// More than such a file has; what comes after it is not read.
+const FILE_BYTES: usize = 16 << 10;
+
+/// Memory that is left alone, as part of the limit, and its bounds: for the tables, stacks and buffers that the kernel
+/// has to find for whoever works there, and for what is taken between two measurements.
+const FLOOR_PART: u64 = 32;
+const FLOOR_LEAST: u64 = 8 << 20;
+const FLOOR_MOST: u64 = 512 << 20;
+/// Less than this is nothing: it is gone before it is measured again.
+const LEAST: u64 = 256 << 10;
+
+/// Where figures of memory are.
+#[derive(Debug)]
+pub(crate) struct Figures {
+    sources: Vec<Source>,
+}
+
+/// What one place has, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Most that may be in use there.
+    pub(crate) limit: u64,
+    /// Can be had without ending or swapping out anything.
+    pub(crate) available: u64,
+}
+
+impl Room {
+    /// What is left alone.
+    pub(crate) fn floor(self) -> u64 {
+        (self.limit / FLOOR_PART).clamp(FLOOR_LEAST, FLOOR_MOST)
+    }
+
+    /// What may be taken for pages.
+    pub(crate) fn spare(self) -> u64 {
+        let spare = self.available.saturating_sub(self.floor());
+        if spare < LEAST { 0 } else { spare }
+    }
+
+    /// What may be taken for empty pools.
+    pub(crate) fn spare_for_pools(self) -> u64 {
+        self.available.saturating_sub(self.floor() / 2)
+    }
+}
+
+#[derive(Debug)]
+struct Source {
+    /// Subject of a sentence.
+    name: String,
+    files: Files,
+}
+
+#[derive(Debug)]
+enum Files {
+    Machine(File),
+    Group {
+        limits: Vec<File>,
+        used: File,
+        stat: File,
+        /// What [`reclaimable`] adds up.
+        keys: [&'static str; 2],
+    },
+}
+
+impl Figures {
+    /// Those of this process.
+    pub(crate) fn open() -> Self {
+        let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Self::open_in(
+            Path::new("/proc/meminfo"),
+            &groups,
+            Path::new("/sys/fs/cgroup"),
+        )
+    }
+
+    /// Those of a machine, and of the cgroups in the text of a `/proc/PID/cgroup`. What is not there has no say.
+    pub(crate) fn open_in(meminfo: &Path, groups: &str, mount: &Path) -> Self {
+        let machine = match File::open(meminfo) {
+            Ok(file) => Some(Source {
+                name: "The memory of this machine".to_owned(),
+                files: Files::Machine(file),
+            }),
+            Err(error) => {
+                log::warn!(
+                    "Cannot open {}: {error}; pages are not refused when the machine is short of memory",
+                    meminfo.display()
+                );
+                None
+            }
+        };
+        let groups = folders(groups, mount)
+            .into_iter()
+            .take(MAX_GROUPS)
+            .filter_map(|(folder, version)| Source::group(&folder, version).ok());
+        Self {
+            sources: machine.into_iter().chain(groups).collect(),
+        }
+    }
+
+    /// Reads all of them, and returns the one with the least of `what`.
+    pub(crate) fn least(&self, what: impl Fn(Room) -> u64) -> Option<(&str, Room)> {
+        let rooms = self.sources.iter().filter_map(|source| {
+            let room = source.files.read()?;
+            Some((source.name.as_str(), room))
+        });
+        rooms.min_by_key(|(_, room)| what(*room))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+/// The cgroups with a memory controller in a `/proc/PID/cgroup`, each with those above it.
+fn folders(groups: &str, mount: &Path) -> Vec<(PathBuf, Version)> {
+    let mut found = Vec::new();
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let (base, version) = if controllers.is_empty() {
+            (mount.to_owned(), Version::Two)
+        } else if controllers.split(',').any(|name| name == "memory") {
+            (mount.join("memory"), Version::One)
+        } else {
+            continue;
+        };
+        let group = Path::new(path.trim_start_matches('/'));
+        // The root too: in a container it is the group of the container.
+        found.extend(group.ancestors().map(|group| (base.join(group), version)));
+    }
+    found
+}
+
+impl Source {
+    fn group(folder: &Path, version: Version) -> io::Result<Self> {
+        // A group above `memory.high` is slowed down until it stands still, which is no better for a guest than its end.
+        let (limits, used, keys) = match version {
+            Version::One => (
+                &["memory.limit_in_bytes"][..],
+                "memory.usage_in_bytes",
+                ["total_inactive_file", "total_active_file"],
+            ),
+            Version::Two => (
+                &["memory.max", "memory.high"][..],
+                "memory.current",
+                ["inactive_file", "active_file"],
+            ),
+        };
+        let open = |name: &&str| File::open(folder.join(name));
+        Ok(Self {
+            name: format!("The memory of the control group {}", folder.display()),
+            files: Files::Group {
+                limits: limits.iter().map(open).collect::<io::Result<_>>()?,
+                used: open(&used)?,
+                stat: open(&"memory.stat")?,
+                keys,
+            },
+        })
+    }
+}
+
+impl Files {
+    /// `None` without a limit, and where there is nothing to read.
+    fn read(&self) -> Option<Room> {
+        match self {
+            Self::Machine(meminfo) => machine(&text(meminfo)?),
+            Self::Group {
+                limits,
+                used,
+                stat,
+                keys,
+            } => {
+                // Version 2 says `max` where there is no limit, version 1 a number that no machine has.
+                let limits = limits
+                    .iter()
+                    .filter_map(|file| text(file)?.trim().parse().ok());
+                let limit = limits.min().filter(|limit| *limit < 1 << 60)?;
+                let used: u64 = text(used)?.trim().parse().ok()?;
+                let used = used.saturating_sub(reclaimable(&text(stat)?, keys));
+                Some(Room {
+                    limit,
+                    available: limit.saturating_sub(used),
+                })
+            }
+        }
+    }
+}
+
+fn text(file: &File) -> Option<String> {
+    let mut bytes = vec![0; FILE_BYTES];
+    let len = file.read_at(&mut bytes, 0).ok()?;
+    bytes.truncate(len);
+    String::from_utf8(bytes).ok()
+}
+
+fn machine(meminfo: &str) -> Option<Room> {
+    let bytes = |key: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        kib.checked_mul(1024)
+    };
+    Some(Room {
+        limit: bytes("MemTotal:")?,
+        available: bytes("MemAvailable:")?,
+    })
+}
+
+/// File pages of a `memory.stat`, which the kernel takes back before it ends a process.
+fn reclaimable(stat: &str, keys: &[&str]) -> u64 {
+    let fields = stat.lines().filter_map(|line| line.split_once(' '));
+    fields
+        .filter(|(key, _)| keys.contains(key))
+        .filter_map(|(_, bytes)| bytes.trim().parse::<u64>().ok())
+        .fold(0, u64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A machine of 1 GiB with 600 MiB available, and files by path below it.
+    fn figures(groups: &str, files: &[(&str, &str)]) -> (tempfile::TempDir, Figures) {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let meminfo = dir.path().join("meminfo");
+        std::fs::write(
+            &meminfo,
+            "MemTotal:  1048576 kB\nMemFree: 1 kB\nMemAvailable:   614400 kB\n",
+        )
+        .expect("writes");
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("has one")).expect("makes");
+            std::fs::write(path, text).expect("writes");
+        }
+        let figures = Figures::open_in(&meminfo, groups, dir.path());
+        (dir, figures)
+    }
+
+    fn least(figures: &Figures) -> (&str, Room) {
+        figures.least(Room::spare).expect("there is one")
+    }
+
+    #[test]
+    fn the_machine_counts_where_there_is_no_limit() {
+        let (_dir, figures) = figures(
+            "0::/a\n",
+            &[
+                ("a/memory.max", "max\n"),
+                ("a/memory.high", "max\n"),
+                ("a/memory.current", "4096\n"),
+                ("a/memory.stat", "anon 4096\n"),
+            ],
+        );
+        let (name, room) = least(&figures);
+        assert_eq!(name, "The memory of this machine");
+        let expected = Room {
+            limit: 1024 * MIB,
+            available: 600 * MIB,
+        };
+        assert_eq!(room, expected);
+        assert_eq!(room.spare(), (600 - 32) * MIB);
+    }
+
+    #[test]
+    fn the_tightest_group_up_to_the_root_counts_and_file_pages_are_not_in_use() {
+        let (dir, figures) = figures(
+            "4:cpu:/x\n0::/a/b\n",
+            &[
+                ("a/b/memory.max", "1073741824\n"),
+                ("a/b/memory.high", "max\n"),
+                ("a/b/memory.current", "104857600\n"),
+                ("a/b/memory.stat", "anon 1\nfile 99\n"),
+                ("a/memory.max", "max\n"),
+                ("a/memory.high", "209715200\n"),
+                ("a/memory.current", "157286400\n"),
+                (
+                    "a/memory.stat",
+                    "file 1\ninactive_file 10485760\nactive_file 5242880\n",
+                ),
+            ],
+        );
+        let (name, room) = least(&figures);
+        let folder = dir.path().join("a");
+        assert_eq!(
+            name,
+            format!("The memory of the control group {}", folder.display())
+        );
+        let expected = Room {
+            limit: 200 * MIB,
+            available: (50 + 15) * MIB,
+        };
+        assert_eq!(room, expected);
+        assert_eq!(room.spare(), (65 - 8) * MIB);
+
+        // The limit as it is now, and more in use than it allows.
+        std::fs::write(folder.join("memory.high"), "10485760\n").expect("writes");
+        let (_, room) = least(&figures);
+        assert_eq!((room.available, room.spare()), (0, 0));
+        let little = Room {
+            limit: 200 * MIB,
+            available: 8 * MIB + LEAST - 1,
+        };
+        assert_eq!(little.spare(), 0);
+    }
+
+    #[test]
+    fn the_first_version_of_cgroups_is_read_too() {
+        let (_dir, figures) = figures(
+            "3:cpu,cpuacct:/x\n2:memory:/a\n0::/\n",
+            &[
+                ("memory/a/memory.limit_in_bytes", "104857600\n"),
+                ("memory/a/memory.usage_in_bytes", "83886080\n"),
+                (
+                    "memory/a/memory.stat",
+                    "inactive_file 7\nactive_file 7\ntotal_inactive_file 4096\ntotal_active_file 0\n",
+                ),
+                ("memory/memory.limit_in_bytes", "9223372036854771712\n"),
+                ("memory/memory.usage_in_bytes", "83886080\n"),
+                ("memory/memory.stat", "total_inactive_file 4096\n"),
+            ],
+        );
+        let (name, room) = least(&figures);
+        assert!(name.ends_with("memory/a"), "{name}");
+        let expected = Room {
+            limit: 100 * MIB,
+            available: 20 * MIB + 4096,
+        };
+        assert_eq!(room, expected);
+    }
+
+    #[test]
+    fn nonsense_has_no_say() {
+        let (dir, figures) = figures(
+            "nonsense\n0::/a\n",
+            &[
+                ("a/memory.max", "many\n"),
+                ("a/memory.high", "-1\n"),
+                ("a/memory.current", "1\n"),
+                ("a/memory.stat", "\n"),
+            ],
+        );
+        assert_eq!(least(&figures).0, "The memory of this machine");
+        std::fs::write(dir.path().join("meminfo"), "MemTotal: 1 MB\n").expect("writes");
+        assert_eq!(figures.least(Room::spare), None);
+    }
+
+    #[test]
+    fn the_figures_of_this_machine_are_read() {
+        let figures = Figures::open();
+        let (_, room) = least(&figures);
+        assert!(room.limit > MIB && room.available <= room.limit, "{room:?}");
+    }
+}
