@@ -63,6 +63,11 @@ pub(super) fn hangs() -> Result<()> {
 /// A guest sleeps and wakes with pages at the host, in every way its kernel has, and they are there afterwards. Where
 /// its memory has no room for them it stays awake and says so.
 pub(super) fn sleep() -> Result<()> {
+    sleeps()?;
+    stays_awake()
+}
+
+fn sleeps() -> Result<()> {
     const NAP: &str = "nap() { echo $2 >/sys/power/$1; echo guest slept $1 $2 $?; }; \
          cd /sys/power; echo devices >pm_test; echo 1 >/sys/module/suspend/parameters/pm_test_delay";
     let setup = Setup {
@@ -124,6 +129,42 @@ pub(super) fn sleep() -> Result<()> {
         !console.lines().iter().any(|line| line == "guest refused 0"),
         "the guest's log does not say why it stayed awake"
     );
+    ensure!(
+        console.counter("end", "tmem.broken")? == 0,
+        "the device was given up"
+    );
+    Ok(())
+}
+
+/// Nobody freezes the kernel: what it reads from the host while a guest tries to sleep, and stays awake for want of
+/// memory, comes late and is no error.
+fn stays_awake() -> Result<()> {
+    let setup = Setup {
+        // Requests of this disk come due seconds after they were made, so also when who made them is frozen.
+        kernel_words: "tmem=1 dm-mod.create=\"late,,,ro,0 8192 delay /dev/tmemswap0 0 3000\"",
+        ..Setup::default()
+    };
+    let guest = Guest::start(
+        &setup,
+        "cd /sys/power; echo devices >pm_test; echo 1 >/sys/module/suspend/parameters/pm_test_delay; \
+         dd if=/dev/zero of=/dev/tmemswap0 bs=64k count=640 oflag=direct status=none; dio /dev/tmemswap0 1024; \
+         late /dev/dm-0 /dev/tmemswap0 1024 5 & at_wait; echo mem >state; echo guest slept $?; \
+         go; wait $!; echo guest late $?; splats; counters end; \
+         dmesg | grep -c 'cannot slee[p], no room' | sed 's|^|guest refused |'",
+    )?;
+    let console = guest.finish()?;
+    for line in [
+        "guest slept 1",
+        "guest refused 1",
+        "guest late 0",
+        "guest splats 0",
+    ] {
+        ensure!(
+            console.lines().iter().any(|other| other == line),
+            "no line {line:?}:\n{}",
+            console.lines().join("\n")
+        );
+    }
     ensure!(
         console.counter("end", "tmem.broken")? == 0,
         "the device was given up"
