@@ -52,6 +52,7 @@ pub struct Process {
     read: usize,
     /// When it last said something new.
     progress: Instant,
+    patience: Duration,
     ended: bool,
 }
 
@@ -116,8 +117,14 @@ impl Process {
             log: Vec::new(),
             read: 0,
             progress: Instant::now(),
+            patience: PATIENCE,
             ended: false,
         })
+    }
+
+    /// Has waits for it last longer than [`PATIENCE`] without progress.
+    pub fn have_patience(&mut self, patience: Duration) {
+        self.patience = patience;
     }
 
     /// Its process id.
@@ -195,10 +202,10 @@ impl Process {
                 Poll::Line(line) => return Ok(Some(line)),
                 Poll::Ended => return Ok(None),
                 Poll::Nothing => ensure!(
-                    self.progress.max(since).elapsed() < PATIENCE,
+                    self.progress.max(since).elapsed() < self.patience,
                     "{} says nothing new for {} s; its output ends:\n{}",
                     self.name,
-                    PATIENCE.as_secs(),
+                    self.patience.as_secs(),
                     self.shown()
                 ),
             }
@@ -226,10 +233,10 @@ impl Process {
                 return Ok(line);
             }
             ensure!(
-                self.progress.max(since).elapsed() < PATIENCE,
+                self.progress.max(since).elapsed() < self.patience,
                 "{} repeats itself for {} s, waiting for a line {prefix:?}; its output ends:\n{}",
                 self.name,
-                PATIENCE.as_secs(),
+                self.patience.as_secs(),
                 self.shown()
             );
         }

@@ -1,10 +1,11 @@
-//! `tmem-scenario NAME...`: runs scenarios, or `demo`, where KVM is usable; the last line of each says how it went.
+//! `tmem-scenario NAME...`: runs scenarios where KVM is usable; the last line of each says how it went. `tmem-scenario
+//! demo` runs the demo there.
 //! `tmem-scenario keep` and `announce` are what every process of a test runs under, see [`tmem_tests::keeper`].
 
 use std::process::ExitCode;
 
 use anyhow::Result;
-use tmem_tests::keeper;
+use tmem_tests::{demo, keeper, scenario};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -13,6 +14,7 @@ fn main() -> ExitCode {
         [task, keeper, command @ ..] if task == "announce" => {
             said(keeper::announce(keeper, command).map(|never| match never {}))
         }
+        [task] if task == "demo" => said(demo::run().map(|()| ExitCode::SUCCESS)),
         names => scenarios(names),
     }
 }
@@ -25,20 +27,10 @@ fn said(result: Result<ExitCode>) -> ExitCode {
 }
 
 fn scenarios(names: &[String]) -> ExitCode {
-    let mut code = ExitCode::SUCCESS;
-    for name in names {
-        let result = match name.as_str() {
-            "demo" => tmem_tests::demo::run(),
-            _ => tmem_tests::scenario::run(name),
-        };
-        match result {
-            Ok(()) if name == "demo" => (),
-            Ok(()) => println!("SCENARIO {name} ok"),
-            Err(error) => {
-                println!("SCENARIO {name} FAILED: {error:#}");
-                code = ExitCode::FAILURE;
-            }
-        }
+    let verdicts = scenario::run_each(names.iter().map(String::as_str));
+    if verdicts.iter().all(|verdict| verdict.failure.is_none()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
-    code
 }
