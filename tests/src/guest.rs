@@ -417,6 +417,15 @@ impl Console {
             .with_context(|| format!("{prefix}is not a number"))
     }
 
+    /// How often the driver has rung a doorbell, whatever for, by the last `counters MOMENT`.
+    pub fn kicks(&self, moment: &str) -> Result<u64> {
+        let mut kicks = 0;
+        for name in ["page", "invalidate", "control", "again"] {
+            kicks += self.counter(moment, &format!("tmem.kicks_{name}"))?;
+        }
+        Ok(kicks)
+    }
+
     /// The guest did all its work, verified every byte, and the kernel complained about nothing.
     pub fn verified(&self, workers: usize) -> Result<()> {
         let ok = self

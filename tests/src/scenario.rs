@@ -77,9 +77,7 @@ pub fn run(name: &str) -> Result<()> {
         "first-page" => data::first_page(),
         "two-cpus" => data::two_cpus(),
         "compressed-kernel" => data::compressed_kernel(),
-        "swapoff" => data::swapoff(),
         "exits" => paths::exits(),
-        "figures" => host::figures(),
         "clients" => host::clients(),
         "idle" => host::idle(),
         "terminate" => host::terminate(),
@@ -98,12 +96,14 @@ pub fn run_on(machine: Machine, name: &str) -> Result<()> {
     match name {
         "every-kind-of-page" => data::every_kind_of_page(machine),
         "fork" => data::fork(machine),
+        "swapoff" => data::swapoff(machine),
         "limit" => data::limit(machine),
         "wrong-byte" => data::wrong_byte(machine),
         "frontswap-alone" => paths::frontswap_alone(machine),
         "block-alone" => paths::block_alone(machine),
         "off" => paths::off(machine),
         "zswap" => paths::zswap(machine),
+        "figures" => host::figures(machine),
         _ => bail!("there is no scenario {name:?}"),
     }
 }

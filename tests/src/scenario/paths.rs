@@ -147,8 +147,9 @@ pub(super) fn exits() -> Result<()> {
         };
         let mut guest = Guest::start(
             &setup,
-            "swap_on tmemswap0; irqs before; pause a; hog size=36M phases=fill,wait,random,wait & \
-             at_wait; pause b; go; at_wait; pause c; irqs after; counters end; go; wait $!; \
+            "look() { counters before_$1; pause $1; counters after_$1; }; \
+             swap_on tmemswap0; irqs before; look a; hog size=36M phases=fill,wait,random,wait & \
+             at_wait; look b; go; at_wait; look c; irqs after; counters end; go; wait $!; \
              echo guest work $?; splats",
         )?;
         let mut moments = Vec::new();
@@ -159,6 +160,16 @@ pub(super) fn exits() -> Result<()> {
         }
         let console = guest.finish()?;
         console.verified(1)?;
+        for (moment, host) in ["a", "b", "c"].into_iter().zip(&moments) {
+            // The kernel swaps on its own too, before and after the host is asked.
+            let kicks = console.kicks(&format!("before_{moment}"))?
+                ..=console.kicks(&format!("after_{moment}"))?;
+            let exits = host.device("doorbell_exits");
+            ensure!(
+                kicks.contains(&exits),
+                "{words}: the guest rang {kicks:?} times, and the host heard {exits}"
+            );
+        }
         for (pair, phase) in moments.windows(2).zip(["filling", "reading back"]) {
             let [before, after] = pair else { continue };
             let grown = |name: &str| after.device(name) - before.device(name);

@@ -15,14 +15,6 @@ fn both(console: &Console, moment: &str, name: &str) -> Result<u64> {
         + console.counter(moment, &format!("tmem.block_{name}"))?)
 }
 
-fn kicks(console: &Console, moment: &str) -> Result<u64> {
-    let mut kicks = 0;
-    for name in ["page", "invalidate", "control", "again"] {
-        kicks += console.counter(moment, &format!("tmem.kicks_{name}"))?;
-    }
-    Ok(kicks)
-}
-
 /// What `tmem run` says of its service.
 fn link(figures: &Figures, name: &str) -> Result<Value> {
     let value = figures.0.pointer(&format!("/service/{name}"));
@@ -215,7 +207,7 @@ pub(super) fn cost() -> Result<()> {
             Ok(both(&console, "b", name)? - both(&console, "a", name)?)
         };
         let pages = grown("stores_ok")? + grown("loads_ok")?;
-        let kicked = kicks(&console, "b")? - kicks(&console, "a")?;
+        let kicked = console.kicks("b")? - console.kicks("a")?;
         let exits = exits.last().unwrap_or(&0) - exits.first().unwrap_or(&0);
         let time = moments.last().unwrap_or(&0) - moments.first().unwrap_or(&0);
         ensure!(pages > 1000, "only {pages} pages were moved");
