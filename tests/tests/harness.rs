@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tmem_tests::outer::Outer;
 use tmem_tests::platform;
 use tmem_tests::service::Service;
@@ -58,11 +60,11 @@ fn a_guest_that_dies_at_once_fails_every_wait_for_it_at_once() -> Result<()> {
     Ok(())
 }
 
-/// Says to the test that is to be killed that it is, and where it writes that all runs.
+/// Says to the test that is to be ended that it is, and where it writes that all runs.
 const VICTIM: &str = "TMEM_VICTIM";
 
 #[test]
-#[ignore = "is run, and killed, by a_test_that_is_killed_leaves_no_process_behind"]
+#[ignore = "is run, and ended, by the tests about what a test leaves behind"]
 fn victim() -> Result<()> {
     let Some(file) = std::env::var_os(VICTIM) else {
         return Ok(());
@@ -139,23 +141,28 @@ fn below(ancestor: u32) -> Result<Processes> {
         .collect())
 }
 
-#[test]
-fn a_test_that_is_killed_leaves_no_process_behind() -> Result<()> {
+/// Has a test end in the middle, by what `end` does to it, and waits until all that ran below it is gone.
+fn leaves_no_process_behind(end: impl FnOnce(Pid) -> rustix::io::Result<()>) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let runs = folder.path().join("runs");
-    let mut victim = Command::new(std::env::current_exe()?)
+    // In a group of its own, as a test runner has it, where our own end would not reach it.
+    let mut victim = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL"])
+        .arg(std::env::current_exe()?)
         .args(["--exact", "victim", "--ignored"])
         .env(VICTIM, &runs)
         .env("TMPDIR", folder.path())
         .stdin(Stdio::null())
+        .process_group(0)
         .spawn()?;
     eventually("everything runs", || {
         ensure!(victim.try_wait()?.is_none(), "the victim ended by itself");
         Ok(runs.exists())
     })?;
     let before = below(victim.id())?;
-    victim.kill()?;
-    victim.wait()?;
+    end(Pid::from_child(&victim))?;
+    let status = victim.wait()?;
+    ensure!(status.signal().is_some(), "the victim ended with {status}");
     println!("below the test: {:?}", before.values().collect::<Vec<_>>());
     for name in ["(tmem", "(linux", "(qemu"] {
         let there = before.values().any(|(_, other)| other.contains(name));
@@ -164,12 +171,30 @@ fn a_test_that_is_killed_leaves_no_process_behind() -> Result<()> {
             "no {name} was running"
         );
     }
-    eventually("all of them are gone", || {
-        let after = processes()?;
-        let left: Vec<_> = before
-            .keys()
-            .filter(|process| after.contains_key(*process))
-            .collect();
-        Ok(left.is_empty())
+    all_end("all of them are gone", &before)
+}
+
+/// Waits until none of these processes runs.
+fn all_end(what: &str, those: &Processes) -> Result<()> {
+    eventually(what, || {
+        let now = processes()?;
+        Ok(!those.keys().any(|process| now.contains_key(process)))
     })
+}
+
+#[test]
+fn a_test_that_is_killed_leaves_no_process_behind() -> Result<()> {
+    leaves_no_process_behind(|victim| kill_process(victim, Signal::KILL))
+}
+
+/// Ctrl-C at the terminal is a signal to a group, and the test runner passes it on to that of each test.
+#[test]
+fn a_test_that_is_interrupted_leaves_no_process_behind() -> Result<()> {
+    leaves_no_process_behind(|victim| kill_process_group(victim, Signal::INT))
+}
+
+/// What the test runner sends to the group of a test whose time is up.
+#[test]
+fn a_test_that_is_terminated_leaves_no_process_behind() -> Result<()> {
+    leaves_no_process_behind(|victim| kill_process_group(victim, Signal::TERM))
 }
