@@ -2,12 +2,13 @@
 
 #[path = "../../serve/tests/guest/mod.rs"]
 mod guest;
+mod service;
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use guest::raw::{self, Raw};
@@ -35,10 +36,7 @@ impl Serve {
         let dir = tempfile::tempdir().expect("temporary folder");
         let at = |name: &str| dir.path().join(name);
         let log = std::fs::File::create(at("log")).expect("makes");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tmem"));
-        command
-            .args(["serve", "--memory=256M"])
-            .stdin(Stdio::null());
+        let mut command = service::command(&["serve", "--memory=256M"]);
         command.stderr(log).arg("--control").arg(at("control"));
         for (name, more) in guests {
             let socket = at(name);

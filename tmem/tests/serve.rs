@@ -2,11 +2,15 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tmem_control::Client;
+
+mod service;
+
+use service::{bound, command, eventually};
 
 struct Serve {
     child: Child,
@@ -54,12 +58,6 @@ impl Drop for Serve {
     }
 }
 
-fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tmem"));
-    command.args(arguments).stdin(Stdio::null());
-    command
-}
-
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let Output { status, stderr, .. } = command(arguments).output().expect("runs");
     (status.code(), String::from_utf8_lossy(&stderr).into_owned())
@@ -83,6 +81,47 @@ fn sigterm_ends_it_within_a_second_with_success_and_without_sockets() {
         );
         assert!(!serve.path("control").exists() && !serve.path("vm1").exists());
     }
+}
+
+/// Says to the test that is to be killed that it is, and where it writes the control socket of its service.
+const VICTIM: &str = "TMEM_VICTIM";
+
+#[test]
+#[ignore = "is run, and killed, by a_test_that_is_killed_leaves_no_service_behind"]
+fn victim() {
+    let Some(file) = std::env::var_os(VICTIM) else {
+        return;
+    };
+    let serve = Serve::start();
+    std::fs::write(file, format!("{}\n", serve.path("control").display())).expect("writes");
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn a_test_that_is_killed_leaves_no_service_behind() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let file = dir.path().join("runs");
+    let mut victim = bound(std::env::current_exe().expect("has a path"))
+        .args(["--exact", "victim", "--ignored"])
+        .env(VICTIM, &file)
+        .env("TMPDIR", dir.path())
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("starts");
+    let mut socket = String::new();
+    eventually("the service runs", || {
+        socket = std::fs::read_to_string(&file).unwrap_or_default();
+        socket.ends_with('\n')
+    });
+    let socket = Path::new(socket.trim_end());
+    UnixStream::connect(socket).expect("is served");
+    victim.kill().expect("is running");
+    victim.wait().expect("ends");
+    eventually("the service is gone", || {
+        UnixStream::connect(socket).is_err()
+    });
 }
 
 /// `NoNewPrivs` and `Seccomp` of each thread, by its name.

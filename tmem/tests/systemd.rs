@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use tmem_control::Client;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -58,9 +58,14 @@ impl Manager {
             command.env("LISTEN_FDNAMES", names.join(":"));
         }
         let passed: Vec<OwnedFd> = passed.into_iter().map(|(_, fd)| fd).collect();
-        // SAFETY: between fork and exec only fcntl and dup2 are called, on descriptors that the
+        let prepare = move || {
+            // As `service::bound`, whose program needs calls that the filter of the unit does not allow.
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            renumber(&passed)
+        };
+        // SAFETY: between fork and exec only prctl, fcntl and dup2 are called, on descriptors that the
         // closure owns.
-        unsafe { command.pre_exec(move || renumber(&passed)) };
+        unsafe { command.pre_exec(prepare) };
         command
     }
 

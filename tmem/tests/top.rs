@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command};
+use std::process::Child;
 use std::sync::{Arc, Mutex};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,7 +13,7 @@ use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 mod service;
 
-use service::{Serve, command, eventually};
+use service::{Serve, bound, command, eventually};
 
 const LINES: NonZero<u16> = NonZero::new(24).expect("not zero");
 const COLUMNS: NonZero<u16> = NonZero::new(80).expect("not zero");
@@ -52,7 +52,7 @@ impl Top {
         };
         tcsetwinsize(&slave, size).expect("has a size");
         // A session of its own, or it would use the terminal of who runs the test.
-        let child = Command::new("setsid")
+        let child = bound("setsid")
             .arg("--ctty")
             .args([env!("CARGO_BIN_EXE_tmem"), "top", "--interval", interval])
             .arg("--control")

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(missing_docs, unreachable_pub, reason = "no public interface")]
 
+use std::ffi::OsStr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -118,8 +119,16 @@ pub fn configuration(dir: &std::path::Path, memory: &str, guests: &str) -> Strin
     format!("memory = '{memory}'\ncontrol = '{dir}/control'\n") + &guests.replace("DIR", &dir)
 }
 
+/// A program that ends when the test does, even when that is killed. `setpriv` becomes it, so the process is the same.
+pub fn bound(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).arg(program);
+    command
+}
+
+/// `tmem`, which ends when the test does.
 pub fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tmem"));
+    let mut command = bound(env!("CARGO_BIN_EXE_tmem"));
     command.args(arguments).stdin(Stdio::null());
     command
 }
