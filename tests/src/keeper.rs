@@ -78,8 +78,7 @@ fn number(text: &str) -> Result<Pid> {
 
 /// Kills the program and whatever it has started. Returns how the program ended.
 fn end_all(program: Pid) -> Result<Option<WaitIdStatus>> {
-    // Not reaped yet, so that its number remains its group's. All of the group at once: what a guest has traced runs on
-    // for a moment when its tracer is gone, and then calls the host.
+    // Not reaped yet, so that its number remains its group's. All of the group at once: fewer are left to look for.
     let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
     let status = waitid(WaitId::Pid(program), ended).context("cannot wait for the program")?;
     let _ = kill_process_group(program, Signal::KILL);

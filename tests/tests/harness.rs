@@ -6,12 +6,13 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tmem_tests::outer::Outer;
 use tmem_tests::platform;
+use tmem_tests::process::Process;
 use tmem_tests::service::Service;
-use tmem_tests::uml::guest::{Guest, Setup};
+use tmem_tests::uml::guest::{self, Guest, Setup};
 use tmem_tests::uml::{eventually, eventually_with};
 
 /// What a busy machine needs to boot a kernel that has no first process; far from the patience with a silent guest.
@@ -197,4 +198,53 @@ fn a_test_that_is_interrupted_leaves_no_process_behind() -> Result<()> {
 #[test]
 fn a_test_that_is_terminated_leaves_no_process_behind() -> Result<()> {
     leaves_no_process_behind(|victim| kill_process_group(victim, Signal::TERM))
+}
+
+/// The processes that `tracer` traces.
+fn traced_by(tracer: u32) -> Result<Processes> {
+    let mut found = processes()?;
+    let traced = format!("TracerPid:\t{tracer}");
+    found.retain(|(process, _), _| {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        status.lines().any(|line| line == traced)
+    });
+    Ok(found)
+}
+
+/// What they then call would be the host, and not their kernel.
+#[test]
+fn the_processes_of_a_guest_end_with_its_kernel() -> Result<()> {
+    let service = Service::start("64M", &[("vm1", "")])?;
+    let setup = Setup {
+        commands: "while :; do :; done & pause forever",
+        ..Setup::default()
+    };
+    let kernel = guest::command(&service.socket("vm1"), service.folder(), &setup)?;
+    let variables = kernel.get_envs();
+    let mut command = Command::new("sh");
+    // It outlives the kernel: when it ends, its keeper kills whatever is left.
+    command
+        .args(["-c", r#""$@"; echo ended; exec sleep infinity"#, "sh"])
+        .arg(kernel.get_program())
+        .args(kernel.get_args())
+        .envs(variables.filter_map(|(variable, value)| Some((variable, value?))));
+    let mut shell = Process::start("the shell", &command, Stdio::piped())?;
+    shell.wait_for("guest pause forever", |_| ())?;
+    let shells = below(shell.id())?;
+    let kernel = shells
+        .iter()
+        .find_map(|((process, _), (parent, _))| (*parent == shell.id()).then_some(*process))
+        .context("the shell has started no kernel")?;
+    let traced = traced_by(kernel)?;
+    ensure!(!traced.is_empty(), "the kernel has no processes");
+    println!("below the shell: {shells:?}, traced: {traced:?}");
+    let kernel = i32::try_from(kernel)?;
+    kill_process(Pid::from_raw(kernel).context("a process")?, Signal::KILL)?;
+    shell.wait_for("ended", |_| ())?;
+    all_end("the processes of the guest end", &traced)?;
+    ensure!(
+        shell.try_wait()?.is_none(),
+        "the keeper may have ended them"
+    );
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! One guest: User Mode Linux, a process.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -38,6 +39,44 @@ impl Default for Setup<'_> {
     }
 }
 
+/// The guest's name, which is that of its socket.
+fn name(socket: &Path) -> Result<Cow<'_, str>> {
+    let name = socket.file_name().context("a socket has a name")?;
+    Ok(name.to_string_lossy())
+}
+
+/// What [`Guest::start`] runs.
+pub fn command(socket: &Path, folder: &Path, setup: &Setup<'_>) -> Result<Command> {
+    let mut command = Command::new(place::built("images/linux-uml")?);
+    command
+        .arg(format!("mem={}", setup.memory))
+        .arg(format!(
+            "initrd={}",
+            place::built("images/guest.cpio")?.display()
+        ))
+        .args([
+            "con=null",
+            "con0=fd:0,fd:1",
+            "root=/dev/ram0",
+            "rdinit=/init",
+        ])
+        .arg(format!("uml_dir={}/", folder.display()))
+        .arg(format!("virtio_uml.device={}:60", socket.display()))
+        .args(setup.words.split_whitespace())
+        .arg(format!("test.run=\"{}\"", setup.commands));
+    if let Some(size) = setup.disk {
+        let path = folder.join(format!("{}.disk", name(socket)?));
+        File::create(&path)
+            .and_then(|file| file.set_len(size))
+            .context("cannot make the swap disk")?;
+        command.arg(format!("ubd0={}", path.display()));
+    }
+    // Newer C libraries register restartable sequences, which the kernel then looks for in the address
+    // spaces of the guest's processes.
+    command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+    Ok(command)
+}
+
 /// A running guest; killed when dropped.
 pub struct Guest {
     pub(crate) process: Process,
@@ -46,40 +85,10 @@ pub struct Guest {
 impl Guest {
     /// Starts a guest on `socket`. Its files go to `folder`.
     pub fn start(socket: &Path, folder: &Path, setup: &Setup<'_>) -> Result<Self> {
-        let name = socket
-            .file_name()
-            .context("a socket has a name")?
-            .to_string_lossy()
-            .into_owned();
-        let mut command = Command::new(place::built("images/linux-uml")?);
-        command
-            .arg(format!("mem={}", setup.memory))
-            .arg(format!(
-                "initrd={}",
-                place::built("images/guest.cpio")?.display()
-            ))
-            .args([
-                "con=null",
-                "con0=fd:0,fd:1",
-                "root=/dev/ram0",
-                "rdinit=/init",
-            ])
-            .arg(format!("uml_dir={}/", folder.display()))
-            .arg(format!("virtio_uml.device={}:60", socket.display()))
-            .args(setup.words.split_whitespace())
-            .arg(format!("test.run=\"{}\"", setup.commands));
-        if let Some(size) = setup.disk {
-            let path = folder.join(format!("{name}.disk"));
-            File::create(&path)
-                .and_then(|file| file.set_len(size))
-                .context("cannot make the swap disk")?;
-            command.arg(format!("ubd0={}", path.display()));
-        }
-        // Newer C libraries register restartable sequences, which the kernel then looks for in the address
-        // spaces of the guest's processes.
-        command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+        let name = format!("guest {}", name(socket)?);
+        let command = command(socket, folder, setup)?;
         Ok(Self {
-            process: Process::start(&format!("guest {name}"), &command, Stdio::piped())?,
+            process: Process::start(&name, &command, Stdio::piped())?,
         })
     }
 
