@@ -83,6 +83,7 @@ pub fn run(name: &str) -> Result<()> {
         "terminate" => host::terminate(),
         "terminal" => host::terminal(),
         "sleep" => failure::sleep(),
+        "stays-awake" => failure::stays_awake(),
         "service-hangs" => failure::hangs(),
         "two-guests" => service::two_guests(),
         "service-dies" => service::dies(),

@@ -66,11 +66,6 @@ pub(super) fn hangs() -> Result<()> {
 /// A guest sleeps and wakes with pages at the host, in every way its kernel has, and they are there afterwards. Where
 /// its memory has no room for them it stays awake and says so.
 pub(super) fn sleep() -> Result<()> {
-    sleeps()?;
-    stays_awake()
-}
-
-fn sleeps() -> Result<()> {
     const NAP: &str = "nap() { echo $2 >/sys/power/$1; echo guest slept $1 $2 $?; }; \
          cd /sys/power; echo devices >pm_test; echo 1 >/sys/module/suspend/parameters/pm_test_delay";
     let setup = Setup {
@@ -141,7 +136,7 @@ fn sleeps() -> Result<()> {
 
 /// Nobody freezes the kernel: what it reads from the host while a guest tries to sleep, and stays awake for want of
 /// memory, comes late and is no error.
-fn stays_awake() -> Result<()> {
+pub(super) fn stays_awake() -> Result<()> {
     let setup = Setup {
         // Requests of this disk come due seconds after they were made, so also when who made them is frozen.
         kernel_words: "tmem=1 dm-mod.create=\"late,,,ro,0 8192 delay /dev/tmemswap0 0 3000\"",
