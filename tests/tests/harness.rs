@@ -81,8 +81,10 @@ fn victim() -> Result<()> {
         fs::write(file, "")?;
         guest.wait_for("nothing").map(drop)
     } else {
-        // It has no other use here than to run.
-        let outer = Outer { arguments: "none" };
+        // It has no other use here than to run, until it is ended. Its first process has the number 1.
+        let outer = Outer {
+            arguments: "announce 1 sleep 1000000",
+        };
         outer.run(|_| drop(fs::write(&file, ""))).map(drop)
     }
 }
