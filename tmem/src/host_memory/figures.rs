@@ -107,7 +107,7 @@ impl Figures {
     }
 
     /// Reads all of them, and returns the one with the least of `what`.
-    pub(crate) fn least(&self, what: impl Fn(Room) -> u64) -> Option<(&str, Room)> {
+    pub(crate) fn least<K: Ord>(&self, what: impl Fn(Room) -> K) -> Option<(&str, Room)> {
         let rooms = self.sources.iter().filter_map(|source| {
             let room = source.files.read()?;
             Some((source.name.as_str(), room))

@@ -194,28 +194,26 @@ impl Meter {
 
     /// What may be taken. Where nothing says how much that is, all of it.
     fn measure(&mut self) -> Spare {
-        let Some((name, room)) = self.figures.least(Room::spare) else {
+        let spare = |room: Room| (room.spare(), room.spare_for_pools());
+        let Some((name, room)) = self.figures.least(spare) else {
             return Spare {
                 pages: u64::MAX,
                 pools: u64::MAX,
             };
         };
-        let spare = room.spare();
-        if !self.short && spare == 0 {
+        let (pages, pools) = spare(room);
+        if !self.short && pages == 0 {
             self.short = true;
             log::warn!(
                 "{name} has {} left of {}: pages that need more are refused",
                 Bytes(room.available),
                 Bytes(room.limit)
             );
-        } else if self.short && spare > room.floor() / 4 {
+        } else if self.short && pages > room.floor() / 4 {
             self.short = false;
             log::warn!("{name} has {} left again", Bytes(room.available));
         }
-        Spare {
-            pages: spare,
-            pools: room.spare_for_pools(),
-        }
+        Spare { pages, pools }
     }
 }
 
