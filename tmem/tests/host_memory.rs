@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use guest::{TestGuest, page};
-use service::{Serve, eventually};
+use service::{GUESTS, Serve, eventually};
 use tmem_protocol::{Op, Status};
 
 const MIB: u64 = 1 << 20;
@@ -81,17 +81,6 @@ impl Drop for Group {
         });
     }
 }
-
-const GUESTS: &str = "
-[[guest]]
-name = 'a'
-socket = 'DIR/a'
-queues = 1
-[[guest]]
-name = 'b'
-socket = 'DIR/b'
-queues = 1
-";
 
 /// Stores all pages; which of them were accepted.
 fn fill(guest: &mut TestGuest, pool: u32, pages: std::ops::Range<u32>) -> Vec<u32> {

@@ -11,21 +11,10 @@ use std::time::Duration;
 
 use guest::{TestGuest, page};
 use rustix::process::{Pid, Resource, Rlimit, prlimit, setrlimit};
-use service::{Serve, eventually};
+use service::{GUESTS, Serve, eventually};
 use tmem_control::operate::NewGuest;
 use tmem_control::{Client, ClientError};
 use tmem_protocol::Status;
-
-const GUESTS: &str = "
-[[guest]]
-name = 'a'
-socket = 'DIR/a'
-queues = 1
-[[guest]]
-name = 'b'
-socket = 'DIR/b'
-queues = 1
-";
 
 fn under(command: &mut Command, resource: Resource, limit: u64) {
     let limit = Rlimit {

@@ -9,6 +9,18 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+/// Two guests, `a` and `b`, for [`Serve::configured`].
+pub const GUESTS: &str = "
+[[guest]]
+name = 'a'
+socket = 'DIR/a'
+queues = 1
+[[guest]]
+name = 'b'
+socket = 'DIR/b'
+queues = 1
+";
+
 pub struct Serve {
     pub child: Child,
     pub dir: tempfile::TempDir,
