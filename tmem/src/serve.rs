@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXCPU};
 use signal_hook::iterator::Signals;
 use tmem_control::{Server, Source};
 use tmem_serve::activation::Sockets;
-use tmem_serve::seccomp::{Thread, confine, confine_or_abort};
+use tmem_serve::seccomp::{Thread, confine, confine_or_abort, prepare};
 use tmem_serve::{Config, ConfigError, ConfigFile, GuestFile, Service, Size};
 
 use crate::host_memory::HostMemory;
@@ -114,6 +114,8 @@ fn serve(
     quiet_panics();
     let figures = Figures::open();
     crate::limits::warn(config.memory, &figures);
+    // Its thread is the first to be confined.
+    prepare();
     // Dropped last, after the store that asks it.
     let memory = HostMemory::watch(figures, || confine_or_abort(Thread::Memory))?;
     let control = config.control.clone();

@@ -46,7 +46,7 @@ impl HostMemory {
         let grant = Arc::new(Grant::new());
         let mut meter = Meter::new(figures);
         grant.renew(meter.measure());
-        let thread = thread::Builder::new().name("tmem memory".to_owned());
+        let thread = thread::Builder::new().name("tmem-memory".to_owned());
         let shared = Arc::clone(&grant);
         let thread = thread.spawn(move || {
             confine();
@@ -219,6 +219,8 @@ impl Meter {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -231,16 +233,12 @@ mod tests {
             (256 * MIB) / 1024,
             available / 1024
         );
-        // In one piece, so that no half of it is read.
-        let new = dir.path().join("new");
-        std::fs::write(&new, text).expect("writes");
-        let bytes = std::fs::read(&new).expect("reads");
-        let file = std::fs::File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path);
-        std::os::unix::fs::FileExt::write_all_at(&file.expect("opens"), &bytes, 0).expect("writes");
+        let mut options = std::fs::File::options();
+        let file = options.write(true).create(true).truncate(false).open(&path);
+        // In place and in one piece, as it is read meanwhile.
+        file.expect("opens")
+            .write_all_at(text.as_bytes(), 0)
+            .expect("writes");
         Figures::open_in(&path, "", dir.path())
     }
 
