@@ -50,6 +50,8 @@ enum Action {
         room: u16,
         split: u8,
     },
+    /// Another front end connects.
+    HandOver,
     /// Well-formed, and compared with a model.
     Store {
         index: u8,
@@ -258,7 +260,12 @@ fuzz_target!(|input: (u8, Vec<Action>)| {
                 room,
                 split,
             } => {
-                let mut bytes = header(op.into(), count.into(), pool.into())
+                // Nobody guesses an id.
+                let pool = match guest.pool {
+                    Some(own) if pool >= 128 => own,
+                    _ => pool.into(),
+                };
+                let mut bytes = header(op.into(), count.into(), pool)
                     .as_bytes()
                     .to_vec();
                 bytes[8] = 0xff;
@@ -284,6 +291,7 @@ fuzz_target!(|input: (u8, Vec<Action>)| {
                     guest.model.clear();
                 }
             }
+            Action::HandOver => guest.device.hand_over(std::time::Duration::from_secs(600)),
             Action::Store { index, fill } => {
                 let page = [fill; PAGE_SIZE];
                 if let Some(answer) = guest.batch(Op::Store, index.into(), &page, 0) {

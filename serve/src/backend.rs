@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use tmem_device::{QueueCorrupt, TmemDevice};
@@ -32,6 +32,10 @@ use crate::ring::{MAX_QUEUE_SIZE, Ring};
 
 /// Chains taken from one ring before the others have their turn.
 const TURN: u16 = 64;
+
+/// How long pools of before a new connection, or a restart of the rings, stay when the driver does not name them but
+/// uses others: a driver that goes on names them in far less.
+const CLAIM: Duration = Duration::from_secs(600);
 
 /// Where ring `index` is found among the events of a session.
 pub(crate) const FIRST_RING_TOKEN: u64 = 16;
@@ -61,6 +65,7 @@ impl Backend {
         let rings = (0..=usize::from(request_queues))
             .map(|index| Ring::new(next.get(index).copied().unwrap_or(0)))
             .collect::<Result<_, _>>()?;
+        device.hand_over(CLAIM);
         Ok(Self {
             device,
             events,
@@ -354,7 +359,8 @@ impl VhostUserBackendReqHandlerMut for Backend {
             return Err(VhostError::InvalidOperation("ring is running"));
         }
         // A driver sets its rings up from 0 after a reset only. Not every front end passes a reset
-        // on, and what a driver does not remember it can never free.
+        // on, and what a driver does not remember it can never free. This only ever frees pools: to
+        // go on with them takes their ids (`TmemDevice::hand_over`).
         let anew = base == 0 && ring.queue.next_avail() != 0;
         ring.set_next(base);
         if anew {
@@ -392,8 +398,12 @@ impl VhostUserBackendReqHandlerMut for Backend {
         )
         .map_err(|error| refused(io::Error::from(error)))?;
         ring.kick = Some(kick);
-        if !ring.queue.ready() && !ring.start(memory) {
-            return Err(VhostError::InvalidParam);
+        if !ring.queue.ready() {
+            if !ring.start(memory) {
+                return Err(VhostError::InvalidParam);
+            }
+            // The guest may have begun anew meanwhile.
+            self.device.hand_over(CLAIM);
         }
         Ok(())
     }

@@ -141,6 +141,78 @@ fn kept_pools_go_when_another_driver_starts() {
     eventually("pages freed", || host.pages("a") == 0);
 }
 
+/// The ring of the second driver begins at 0, which is also where that of the first would go on.
+#[test]
+fn another_driver_gets_no_kept_pool_after_65536_requests() {
+    let host = Host::new(&["a"], ",keep-seconds=60");
+    let mut guest = host.boot("a");
+    let pool = guest.create_pool();
+    assert_eq!(guest.store(pool, 3, &page(3)), Status::Ok);
+    while guest.rings[1].next() != 0 {
+        for slot in 0..u16::min(16, 0u16.wrapping_sub(guest.rings[1].next())) {
+            guest.submit(slot, Op::InvalidatePage, pool, [1, 2, 3], &[9], &[]);
+        }
+        guest.kick(1);
+        guest.wait();
+    }
+    drop(guest);
+    eventually("disconnected", || !host.is_connected("a"));
+    assert_eq!(host.pages("a"), 1);
+    let mut other = host.boot("a");
+    assert_eq!(other.load(pool & 0xff, 3), Err(Status::NoPool));
+    eventually("pages freed", || host.pages("a") == 0);
+    let mine = other.create_pool();
+    assert_eq!(other.load(mine, 3), Err(Status::NotFound));
+    assert_eq!(other.store(mine, 3, &page(4)), Status::Ok);
+    assert_eq!(other.load(mine, 3), Ok(page(4)));
+}
+
+#[test]
+fn who_claims_to_go_on_where_another_driver_was_gets_one_guess() {
+    let host = Host::new(&["a"], ",keep-seconds=60");
+    let mut guest = host.boot("a");
+    let pool = guest.create_pool();
+    assert_eq!(guest.store(pool, 3, &page(3)), Status::Ok);
+    drop(guest);
+    eventually("disconnected", || !host.is_connected("a"));
+    let mut other = TestGuest::connect(&host.socket("a"));
+    // The position of the first driver.
+    other.start_rings(2);
+    let mine = other.create_pool();
+    assert_eq!(other.store(mine, 3, &page(4)), Status::Ok);
+    assert_eq!(host.pages("a"), 2, "its own pools are no guess");
+    assert_eq!(other.load(pool ^ 0x100, 3), Err(Status::NoPool));
+    assert_eq!(host.pages("a"), 1);
+    assert_eq!(other.load(pool, 3), Err(Status::NoPool));
+    assert_eq!(other.load(mine, 3), Ok(page(4)));
+}
+
+#[test]
+fn a_driver_that_goes_on_may_create_a_pool_before_it_names_another() {
+    let host = Host::new(&["a"], ",keep-seconds=60");
+    let mut guest = host.boot("a");
+    let pool = guest.create_pool();
+    assert_eq!(guest.store(pool, 3, &page(3)), Status::Ok);
+    drop(guest);
+    eventually("disconnected", || !host.is_connected("a"));
+    let mut guest = TestGuest::connect(&host.socket("a"));
+    guest.start_rings(2);
+    let second = guest.create_pool();
+    assert_eq!(guest.store(second, 5, &page(5)), Status::Ok);
+    drop(guest);
+    eventually("disconnected", || !host.is_connected("a"));
+    let mut guest = TestGuest::connect(&host.socket("a"));
+    guest.start_rings(4);
+    assert_eq!(guest.load(second, 5), Ok(page(5)));
+    assert_eq!(guest.load(pool, 3), Ok(page(3)));
+    assert_eq!(guest.load(0x0100, 3), Err(Status::NoPool));
+    assert_eq!(
+        guest.load(pool, 3),
+        Ok(page(3)),
+        "no guess once it is known"
+    );
+}
+
 #[test]
 fn kept_pools_go_when_their_time_is_over() {
     let host = Host::new(&["a"], ",keep-seconds=1");

@@ -1,8 +1,7 @@
 //! The device: features, configuration space, requests, events, reset.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tmem_protocol::{
     Config, Entry, Event, EventType, MAX_BATCH, PAGE_SIZE, Pressure, RequestHeader, Response,
@@ -17,10 +16,14 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::events::{Events, HostState};
 use super::metrics::{QueueMetrics, TmemMetrics};
+use super::pools::{Orphans, Pools};
 use super::pressure::PressureWatch;
 use super::request::{self, Answer, Batch, Malformed, PoolKind, Refusal, Request};
 use crate::chain::{self, Chain};
 use crate::queue::{self, Progress, QueueCorrupt, Served};
+
+/// A pool that no domain has: its place is beyond the last one.
+const NO_POOL: PoolId = PoolId(u32::MAX);
 
 /// How a device is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +64,7 @@ pub struct TmemDevice {
     domain: Domain,
     config: TmemConfig,
     features: AtomicU64,
-    /// Pools which the driver created and did not destroy.
-    pools: Mutex<Vec<PoolId>>,
+    pools: Pools,
     events: Events,
     pressure: PressureWatch,
     metrics: TmemMetrics,
@@ -81,7 +83,7 @@ impl TmemDevice {
             domain,
             config,
             features: AtomicU64::new(0),
-            pools: Mutex::new(Vec::new()),
+            pools: Pools::new(),
             events: Events::new(HostState {
                 limit_bytes: config.limit_bytes,
                 ..HostState::default()
@@ -127,12 +129,30 @@ impl TmemDevice {
     pub fn reset(&self) {
         self.features.store(0, Relaxed);
         self.events.clear();
-        let pools = std::mem::take(&mut *self.pools());
-        for pool in pools {
+        let pools = self.pools.take();
+        self.destroy(pools);
+        self.metrics.resets.fetch_add(1, Relaxed);
+    }
+
+    /// Says that the queues may be somebody else's from now on, as when a front end connects again. Only who names a
+    /// pool by its id can use it then: the first request that names one that does not exist is a stranger's and frees
+    /// those of before. They also go `patience` after the driver began to use pools that it created since.
+    pub fn hand_over(&self, patience: Duration) {
+        self.pools.hand_over(patience);
+    }
+
+    fn destroy(&self, pools: Orphans) {
+        for pool in pools.0 {
             // The operator may have removed the domain before.
             let _ = self.domain.destroy_pool(pool);
         }
-        self.metrics.resets.fetch_add(1, Relaxed);
+    }
+
+    /// The pool of this id, or one that no domain has.
+    fn pool(&self, id: u32) -> PoolId {
+        let (pool, orphans) = self.pools.find(id);
+        self.destroy(orphans);
+        pool.unwrap_or(NO_POOL)
     }
 
     /// The counters.
@@ -303,16 +323,7 @@ impl TmemDevice {
         served.unwrap_or_default()
     }
 
-    fn pools(&self) -> MutexGuard<'_, Vec<PoolId>> {
-        // Every critical section leaves the list whole.
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn create_pool(&self, kind: &PoolKind) -> Result<PoolId, Status> {
-        let mut pools = self.pools();
-        if pools.len() >= usize::try_from(self.config.max_pools).unwrap_or(usize::MAX) {
-            return Err(Status::TooManyPools);
-        }
+    fn create_pool(&self, kind: &PoolKind) -> Result<u32, Status> {
         let spec = match kind {
             PoolKind::Persistent => PoolSpec::Persistent,
             PoolKind::Ephemeral => PoolSpec::Ephemeral,
@@ -320,20 +331,17 @@ impl TmemDevice {
                 group: group.as_str(),
             },
         };
-        let pool = self
-            .domain
-            .create_pool_with(spec, self.config.dedup)
-            .map_err(create_pool_status)?;
-        pools.push(pool);
-        Ok(pool)
+        let create = || self.domain.create_pool_with(spec, self.config.dedup);
+        let created = self.pools.create(self.config.max_pools, create);
+        created
+            .ok_or(Status::TooManyPools)?
+            .map_err(create_pool_status)
     }
 
-    fn destroy_pool(&self, pool: PoolId) -> Result<(), Status> {
-        let mut pools = self.pools();
-        let place = pools.iter().position(|known| *known == pool);
-        let place = place.ok_or(Status::NoPool)?;
-        pools.swap_remove(place);
-        drop(pools);
+    fn destroy_pool(&self, id: u32) -> Result<(), Status> {
+        let (pool, orphans) = self.pools.remove(id);
+        self.destroy(orphans);
+        let pool = pool.ok_or(Status::NoPool)?;
         self.domain.destroy_pool(pool).map_err(|_| Status::NoPool)
     }
 }
@@ -400,14 +408,14 @@ impl<M: GuestMemory> Exchange<'_, M> {
         let device = self.device;
         match request {
             Request::CreatePool(kind) => match device.create_pool(kind) {
-                Ok(PoolId(pool)) => self.answer(&Answer::new(Status::Ok, 0).with_pool(pool)),
+                Ok(pool) => self.answer(&Answer::new(Status::Ok, 0).with_pool(pool)),
                 Err(status) => self.refuse(status, 0),
             },
-            Request::DestroyPool(pool) => self.done(device.destroy_pool(PoolId(*pool))),
+            Request::DestroyPool(pool) => self.done(device.destroy_pool(*pool)),
             Request::InvalidateObject { pool, object } => {
                 let done = device
                     .domain
-                    .invalidate_object(PoolId(*pool), ObjectId(*object))
+                    .invalidate_object(device.pool(*pool), ObjectId(*object))
                     .map_err(|_| Status::NoPool);
                 if done.is_ok() {
                     self.metrics.objects_invalidated.fetch_add(1, Relaxed);
@@ -421,7 +429,7 @@ impl<M: GuestMemory> Exchange<'_, M> {
     }
 
     fn store(&mut self, batch: &Batch, entries: &[Entry]) -> Served {
-        let (pool, object) = (PoolId(batch.pool), ObjectId(batch.object));
+        let (pool, object) = (self.device.pool(batch.pool), ObjectId(batch.object));
         let mut pages = self.chain.reader();
         pages.skip(
             size_of::<RequestHeader>()
@@ -458,7 +466,7 @@ impl<M: GuestMemory> Exchange<'_, M> {
     }
 
     fn load(&mut self, batch: &Batch, entries: &[Entry]) -> Served {
-        let (pool, object) = (PoolId(batch.pool), ObjectId(batch.object));
+        let (pool, object) = (self.device.pool(batch.pool), ObjectId(batch.object));
         let mut pages = self.chain.writer();
         pages.skip(size_of::<Response>().saturating_add(usize::from(batch.count)));
         let mut outcome = Outcome::new(batch, self.metrics);
@@ -497,7 +505,7 @@ impl<M: GuestMemory> Exchange<'_, M> {
     }
 
     fn invalidate(&mut self, batch: &Batch, entries: &[Entry]) -> Served {
-        let (pool, object) = (PoolId(batch.pool), ObjectId(batch.object));
+        let (pool, object) = (self.device.pool(batch.pool), ObjectId(batch.object));
         let mut outcome = Outcome::new(batch, self.metrics);
         for (entry, status) in entries.iter().zip(outcome.answer.statuses_mut()) {
             let result = self

@@ -11,6 +11,7 @@
 mod device;
 mod events;
 mod metrics;
+mod pools;
 mod pressure;
 pub mod request;
 

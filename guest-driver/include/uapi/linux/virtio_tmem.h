@@ -70,6 +70,10 @@
  * returned before it makes the next available; and it waits for the answer of
  * CREATE_POOL before it uses the pool.
  *
+ * The id of a pool has 24 random bits: who knows it is the driver that created
+ * the pool. Where the queues may have changed hands, a request for a pool that
+ * does not exist frees the pools of before, unless one was named since.
+ *
  * A request is one descriptor chain. It is two streams of bytes; where one
  * descriptor ends and the next begins has no meaning:
  *
