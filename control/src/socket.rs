@@ -2,12 +2,17 @@
 
 use std::{
     io,
-    os::unix::{fs::MetadataExt, net::UnixListener},
+    os::fd::OwnedFd,
+    os::unix::{
+        fs::{FileTypeExt, MetadataExt},
+        net::UnixListener,
+    },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::Mode,
+    fs::{FlockOperation, Mode, OFlags},
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
@@ -18,12 +23,22 @@ const MAX_PATH_BYTES: usize = 107;
 /// Connections the kernel keeps waiting while all slots of the server are taken.
 const BACKLOG: i32 = 64;
 
+/// Longest wait for others that make their sockets in the same folder, and the time between two looks.
+const TURN: Duration = Duration::from_secs(5);
+const GLANCE: Duration = Duration::from_millis(5);
+
 /// Why the control socket could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Something is there already. It is never removed: another tmem may be listening on it.
-    #[error("Control socket {} exists already; remove it if no tmem is using it", .0.display())]
-    Exists(PathBuf),
+    /// Somebody listens there, or it cannot be found out whether somebody does.
+    #[error("Control socket {} is in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// Something else is there. It is never removed.
+    #[error("Control socket {} exists already and is not a socket", .0.display())]
+    NotASocket(PathBuf),
+    /// Others make their sockets in the same folder, and do not come to an end.
+    #[error("Control socket {} cannot be made: its folder stays locked", .0.display())]
+    Busy(PathBuf),
     /// Longer than `sun_path`.
     #[error("Control socket path {} has {} bytes, the system takes {MAX_PATH_BYTES}", .0.display(), .0.as_os_str().len())]
     TooLong(PathBuf),
@@ -54,18 +69,76 @@ pub(crate) fn path_fits(path: &Path) -> bool {
     path.as_os_str().len() <= MAX_PATH_BYTES
 }
 
-/// Makes a listening socket that only this user can connect to.
+/// Makes a listening socket that only this user can connect to. One that a dead process left behind is replaced.
 pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
     if !path_fits(path) {
         return Err(BindError::TooLong(path.to_owned()));
     }
+    // From the look at what is there until we listen: a socket that another is just making looks as one that is dead.
+    let _turn = take_turn(path)?;
+    remove_dead(path)?;
     bind_errno(path).map_err(|errno| match errno {
-        Errno::ADDRINUSE => BindError::Exists(path.to_owned()),
+        Errno::ADDRINUSE => BindError::InUse(path.to_owned()),
         errno => BindError::Io {
             path: path.to_owned(),
             source: errno.into(),
         },
     })
+}
+
+/// Keeps others from making control sockets in the same folder, until it is dropped. Where the folder cannot be
+/// locked, nobody can; then there is nothing to keep, and the file system says what is wrong with it.
+fn take_turn(path: &Path) -> Result<Option<OwnedFd>, BindError> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(folder) = rustix::fs::open(folder, flags, Mode::empty()) else {
+        return Ok(None);
+    };
+    let deadline = Instant::now() + TURN;
+    loop {
+        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(folder)),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(GLANCE),
+            Err(Errno::WOULDBLOCK) => return Err(BindError::Busy(path.to_owned())),
+            Err(_) => return Ok(None),
+        }
+    }
+}
+
+/// Removes the socket of a process that is gone.
+fn remove_dead(path: &Path) -> Result<(), BindError> {
+    let Ok(found) = path.symlink_metadata() else {
+        return Ok(());
+    };
+    if !found.file_type().is_socket() {
+        return Err(BindError::NotASocket(path.to_owned()));
+    }
+    match connected(path) {
+        // Nobody listens, and with our turn nobody is about to.
+        Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(|source| BindError::Io {
+            path: path.to_owned(),
+            source,
+        }),
+        // Gone meanwhile.
+        Err(Errno::NOENT) => Ok(()),
+        // Listening, too busy to say so, or not for us to know.
+        _ => Err(BindError::InUse(path.to_owned())),
+    }
+}
+
+/// A connection, if somebody listens. A listener whose queue is full is not waited for.
+fn connected(path: &Path) -> Result<OwnedFd, Errno> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
 }
 
 fn bind_errno(path: &Path) -> Result<(UnixListener, SocketFile), Errno> {
@@ -118,7 +191,8 @@ impl Drop for SocketFile {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::{fs::PermissionsExt, net::UnixStream};
+    use std::sync::Barrier;
 
     use super::*;
 
@@ -159,23 +233,81 @@ mod tests {
     }
 
     #[test]
-    fn what_exists_is_refused_and_left_alone() {
+    fn what_is_no_socket_is_refused_and_left_alone() {
         let dir = folder();
         let path = dir.path().join("s");
         std::fs::write(&path, b"a file").expect("writes");
         let error = bind(&path).expect_err("exists");
-        assert!(matches!(error, BindError::Exists(_)));
+        assert!(matches!(error, BindError::NotASocket(_)));
         assert!(error.to_string().contains(path.to_str().expect("utf-8")));
         assert_eq!(std::fs::read(&path).expect("still there"), b"a file");
 
-        let stale = dir.path().join("stale");
-        drop(UnixListener::bind(&stale).expect("std leaves the file behind"));
-        assert!(matches!(bind(&stale), Err(BindError::Exists(_))));
-        assert!(stale.symlink_metadata().is_ok());
+        let link = dir.path().join("link");
+        let dead = dir.path().join("dead");
+        drop(UnixListener::bind(&dead).expect("std leaves the file behind"));
+        for target in [dir.path().join("nowhere"), dead.clone()] {
+            std::os::unix::fs::symlink(target, &link).expect("links");
+            assert!(matches!(bind(&link), Err(BindError::NotASocket(_))));
+            std::fs::remove_file(&link).expect("still there");
+        }
+        assert!(dead.symlink_metadata().is_ok());
+    }
 
-        let link = dir.path().join("dangling");
-        std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).expect("links");
-        assert!(matches!(bind(&link), Err(BindError::Exists(_))));
+    #[test]
+    fn the_socket_of_a_dead_process_is_replaced() {
+        let dir = folder();
+        let path = dir.path().join("s");
+        drop(UnixListener::bind(&path).expect("std leaves the file behind"));
+        let (_listener, _file) = bind(&path).expect("replaced");
+        UnixStream::connect(&path).expect("connects");
+    }
+
+    #[test]
+    fn a_socket_on_which_somebody_listens_is_left_alone_even_with_a_full_queue() {
+        let dir = folder();
+        let path = dir.path().join("s");
+        let bound = bind(&path).expect("binds");
+        let refused = || {
+            let error = bind(&path).expect_err("somebody listens");
+            assert!(matches!(error, BindError::InUse(_)), "{error}");
+        };
+        refused();
+        let mut waiting = Vec::new();
+        while let Ok(socket) = connected(&path) {
+            waiting.push(socket);
+        }
+        assert!(!waiting.is_empty());
+        refused();
+        let inode = path.symlink_metadata().expect("still there").ino();
+        assert_eq!(inode, bound.1.inode);
+    }
+
+    #[test]
+    fn of_many_who_replace_a_dead_socket_at_once_one_succeeds_and_is_reached() {
+        for _ in 0..20 {
+            let dir = folder();
+            let path = dir.path().join("s");
+            drop(UnixListener::bind(&path).expect("std leaves the file behind"));
+            let start = Barrier::new(4);
+            let bound: Vec<_> = std::thread::scope(|threads| {
+                let racers: Vec<_> = (0..4)
+                    .map(|_| {
+                        threads.spawn(|| {
+                            start.wait();
+                            bind(&path)
+                        })
+                    })
+                    .collect();
+                let results = racers
+                    .into_iter()
+                    .map(|racer| racer.join().expect("no panic"));
+                results.filter_map(Result::ok).collect()
+            });
+            assert_eq!(bound.len(), 1);
+            let inode = path.symlink_metadata().expect("is there").ino();
+            assert_eq!(bound[0].1.inode, inode);
+            UnixStream::connect(&path).expect("connects");
+        }
     }
 
     #[test]
