@@ -1,5 +1,6 @@
 //! `tmem run` with bad input: one clear line, the exit code, nothing left behind. None of it needs KVM.
 
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -57,6 +58,9 @@ fn values_that_cannot_be_meant_are_usage_errors_that_name_the_option() {
         ("--cpus", "9"),
         ("--cpus", "x"),
         ("--disk", "file"),
+        ("--console", "tty"),
+        ("--console", "file=c,limit=1K"),
+        ("--grace", "soon"),
     ] {
         fails(&[&base[..], &[option, value]].concat(), 2, &[option]);
     }
@@ -124,10 +128,28 @@ fn files_that_cannot_be_used_are_named() {
         1,
         &["/nonexistent/d"],
     );
+    let small = file("small", 512);
+    for (console, why) in [
+        ("/nonexistent/c", "No such file"),
+        ("/dev/null", "not a regular file"),
+    ] {
+        fails(
+            &[
+                "--kernel",
+                &good,
+                "--initrd",
+                &small,
+                "--console",
+                &format!("file={console}"),
+            ],
+            1,
+            &["console", console, why],
+        );
+    }
 }
 
 #[test]
-fn control_sockets_that_exist_or_are_too_long_are_refused_and_none_is_left_behind() {
+fn a_control_socket_is_replaced_when_nobody_listens_and_never_otherwise() {
     let dir = tempfile::tempdir().unwrap();
     let good = kernel(dir.path());
     let there = dir.path().join("there");
@@ -136,9 +158,24 @@ fn control_sockets_that_exist_or_are_too_long_are_refused_and_none_is_left_behin
     fails(
         &[&base[..], &[there.to_str().unwrap()]].concat(),
         1,
-        &["there", "exists"],
+        &["there", "is not a socket"],
     );
     assert_eq!(std::fs::read(&there).unwrap(), b"mine");
+    let used = dir.path().join("used");
+    let listener = UnixListener::bind(&used).unwrap();
+    fails(
+        &[&base[..], &[used.to_str().unwrap()]].concat(),
+        1,
+        &["used", "in use by another process"],
+    );
+    // As a tmem that is killed leaves it: the guest comes as far as its initrd.
+    drop(listener);
+    fails(
+        &[&base[..], &[used.to_str().unwrap()]].concat(),
+        1,
+        &["/nonexistent/i"],
+    );
+    assert!(!used.exists(), "what was replaced goes with its owner");
     let long = dir.path().join("x".repeat(120));
     fails(
         &[&base[..], &[long.to_str().unwrap()]].concat(),
@@ -155,6 +192,15 @@ fn control_sockets_that_exist_or_are_too_long_are_refused_and_none_is_left_behin
         !socket.exists(),
         "the socket of a start that failed is gone"
     );
+}
+
+#[test]
+fn the_help_lists_the_exit_codes() {
+    let output = run(&["--help"]);
+    let help = String::from_utf8_lossy(&output.stdout).into_owned();
+    for line in ["Exit codes:", "  34 ", "  128+N "] {
+        assert!(help.contains(line), "no {line:?} in:\n{help}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::layout;
+use crate::power::PowerPorts;
 use crate::serial::SerialPort;
 use crate::virtio::mmio::MmioTransport;
 
@@ -11,7 +12,10 @@ const I8042_DATA: u16 = 0x60;
 const I8042_COMMAND: u16 = 0x64;
 /// "Pulse the reset line": how `reboot=k` ends the guest.
 const I8042_RESET: u8 = 0xfe;
+/// Reset control register: the guest is reset when this bit is written as 1.
+const RESET_NOW: u8 = 1 << 2;
 const SERIAL_LAST: u16 = layout::SERIAL_PORT + 7;
+const PM1_LAST: u16 = layout::PM1_CONTROL + 1;
 
 /// What an access asks of the machine beyond data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,18 +23,33 @@ pub(crate) enum Effect {
     None,
     /// The guest pulled the reset line.
     Reset,
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest panicked; it may still write to its console and pull the reset line.
+    Panicked,
+    /// The guest panicked, and a kernel that it keeps for that takes over.
+    CrashKernel,
 }
 
 /// All devices a vCPU can reach by an exit.
 #[derive(Debug)]
 pub(crate) struct Bus {
     serial: Arc<Mutex<SerialPort>>,
+    power: Arc<Mutex<PowerPorts>>,
     transports: Vec<Arc<MmioTransport>>,
 }
 
 impl Bus {
-    pub(crate) fn new(serial: Arc<Mutex<SerialPort>>, transports: Vec<Arc<MmioTransport>>) -> Self {
-        Self { serial, transports }
+    pub(crate) fn new(
+        serial: Arc<Mutex<SerialPort>>,
+        power: Arc<Mutex<PowerPorts>>,
+        transports: Vec<Arc<MmioTransport>>,
+    ) -> Self {
+        Self {
+            serial,
+            power,
+            transports,
+        }
     }
 
     /// `in`: each byte of a wider access is all ones, as on a bus where nobody answers.
@@ -46,6 +65,10 @@ impl Bus {
             }
             // Both buffers of the controller are always empty.
             (I8042_DATA | I8042_COMMAND, data) => data.fill(0),
+            (layout::PM1_EVENT..=PM1_LAST | layout::PVPANIC_PORT, data) => {
+                let power = self.power.lock().unwrap_or_else(PoisonError::into_inner);
+                power.read(port, data);
+            }
             _ => {}
         }
     }
@@ -61,6 +84,13 @@ impl Bus {
                 Effect::None
             }
             I8042_COMMAND if data.first() == Some(&I8042_RESET) => Effect::Reset,
+            layout::RESET_PORT if data.first().is_some_and(|byte| byte & RESET_NOW != 0) => {
+                Effect::Reset
+            }
+            layout::PM1_EVENT..=PM1_LAST | layout::PVPANIC_PORT => {
+                let mut power = self.power.lock().unwrap_or_else(PoisonError::into_inner);
+                power.write(port, data)
+            }
             _ => Effect::None,
         }
     }
@@ -94,21 +124,45 @@ fn offset(port: u16) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stop::StopFlag;
 
     fn bus() -> Bus {
-        let serial = SerialPort::new(StopFlag::new().unwrap()).unwrap();
-        Bus::new(Arc::new(Mutex::new(serial)), Vec::new())
+        let serial = SerialPort::new(None).unwrap();
+        let power = PowerPorts::new().unwrap();
+        Bus::new(
+            Arc::new(Mutex::new(serial)),
+            Arc::new(Mutex::new(power)),
+            Vec::new(),
+        )
     }
 
     #[test]
-    fn reset_command_of_the_keyboard_controller_ends_the_guest_and_nothing_else_does() {
+    fn the_reset_lines_end_the_guest_and_nothing_else_does() {
         let bus = bus();
         assert_eq!(bus.port_out(0x64, &[0xfe]), Effect::Reset);
-        for (port, data) in [(0x64, 0xd1), (0x60, 0xfe), (0x80, 0xfe), (0xcf9, 0xfe)] {
+        let acpi = [layout::RESET_VALUE];
+        assert_eq!(bus.port_out(layout::RESET_PORT, &acpi), Effect::Reset);
+        // The second is how a PC is told which kind of reset comes next.
+        for (port, data) in [(0x64, 0xd1), (0xcf9, 0x02), (0x60, 0xfe), (0x80, 0xfe)] {
             assert_eq!(bus.port_out(port, &[data]), Effect::None);
         }
-        assert_eq!(bus.port_out(0x64, &[]), Effect::None);
+        for port in [0x64, layout::RESET_PORT] {
+            assert_eq!(bus.port_out(port, &[]), Effect::None);
+        }
+    }
+
+    #[test]
+    fn sleep_for_good_and_a_panic_reach_their_registers() {
+        let bus = bus();
+        let sleep = 0x2000u16 | 5 << 10;
+        let control = layout::PM1_CONTROL;
+        assert_eq!(
+            bus.port_out(control, &sleep.to_le_bytes()),
+            Effect::PowerOff
+        );
+        assert_eq!(bus.port_out(0x505, &[1]), Effect::Panicked);
+        let mut word = [0; 2];
+        bus.port_in(control, &mut word);
+        assert_eq!(word[0] & 1, 1, "ACPI mode is on");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! ```text
 //! 0x0000_0000  RAM   GDT 0x500, zero page 0x7000, page tables 0x9000, command line 0x2_0000
 //! 0x0009_fc00  EBDA  MP table (reserved in the e820 map)
+//! 0x000e_0000  BIOS  ACPI tables (reserved in the e820 map)
 //! 0x0010_0000  RAM   kernel, initrd at the top of what lies below the gap
 //! 0xd000_0000  gap   virtio-mmio windows, IOAPIC, LAPIC, KVM's TSS and identity map
 //! 0x1_0000_0000 RAM  what did not fit below
@@ -29,6 +30,10 @@ pub const CMDLINE_MAX: usize = 2047;
 pub(crate) const EBDA: u64 = 0x9_fc00;
 /// Size of the EBDA in bytes.
 pub(crate) const EBDA_SIZE: u64 = 0x400;
+/// ACPI tables: the BIOS area, which is the other place that Linux scans for their root pointer.
+pub(crate) const ACPI: u64 = 0xe_0000;
+/// Size of the BIOS area in bytes.
+pub(crate) const ACPI_SIZE: u64 = HIGH_MEMORY - ACPI;
 /// Start of extended memory; no kernel is loaded below.
 pub(crate) const HIGH_MEMORY: u64 = 0x10_0000;
 
@@ -42,8 +47,8 @@ pub(crate) const MMIO_BASE: u64 = GAP_START;
 /// Distance and size of virtio-mmio windows.
 pub(crate) const MMIO_WINDOW: u64 = 0x1000;
 /// Interrupt lines for virtio devices, in the order in which they are given out. They are the ISA lines that
-/// nothing else here uses (0 timer, 1 keyboard, 2 cascade, 3 and 4 serial, 8 clock, 13 FPU).
-pub(crate) const DEVICE_IRQS: [u32; 9] = [5, 6, 7, 9, 10, 11, 12, 14, 15];
+/// nothing else here uses (0 timer, 1 keyboard, 2 cascade, 4 serial, 8 clock, 9 ACPI, 13 FPU).
+pub(crate) const DEVICE_IRQS: [u32; 9] = [5, 6, 7, 10, 11, 12, 14, 15, 3];
 /// How many virtio devices a machine can have.
 pub const MAX_DEVICES: usize = DEVICE_IRQS.len();
 
@@ -60,6 +65,19 @@ pub(crate) const KVM_TSS: usize = 0xfffb_d000;
 pub(crate) const SERIAL_PORT: u16 = 0x3f8;
 /// Interrupt line of the first serial port.
 pub(crate) const SERIAL_IRQ: u32 = 4;
+
+/// ACPI's interrupt line, the usual one.
+pub(crate) const SCI_IRQ: u32 = 9;
+/// PM1 event block: status and enable register, 16 bits each.
+pub(crate) const PM1_EVENT: u16 = 0x600;
+/// PM1 control register, 16 bits, right behind it.
+pub(crate) const PM1_CONTROL: u16 = PM1_EVENT + 4;
+/// Reset control register, where PCs have it.
+pub(crate) const RESET_PORT: u16 = 0xcf9;
+/// What ACPI is told to write there.
+pub(crate) const RESET_VALUE: u8 = 6;
+/// pvpanic, where QEMU has it.
+pub(crate) const PVPANIC_PORT: u16 = 0x505;
 
 /// Smallest guest memory that is accepted: a kernel of a few MiB and its page structures.
 pub const MIN_MEMORY: u64 = 16 << 20;
@@ -96,6 +114,7 @@ pub(crate) fn e820(size: u64) -> Vec<(u64, u64, E820Kind)> {
     let mut map = vec![
         (0, EBDA, E820Kind::Ram),
         (EBDA, EBDA_SIZE, E820Kind::Reserved),
+        (ACPI, ACPI_SIZE, E820Kind::Reserved),
     ];
     for (start, length) in ram_regions(size) {
         let end = start + length;
@@ -180,6 +199,7 @@ mod tests {
                 end = start + length;
             }
             assert!(map.contains(&(EBDA, EBDA_SIZE, E820Kind::Reserved)));
+            assert!(map.contains(&(ACPI, ACPI_SIZE, E820Kind::Reserved)));
             for (start, length, kind) in &map {
                 if *kind == E820Kind::Ram {
                     let end = start + length;

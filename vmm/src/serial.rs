@@ -1,14 +1,14 @@
-//! First serial port: a 16550 whose output is our standard output.
+//! First serial port: a 16550 whose output goes to the console's backlog.
 
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, poll};
 use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::stop::{StopFlag, Wake};
+use crate::console::Backlog;
+use crate::stop::Wake;
 
 const IER_OFFSET: u8 = 1;
 /// Received-data interrupt enable.
@@ -23,19 +23,12 @@ pub(crate) struct SerialPort {
 }
 
 impl SerialPort {
-    /// A port that writes to standard output until `stop`.
-    pub(crate) fn new(stop: StopFlag) -> io::Result<Self> {
+    /// A port whose output goes to `backlog`, or nowhere.
+    pub(crate) fn new(backlog: Option<Arc<Backlog>>) -> io::Result<Self> {
         let line = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let room = Arc::new(Wake::new()?);
         let events = RoomEvents(Arc::clone(&room));
-        let uart = Serial::with_events(
-            Line(Arc::clone(&line)),
-            events,
-            Output {
-                stop,
-                closed: false,
-            },
-        );
+        let uart = Serial::with_events(Line(Arc::clone(&line)), events, Output(backlog));
         Ok(Self { uart, line, room })
     }
 
@@ -54,7 +47,7 @@ impl SerialPort {
     }
 
     pub(crate) fn write(&mut self, offset: u8, value: u8) {
-        // The sink loses what it cannot write; a line that is full is an interrupt already pending.
+        // Output never fails; a line that is full is an interrupt already pending.
         let _ = self.uart.write(offset, value);
         if offset == IER_OFFSET && self.receives() {
             self.room.wake();
@@ -104,33 +97,14 @@ impl SerialEvents for RoomEvents {
     }
 }
 
-/// Standard output without a buffer. A reader that is slow makes the guest wait; one that is gone loses the output;
-/// neither can keep the machine from stopping, for the kick of a vCPU interrupts the write.
+/// What the guest transmits.
 #[derive(Debug)]
-struct Output {
-    stop: StopFlag,
-    closed: bool,
-}
+struct Output(Option<Arc<Backlog>>);
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        while !self.closed && !self.stop.is_stopped() {
-            match rustix::io::write(rustix::stdio::stdout(), bytes) {
-                Ok(written) => return Ok(written),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => {
-                    let stdout = rustix::stdio::stdout();
-                    let mut fds = [
-                        PollFd::new(&stdout, PollFlags::OUT),
-                        PollFd::new(&self.stop, PollFlags::IN),
-                    ];
-                    let _ = poll(&mut fds, None);
-                }
-                Err(error) => {
-                    log::warn!("console output is lost from here on: {error}");
-                    self.closed = true;
-                }
-            }
+        if let Some(backlog) = &self.0 {
+            backlog.push(bytes);
         }
         Ok(bytes.len())
     }
@@ -142,11 +116,24 @@ impl Write for Output {
 
 #[cfg(test)]
 mod tests {
+    use rustix::event::{PollFd, PollFlags, poll};
+
     use super::*;
 
     #[test]
+    fn a_guest_that_writes_without_end_to_a_console_that_nobody_reads_is_not_stopped() {
+        let backlog = Arc::new(Backlog::new());
+        let mut port = SerialPort::new(Some(Arc::clone(&backlog))).unwrap();
+        let bytes = 3 << 20;
+        for _ in 0..bytes {
+            port.write(0, b'x');
+        }
+        assert_eq!(backlog.left(), bytes);
+    }
+
+    #[test]
     fn input_waits_until_a_driver_receives_and_then_raises_the_line() {
-        let mut port = SerialPort::new(StopFlag::new().unwrap()).unwrap();
+        let mut port = SerialPort::new(None).unwrap();
         assert_eq!(port.feed(b"early"), 0);
         port.write(IER_OFFSET, IER_RECEIVE);
         assert_eq!(port.feed(b"hello"), 5);
@@ -156,7 +143,7 @@ mod tests {
 
     #[test]
     fn enabling_the_transmit_interrupt_raises_the_line() {
-        let mut port = SerialPort::new(StopFlag::new().unwrap()).unwrap();
+        let mut port = SerialPort::new(None).unwrap();
         port.write(IER_OFFSET, 2);
         assert_eq!(port.line().read().unwrap(), 1);
         assert_eq!(port.read(2) & 0xf, 2, "identified as transmitter empty");
@@ -164,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_full_receiver_takes_no_more_and_wakes_the_feeder_when_drained() {
-        let mut port = SerialPort::new(StopFlag::new().unwrap()).unwrap();
+        let mut port = SerialPort::new(None).unwrap();
         port.write(IER_OFFSET, IER_RECEIVE);
         let taken = port.feed(&[b'x'; 100]);
         assert!(taken < 100);

@@ -21,15 +21,17 @@ const RFLAGS_IF: u64 = 1 << 9;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExitReason {
-    /// It pulled the reset line (`reboot -f`, or the end of init with `panic=-1`).
+    /// It pulled the reset line (`reboot`), or its kernel panicked and has no driver to say so.
     Reset,
-    /// It asked for power-off through KVM.
+    /// It powered itself off.
     PowerOff,
-    /// All its CPUs halted with interrupts off (`poweroff -f` or `halt -f` without ACPI).
+    /// All its CPUs halted with interrupts off: `halt`, `poweroff` of a kernel without ACPI, or a kernel that gave up.
     Halted,
     /// A triple fault.
     TripleFault,
-    /// We were told to by this signal.
+    /// Its kernel panicked and said so, whatever it did then.
+    Panic,
+    /// This signal cut its power.
     Signal(i32),
     /// The user typed the escape.
     Escape,
@@ -64,10 +66,21 @@ pub enum VcpuError {
     },
 }
 
+/// How a guest's kernel panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Panic {
+    /// It is about to stop or reset.
+    Plain,
+    /// Another kernel takes over, saves what there is to save, and ends the guest.
+    CrashKernel,
+}
+
 /// The first end anyone reports is how the machine ended.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     result: OnceLock<Mutex<Option<Result<ExitReason, VcpuError>>>>,
+    /// Set before the end that follows it.
+    panic: OnceLock<Panic>,
     /// A vCPU left the guest since the last look.
     exited: AtomicBool,
     /// Whoever looks wants to be woken by the next exit.
@@ -79,6 +92,7 @@ impl Outcome {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             result: OnceLock::new(),
+            panic: OnceLock::new(),
             exited: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             wake: Wake::new()?,
@@ -88,6 +102,19 @@ impl Outcome {
     pub(crate) fn report(&self, result: Result<ExitReason, VcpuError>) {
         let _ = self.result.set(Mutex::new(Some(result)));
         self.wake.wake();
+    }
+
+    /// The guest says that it panicked. The machine goes on.
+    fn report_panic(&self, how: Panic) {
+        // A guest that says so again and again wakes nobody.
+        if self.panic.set(how).is_ok() {
+            self.wake.wake();
+        }
+    }
+
+    /// Whether it did, and how. To be asked after [`take`](Self::take).
+    pub(crate) fn panic(&self) -> Option<Panic> {
+        self.panic.get().copied()
     }
 
     /// A vCPU left the guest. One load, but for the first exit after a look.
@@ -302,11 +329,13 @@ impl Runner {
         match exit {
             VcpuExit::MmioWrite(address, data) => self.bus.mmio_write(address, data),
             VcpuExit::MmioRead(address, data) => self.bus.mmio_read(address, data),
-            VcpuExit::IoOut(port, data) => {
-                if self.bus.port_out(port, data) == Effect::Reset {
-                    return Some(Ok(ExitReason::Reset));
-                }
-            }
+            VcpuExit::IoOut(port, data) => match self.bus.port_out(port, data) {
+                Effect::None => {}
+                Effect::Reset => return Some(Ok(ExitReason::Reset)),
+                Effect::PowerOff => return Some(Ok(ExitReason::PowerOff)),
+                Effect::Panicked => self.outcome.report_panic(Panic::Plain),
+                Effect::CrashKernel => self.outcome.report_panic(Panic::CrashKernel),
+            },
             VcpuExit::IoIn(port, data) => self.bus.port_in(port, data),
             VcpuExit::Intr => {}
             VcpuExit::Shutdown => return Some(Ok(ExitReason::TripleFault)),
@@ -314,9 +343,7 @@ impl Runner {
                 return Some(Ok(ExitReason::PowerOff));
             }
             VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return Some(Ok(ExitReason::Reset)),
-            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => {
-                return stopped("the guest reports a crash".into());
-            }
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => return Some(Ok(ExitReason::Panic)),
             VcpuExit::FailEntry(reason, cpu) => {
                 return stopped(format!(
                     "the processor refuses to enter the guest, reason {reason:#x} on CPU {cpu}"
@@ -347,6 +374,23 @@ impl Runner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_wakes_who_sleeps_and_is_known_when_its_reset_is() {
+        let outcome = Outcome::new().expect("an eventfd");
+        assert_eq!(outcome.panic(), None);
+        outcome.report_panic(Panic::CrashKernel);
+        outcome.report_panic(Panic::Plain);
+        let mut fds = [rustix::event::PollFd::new(
+            &outcome.wake,
+            rustix::event::PollFlags::IN,
+        )];
+        let now = rustix::event::Timespec::default();
+        assert_eq!(rustix::event::poll(&mut fds, Some(&now)), Ok(1));
+        outcome.report(Ok(ExitReason::Reset));
+        assert!(matches!(outcome.take(), Some(Ok(ExitReason::Reset))));
+        assert_eq!(outcome.panic(), Some(Panic::CrashKernel));
+    }
 
     #[test]
     fn an_exit_wakes_who_sleeps_and_is_seen_once() {

@@ -4,7 +4,8 @@
 use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
@@ -13,30 +14,26 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion}
 
 use crate::boot::{self, BootError, Payload};
 use crate::bus::Bus;
-use crate::console::Console;
+use crate::console::{ConsoleConfig, Input, Opened};
 use crate::cpu::{CpuSetupError, CpuTemplate};
+use crate::ending::{Ending, Step};
 use crate::host::{self, HostError};
 use crate::layout::{self, GuestRamError};
+use crate::power::PowerPorts;
 use crate::serial::SerialPort;
-use crate::signals::Signals;
+use crate::signals::{Signals, signal_name};
 use crate::stop::StopFlag;
 use crate::vcpu::{ExitReason, Outcome, VcpuError, VcpuThreads};
 use crate::virtio::mmio::{self, MmioTransport};
 use crate::virtio::{Interrupt, VirtioDevice};
 
 /// How often a machine that has just fallen silent is asked whether it halted for good.
-const HALT_WATCH: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
+const HALT_WATCH: Duration = Duration::from_secs(1);
 /// Looks at a machine without an exit, after which it counts as idle. A guest that halts writes so to its console
 /// just before, and three looks find it.
 const QUIET_LOOKS: u32 = 6;
 /// How often an idle machine is asked, in case it halted without a word.
-const IDLE_WATCH: Timespec = Timespec {
-    tv_sec: 60,
-    tv_nsec: 0,
-};
+const IDLE_WATCH: Duration = Duration::from_secs(60);
 
 /// What a machine is made of, devices aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +48,11 @@ pub struct VmConfig {
     pub cpus: u8,
     /// Bytes of memory, whole pages from [`layout::MIN_MEMORY`] to [`layout::MAX_MEMORY`].
     pub memory: u64,
+    /// Where its serial console is.
+    pub console: ConsoleConfig,
+    /// What the guest has to power itself off when a signal presses its power button; with none, the signal cuts its
+    /// power.
+    pub grace: Duration,
 }
 
 /// Why a machine could not be made or could not go on.
@@ -87,6 +89,15 @@ pub enum VmError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// The file for the console cannot be used.
+    #[error("Cannot write the console to {}", path.display())]
+    Console {
+        /// File given.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
     /// A vCPU could not be prepared.
     #[error(transparent)]
     CpuSetup(#[from] CpuSetupError),
@@ -119,7 +130,12 @@ pub struct Vm {
     run_size: usize,
     vcpus: Vec<kvm_ioctls::VcpuFd>,
     serial: Arc<Mutex<SerialPort>>,
-    /// Ends what may block or never end: a console write, a round of requests.
+    power: Arc<Mutex<PowerPorts>>,
+    output: Option<Opened>,
+    /// Whether standard input is the console's.
+    reads_input: bool,
+    grace: Duration,
+    /// Ends what may never end: a round of requests.
     stop: StopFlag,
     transports: Vec<Arc<MmioTransport>>,
     /// Last, so that it goes last: KVM and the devices point into it.
@@ -153,13 +169,18 @@ impl Vm {
         };
         // Files before KVM: what is wrong with them is the user's to mend on any machine.
         let entry = boot::load(&mem, &payload)?;
+        let output = open_console(&config.console)?;
         let kvm = host::open_kvm()?;
 
         let fd = create_machine(&kvm, &mem)?;
         let stop = StopFlag::new().map_err(system_failed("create an eventfd"))?;
-        let serial = SerialPort::new(stop.clone()).map_err(system_failed("create an eventfd"))?;
+        let serial = SerialPort::new(output.as_ref().map(Opened::backlog))
+            .map_err(system_failed("create an eventfd"))?;
         fd.register_irqfd(serial.line(), layout::SERIAL_IRQ)
             .map_err(kvm_failed("connect the serial interrupt"))?;
+        let power = PowerPorts::new().map_err(system_failed("create an eventfd"))?;
+        fd.register_irqfd(power.line(), layout::SCI_IRQ)
+            .map_err(kvm_failed("connect the power button's interrupt"))?;
         let transports = connect(&fd, &mem, devices, &stop)?;
         let template = CpuTemplate::new(&kvm).map_err(kvm_failed("say what its CPUs support"))?;
         let mut vcpus = Vec::new();
@@ -173,12 +194,15 @@ impl Vm {
         let run_size = kvm
             .get_vcpu_mmap_size()
             .map_err(kvm_failed("say how large a vCPU's run area is"))?;
-        let serial = Arc::new(Mutex::new(serial));
         Ok(Self {
             fd,
             run_size,
             vcpus,
-            serial,
+            serial: Arc::new(Mutex::new(serial)),
+            power: Arc::new(Mutex::new(power)),
+            output,
+            reads_input: config.console == ConsoleConfig::Stdio,
+            grace: config.grace,
             stop,
             transports,
             _mem: mem,
@@ -190,67 +214,151 @@ impl Vm {
         &self.transports
     }
 
-    /// Runs the guest on this thread's watch until it ends, one of `signals` comes or the escape is typed. When it
-    /// returns, every thread of the machine is joined and the terminal is as it was.
+    /// Runs the guest on this thread's watch until it ends, `signals` end it or the escape is typed. When it returns,
+    /// every thread of the machine is joined and the terminal is as it was.
     pub fn run(self, signals: &Signals) -> Result<ExitReason, VmError> {
         let Self {
             fd,
             run_size,
             vcpus,
             serial,
+            power,
+            output,
+            reads_input,
+            grace,
             stop,
             transports,
             _mem,
         } = self;
+        if let Some(signal) = signals.take() {
+            return Ok(ExitReason::Signal(signal));
+        }
         let outcome = Arc::new(Outcome::new().map_err(system_failed("create an eventfd"))?);
+        let output = output
+            .map(Opened::start)
+            .transpose()
+            .map_err(system_failed("set up the console"))?;
         let quit = Arc::clone(&outcome);
-        let console = Console::start(Arc::clone(&serial), move || {
-            quit.report(Ok(ExitReason::Escape))
-        })
-        .map_err(system_failed("set up the console"))?;
-        let bus = Arc::new(Bus::new(serial, transports));
+        let input = reads_input
+            .then(|| {
+                Input::start(Arc::clone(&serial), move || {
+                    quit.report(Ok(ExitReason::Escape))
+                })
+            })
+            .transpose()
+            .map_err(system_failed("set up the console"))?;
+        let bus = Arc::new(Bus::new(serial, Arc::clone(&power), transports));
         let mut threads = VcpuThreads::start(vcpus, run_size, &bus, &outcome)
             .map_err(system_failed("start the vCPU threads"))?;
 
-        let ended = watch(signals, &outcome, &mut threads);
-        // A vCPU that waits for a reader of the console lets go first, then all threads end, the console last.
+        let ended = Watch {
+            signals,
+            outcome: &outcome,
+            threads: &mut threads,
+            power: &power,
+            ending: Ending::new(grace),
+        }
+        .run();
         stop.stop();
         drop(threads);
-        drop(console);
+        // What the guest wrote last is still under way; the terminal is raw until it is there.
+        drop(output);
+        drop(input);
         drop(fd);
         ended
     }
 }
 
+/// Opens where console output goes.
+fn open_console(config: &ConsoleConfig) -> Result<Option<Opened>, VmError> {
+    Opened::new(config).map_err(|source| match config {
+        ConsoleConfig::File { path, .. } => VmError::Console {
+            path: path.clone(),
+            source,
+        },
+        _ => system_failed("set up the console")(source),
+    })
+}
+
 /// Waits for the end.
-fn watch(
-    signals: &Signals,
-    outcome: &Outcome,
-    threads: &mut VcpuThreads,
-) -> Result<ExitReason, VmError> {
-    let mut quiet = 0;
-    loop {
+struct Watch<'a> {
+    signals: &'a Signals,
+    outcome: &'a Outcome,
+    threads: &'a mut VcpuThreads,
+    power: &'a Mutex<PowerPorts>,
+    ending: Ending,
+}
+
+impl Watch<'_> {
+    fn run(mut self) -> Result<ExitReason, VmError> {
+        let mut quiet = 0;
+        loop {
+            let idle = quiet >= QUIET_LOOKS && self.outcome.sleep_until_exit();
+            let halt_watch = if idle { IDLE_WATCH } else { HALT_WATCH };
+            let ready = self.sleep(halt_watch);
+            quiet = if self.outcome.exits_since_last_look() {
+                0
+            } else {
+                quiet.saturating_add(1)
+            };
+            let ended = self.outcome.take().transpose()?;
+            if let Some(how) = self.outcome.panic() {
+                self.ending.panicked(how, Instant::now());
+            }
+            if let Some(reason) = ended {
+                return Ok(self.ending.reason(reason));
+            }
+            while let Some(signal) = self.signals.take() {
+                if let Some(reason) = self.signal(signal) {
+                    return Ok(reason);
+                }
+            }
+            if let Some(reason) = self.ending.due(Instant::now()) {
+                return Ok(reason);
+            }
+            if !ready && self.threads.all_halted() {
+                return Ok(self.ending.reason(ExitReason::Halted));
+            }
+        }
+    }
+
+    /// Sleeps until something happens or a time is over; false when nothing happened.
+    fn sleep(&self, halt_watch: Duration) -> bool {
         let mut fds = [
-            PollFd::new(signals, PollFlags::IN),
-            PollFd::new(&outcome.wake, PollFlags::IN),
+            PollFd::new(self.signals, PollFlags::IN),
+            PollFd::new(&self.outcome.wake, PollFlags::IN),
         ];
-        let idle = quiet >= QUIET_LOOKS && outcome.sleep_until_exit();
-        let period = if idle { &IDLE_WATCH } else { &HALT_WATCH };
-        let ready = poll(&mut fds, Some(period));
-        outcome.wake.clear();
-        quiet = if outcome.exits_since_last_look() {
-            0
-        } else {
-            quiet.saturating_add(1)
-        };
-        if let Some(result) = outcome.take() {
-            return Ok(result?);
-        }
-        if let Some(signal) = signals.caught() {
-            return Ok(ExitReason::Signal(signal));
-        }
-        if ready == Ok(0) && threads.all_halted() {
-            return Ok(ExitReason::Halted);
+        let now = Instant::now();
+        let until = |at: Instant| at.saturating_duration_since(now);
+        let period = self.ending.next().map_or(halt_watch, |at| {
+            // Up to a millisecond later, so that it is over then.
+            halt_watch.min(until(at) + Duration::from_millis(1))
+        });
+        let ready = poll(&mut fds, Timespec::try_from(period).ok().as_ref());
+        self.outcome.wake.clear();
+        ready != Ok(0)
+    }
+
+    /// Does what a signal asks for; `Some` when that is the end.
+    fn signal(&mut self, signal: i32) -> Option<ExitReason> {
+        match self.ending.signal(signal, Instant::now()) {
+            Step::End(reason) => Some(reason),
+            Step::Wait => None,
+            Step::Press => {
+                let mut power = self.power.lock().unwrap_or_else(PoisonError::into_inner);
+                let listens = power.press();
+                log::warn!(
+                    "{}: pressed the guest's power button{}; its power is cut in {} s, or by another signal",
+                    signal_name(signal),
+                    if listens {
+                        ""
+                    } else {
+                        ", to which no driver of it listens yet"
+                    },
+                    self.ending.grace().as_secs(),
+                );
+                None
+            }
         }
     }
 }
@@ -346,6 +454,8 @@ mod tests {
             cmdline: String::new(),
             cpus: 1,
             memory: 96 << 20,
+            console: ConsoleConfig::None,
+            grace: Duration::ZERO,
         }
     }
 

@@ -1,14 +1,17 @@
 //! What `tmem run` was asked for, checked as far as the arguments alone allow.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use tmem_vmm::{MAX_CPUS, MAX_DEVICES, MAX_MEMORY, MIN_MEMORY};
+use tmem_vmm::{ConsoleConfig, MAX_CPUS, MAX_DEVICES, MAX_MEMORY, MIN_CONSOLE_LIMIT, MIN_MEMORY};
 
 use super::Args;
 
 const PAGE: u64 = 4096;
-/// In front of the user's words: a console on the serial port, reset through the keyboard controller (there is no
-/// ACPI), and a panic ends the guest instead of hanging it.
+/// Console file and its predecessor, unless the user says how much they may have.
+const CONSOLE_LIMIT: u64 = 16 << 20;
+/// In front of the user's words: a console on the serial port, reset through the keyboard controller (which works
+/// without ACPI, too), and a panic ends the guest instead of hanging it.
 const CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
 
 /// A disk of the guest.
@@ -34,6 +37,9 @@ pub(crate) struct Config {
     /// Complete, but for the entries of the devices.
     pub(crate) cmdline: String,
     pub(crate) control: Option<PathBuf>,
+    pub(crate) console: ConsoleConfig,
+    /// For the guest to power itself off after a signal.
+    pub(crate) grace: Duration,
 }
 
 /// Arguments that cannot be meant. Each text names the option.
@@ -49,6 +55,12 @@ pub(crate) enum ConfigError {
     Cpus(String),
     #[error("--disk: {0:?} is not path=FILE or path=FILE,readonly")]
     Disk(String),
+    #[error(
+        "--console: {0:?} is not stdio, none, file=FILE or file=FILE,limit=SIZE with at least {MIN_CONSOLE_LIMIT} bytes"
+    )]
+    Console(String),
+    #[error("--grace: {0:?} is not a number of seconds")]
+    Grace(String),
     #[error("--disk: a guest has at most {MAX_DEVICES} devices, these are {0}")]
     TooManyDevices(usize),
 }
@@ -90,6 +102,8 @@ impl TryFrom<Args> for Config {
             tmem_socket: args.tmem_socket,
             cmdline,
             control: args.control,
+            console: console(&args.console)?,
+            grace: grace(args.grace)?,
         })
     }
 }
@@ -134,6 +148,41 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
     })
 }
 
+/// `stdio`, `none` or `file=FILE[,limit=SIZE]`. A comma in a file name is not supported.
+fn console(text: &str) -> Result<ConsoleConfig, ConfigError> {
+    let bad = || ConfigError::Console(text.to_owned());
+    let (path, limit) = match text {
+        "stdio" => return Ok(ConsoleConfig::Stdio),
+        "none" => return Ok(ConsoleConfig::None),
+        _ => {
+            let rest = text.strip_prefix("file=").ok_or_else(bad)?;
+            rest.split_once(',').unwrap_or((rest, ""))
+        }
+    };
+    let limit = match limit {
+        "" => CONSOLE_LIMIT,
+        _ => {
+            let value = limit.strip_prefix("limit=").ok_or_else(bad)?;
+            size("console", value).map_err(|_| bad())?
+        }
+    };
+    if path.is_empty() || text.ends_with(',') || limit < MIN_CONSOLE_LIMIT {
+        return Err(bad());
+    }
+    Ok(ConsoleConfig::File {
+        path: path.into(),
+        limit,
+    })
+}
+
+/// Whole seconds.
+fn grace(text: String) -> Result<Duration, ConfigError> {
+    match text.parse::<u32>() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds.into())),
+        Err(_) => Err(ConfigError::Grace(text)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -167,13 +216,16 @@ mod tests {
                 tmem_socket: None,
                 cmdline: CMDLINE.into(),
                 control: None,
+                console: ConsoleConfig::Stdio,
+                grace: Duration::from_secs(10),
             }
         );
     }
 
     #[test]
     fn every_option_reaches_the_config() {
-        let words = "--cpus 2 --memory 96M --tmem 1G --disk path=/a,readonly --disk path=b --control s --cmdline tmem=1";
+        let words = "--cpus 2 --memory 96M --tmem 1G --disk path=/a,readonly --disk path=b --control s --cmdline tmem=1 \
+                     --console file=/c,limit=1M --grace 0";
         let config = parse(&words.split(' ').collect::<Vec<_>>()).unwrap();
         assert_eq!(
             (config.cpus, config.memory, config.tmem),
@@ -195,6 +247,23 @@ mod tests {
             }
         );
         assert_eq!(config.control, Some("s".into()));
+        let console = ConsoleConfig::File {
+            path: "/c".into(),
+            limit: 1 << 20,
+        };
+        assert_eq!((config.console, config.grace), (console, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_console_is_bounded_also_where_nobody_says_how() {
+        let parsed = |text: &str| parse(&["--console", text]).map(|config| config.console);
+        assert_eq!(parsed("none"), Ok(ConsoleConfig::None));
+        let file = |limit| ConsoleConfig::File {
+            path: "c".into(),
+            limit,
+        };
+        assert_eq!(parsed("file=c"), Ok(file(16 << 20)));
+        assert_eq!(parsed("file=c,limit=8K"), Ok(file(8192)));
     }
 
     #[test]
@@ -264,6 +333,26 @@ mod tests {
             "path=a,readonly,x",
         ] {
             assert!(error(&["--disk", disk]).starts_with("--disk: "), "{disk}");
+        }
+        for console in [
+            "",
+            "c",
+            "file",
+            "file=",
+            "file=,limit=1M",
+            "file=c,",
+            "file=c,size=1M",
+            "file=c,limit=",
+            "file=c,limit=8191",
+            "file=c,limit=1M,limit=1M",
+            "stdio,limit=1M",
+        ] {
+            let error = error(&["--console", console]);
+            assert!(error.starts_with("--console: "), "{console}: {error}");
+        }
+        for grace in ["", "-1", "1.5", "10s", "99999999999"] {
+            let error = error(&[&format!("--grace={grace}")]);
+            assert!(error.starts_with("--grace: "), "{error}");
         }
     }
 

@@ -23,19 +23,18 @@ const DOMAIN: &str = "guest";
 /// Size suggested for the guest's swap disk, in budgets: pages that compress to half of their size fill both. What
 /// does not fit is refused.
 const SWAP_FACTOR: u64 = 2;
-/// What shells add to the number of the signal that ended a process.
-const SIGNAL_BASE: i32 = 128;
 
-/// Runs the guest and returns the exit code of the process.
-pub(super) fn start(config: &Config) -> Result<u8, Box<dyn Error>> {
+/// Runs the guest and returns how it ended.
+pub(super) fn start(config: &Config) -> Result<ExitReason, Box<dyn Error>> {
     // Before there is anything to leave behind.
     let signals = Signals::new()?;
     // Dropped after the store that asks it.
     let mut memory = None;
     let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
     let mut source: Arc<dyn Source> = Arc::new(NoStore);
+    // The console and the store's memory are files. One that meets its limit is an error there.
+    tmem_serve::signals::ignore_file_size_limit();
     if config.tmem > 0 {
-        tmem_serve::signals::ignore_file_size_limit();
         let figures = Figures::open();
         crate::limits::warn(config.tmem, &figures);
         let watched = memory.insert(HostMemory::watch(figures, || ())?);
@@ -68,10 +67,12 @@ pub(super) fn start(config: &Config) -> Result<u8, Box<dyn Error>> {
             cmdline: config.cmdline.clone(),
             cpus: config.cpus,
             memory: config.memory,
+            console: config.console.clone(),
+            grace: config.grace,
         },
         devices,
     )?;
-    Ok(exit_code(vm.run(&signals)?))
+    Ok(vm.run(&signals)?)
 }
 
 /// The store with its one domain, and the device in front of it: a request queue for each vCPU.
@@ -130,16 +131,5 @@ impl Source for AtService {
             }),
             ..Stats::default()
         }
-    }
-}
-
-fn exit_code(reason: ExitReason) -> u8 {
-    match reason {
-        ExitReason::Signal(signal) => u8::try_from(SIGNAL_BASE + signal).unwrap_or(1),
-        ExitReason::TripleFault => {
-            log::warn!("the guest ended with a triple fault");
-            0
-        }
-        _ => 0,
     }
 }

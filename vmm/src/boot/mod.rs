@@ -3,6 +3,7 @@
 //! Both kernel formats are entered through the 64-bit boot protocol of Linux (Documentation/x86/boot.rst): long
 //! mode, identity map, `rsi` = zero page. So a vmlinux needs no PVH entry.
 
+mod acpi;
 mod kernel;
 mod mptable;
 mod tables;
@@ -128,7 +129,9 @@ pub(crate) fn load(mem: &GuestMemoryMmap, payload: &Payload<'_>) -> Result<u64, 
         };
         params.e820_entries += 1;
     }
+    params.acpi_rsdp_addr = layout::ACPI;
     mem.write_obj(params, GuestAddress(layout::ZERO_PAGE))?;
+    mem.write_slice(&acpi::build(payload.cpus), GuestAddress(layout::ACPI))?;
     mem.write_slice(&mptable::build(payload.cpus), GuestAddress(layout::EBDA))?;
     tables::write(mem)?;
     Ok(kernel.entry)
@@ -217,7 +220,12 @@ mod tests {
         assert_eq!(u64::from(hdr.cmd_line_ptr), layout::CMDLINE);
         assert_eq!({ hdr.ramdisk_size }, 5000);
         assert_eq!(u64::from(hdr.ramdisk_image), (32 << 20) - 0x2000);
-        assert_eq!(params.e820_entries, 3);
+        assert_eq!(params.e820_entries, 4);
+        assert_eq!({ params.acpi_rsdp_addr }, layout::ACPI);
+        let mut root = [0; 8];
+        mem.read_slice(&mut root, GuestAddress(layout::ACPI))
+            .unwrap();
+        assert_eq!(&root, b"RSD PTR ");
         let byte: u8 = mem
             .read_obj(GuestAddress(u64::from(hdr.ramdisk_image) + 4999))
             .unwrap();

@@ -38,15 +38,15 @@ impl Drop for RawTerminal {
     }
 }
 
-/// The console thread. Dropping it stops and joins the thread, then restores the terminal.
+/// The thread that reads it. Dropping it stops and joins the thread, then restores the terminal.
 #[derive(Debug)]
-pub(crate) struct Console {
+pub(crate) struct Input {
     thread: Option<JoinHandle<()>>,
     stop: StopFlag,
     _terminal: Option<RawTerminal>,
 }
 
-impl Console {
+impl Input {
     /// Starts feeding `serial`; calls `quit` when the escape is typed.
     pub(crate) fn start(
         serial: Arc<Mutex<SerialPort>>,
@@ -74,7 +74,7 @@ impl Console {
     }
 }
 
-impl Drop for Console {
+impl Drop for Input {
     fn drop(&mut self) {
         self.stop.stop();
         if let Some(thread) = self.thread.take() {
