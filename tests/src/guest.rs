@@ -57,6 +57,8 @@ pub struct Setup {
     pub kernel_words: &'static str,
     /// Size of a swap disk on a host file, see [`Machine::disk`].
     pub disk: Option<u64>,
+    /// More arguments of `tmem run`.
+    pub options: &'static [&'static str],
     /// Boot the compressed kernel.
     pub compressed: bool,
     /// A terminal to be the standard input; then [`Guest::go_on`] has no way to the guest.
@@ -86,6 +88,7 @@ impl Setup {
             service: None,
             kernel_words: "tmem=1",
             disk: None,
+            options: &[],
             compressed: false,
             terminal: None,
             show: true,
@@ -188,7 +191,8 @@ impl Guest {
                 setup.kernel_words
             ))
             .arg("--control")
-            .arg(folder.path().join("control"));
+            .arg(folder.path().join("control"))
+            .args(setup.options);
         if let Some(socket) = &setup.service {
             command.arg("--tmem-socket").arg(socket);
         } else if let Some(limit) = setup.tmem {
@@ -222,8 +226,6 @@ impl Guest {
         let service =
             Service::start_in(folder.path(), "512M", &[(NAME, &format!(",limit={limit}"))])?;
         let words = format!("{SWAP_DISK} {}", setup.kernel_words);
-        // What ends the commands resets it, and it would boot again.
-        let commands = format!("{commands}; poweroff -f");
         let guest = uml::guest::Guest::start(
             &service.socket(NAME),
             folder.path(),
@@ -231,7 +233,7 @@ impl Guest {
                 memory: &setup.memory,
                 words: &words,
                 disk: setup.disk,
-                commands: &commands,
+                commands,
             },
         )?;
         Ok(Self {
@@ -270,7 +272,7 @@ impl Guest {
         self.process.write("")
     }
 
-    /// Reads the console to its end. The guest must reset by itself, and `tmem` end with code 0.
+    /// Reads the console to its end. The guest must power itself off, so that `tmem` ends with code 0.
     pub fn finish(mut self) -> Result<Console> {
         let status = self.ended()?;
         ensure!(

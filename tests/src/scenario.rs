@@ -3,6 +3,7 @@
 //! about the driver and the store, whatever the guest runs on. [`run_each`] runs several, and ends each with a [`Verdict`].
 
 mod data;
+mod ends;
 mod failure;
 mod host;
 mod paths;
@@ -80,7 +81,11 @@ pub fn run(name: &str) -> Result<()> {
         "exits" => paths::exits(),
         "clients" => host::clients(),
         "idle" => host::idle(),
+        "ends" => ends::ends(),
+        "without-acpi" => ends::without_acpi(),
+        "console-file" => ends::console_file(),
         "terminate" => host::terminate(),
+        "deaf" => host::deaf(),
         "terminal" => host::terminal(),
         "sleep" => failure::sleep(),
         "stays-awake" => failure::stays_awake(),

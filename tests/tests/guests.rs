@@ -89,7 +89,15 @@ group! {
     what_the_host_of_a_guest_sees:
     control_clients_that_stall_or_die_change_nothing_for_the_guest => "clients",
     a_terminal_is_raw_while_the_guest_runs_and_as_before_afterwards => "terminal",
-    a_signal_ends_tmem_and_leaves_nothing_behind => "terminate",
+    a_signal_has_the_guest_power_itself_off_and_leaves_nothing_behind => "terminate",
+    a_guest_that_does_not_listen_to_its_power_button_is_cut_off => "deaf",
+}
+
+group! {
+    how_a_guest_ends:
+    the_exit_code_tells_power_off_reset_triple_fault_and_panic_apart => "ends",
+    a_kernel_without_acpi_ends_with_what_is_seen_of_it => "without-acpi",
+    a_console_file_keeps_the_newest_output_within_its_limit => "console-file",
 }
 
 group! {

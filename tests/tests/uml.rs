@@ -258,9 +258,7 @@ fn a_guest_that_is_killed_and_started_again_begins_empty() -> Result<()> {
 fn a_guest_that_reboots_in_place_gets_its_device_back_each_time() -> Result<()> {
     const CYCLES: usize = 10;
     let service = Service::start("128M", &[("vm1", ",swap=128M")])?;
-    // What ends the commands boots again.
-    let commands =
-        "swap_on tmemswap0; work size=40M phases=fill; splats; counters end; pause cycle";
+    let commands = "swap_on tmemswap0; work size=40M phases=fill; splats; counters end; pause cycle; reboot -f";
     let setup = Setup {
         commands,
         ..Setup::default()

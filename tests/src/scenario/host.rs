@@ -196,6 +196,7 @@ pub(super) fn terminal() -> Result<()> {
     for end in ["-TERM", "-HUP", "escape"] {
         let setup = Setup {
             terminal: Some(terminal.try_clone()?),
+            options: &["--grace", "0"],
             ..Setup::default()
         };
         let mut guest = Guest::start(&setup, "pause typing; echo guest read; pause forever")?;
@@ -224,9 +225,15 @@ pub(super) fn terminal() -> Result<()> {
     Ok(())
 }
 
+/// A signal presses the guest's power button, the guest powers itself off, and nothing is left behind.
 pub(super) fn terminate() -> Result<()> {
     for end in ["-TERM", "-INT"] {
-        let mut guest = Guest::start(&Setup::default(), "echo guest waiting; pause forever")?;
+        let setup = Setup {
+            // Longer than any test waits: the guest ends by itself or not at all.
+            options: &["--grace", "86400"],
+            ..Setup::default()
+        };
+        let mut guest = Guest::start(&setup, "echo guest waiting; pause forever")?;
         guest.wait_for("guest pause forever")?;
         let socket = guest.folder().join("control");
         ensure!(socket.exists(), "there is no control socket");
@@ -234,19 +241,61 @@ pub(super) fn terminate() -> Result<()> {
         signal(&guest, end)?;
         let status = guest.ended()?;
         println!(
-            "ended with {status} after {} ms",
+            "{end}: ended with {status} after {} ms",
             start.elapsed().as_millis()
         );
-        ensure!(
-            start.elapsed() < Duration::from_secs(10),
-            "it took {:?} to end",
-            start.elapsed()
-        );
+        ensure!(status.success(), "{end} ended the guest with {status}");
+        said(&guest, "guest button")?;
+        said(&guest, "tmem: The guest powered itself off")?;
         let left: Vec<_> = fs::read_dir(guest.folder())?
             .flatten()
             .map(|entry| entry.path())
             .collect();
         ensure!(left.is_empty(), "left behind: {left:?}");
     }
+    Ok(())
+}
+
+/// A guest that does nothing when its power button is pressed has its grace time, or until somebody insists.
+pub(super) fn deaf() -> Result<()> {
+    const PRESSED: &str = "tmem: SIGTERM: pressed the guest's power button";
+    for (options, insists) in [
+        (&["--grace", "1"], false),
+        (&["--grace", "86400"], true),
+        (&["--grace", "0"], false),
+    ] {
+        let setup = Setup {
+            kernel_words: "test.deaf",
+            options,
+            ..Setup::default()
+        };
+        let mut guest = Guest::start(&setup, "pause forever")?;
+        guest.wait_for("guest pause forever")?;
+        signal(&guest, "-TERM")?;
+        if options != &["--grace", "0"] {
+            guest.wait_for(PRESSED)?;
+        }
+        if insists {
+            signal(&guest, "-TERM")?;
+        }
+        let status = guest.ended()?;
+        println!("{options:?}: ended with {status}");
+        ensure!(
+            status.code() == Some(128 + 15),
+            "{options:?}: ended with {status}"
+        );
+        said(&guest, "tmem: SIGTERM cut the guest's power")?;
+    }
+    Ok(())
+}
+
+/// A line on the console or on the standard error of `tmem run`.
+pub(super) fn said(guest: &Guest, line: &str) -> Result<()> {
+    let console = guest.console();
+    ensure!(
+        console.lines().iter().any(|other| other == line),
+        "no line {line:?}:\n{}",
+        console.lines().join("\n")
+    );
     Ok(())
 }
