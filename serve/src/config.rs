@@ -8,6 +8,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 use crate::keys::{Bad, Keys, SIZE, Value};
+use crate::regular;
 
 /// Most guests of one service.
 pub const MAX_GUESTS: usize = 100;
@@ -234,7 +235,7 @@ impl ConfigFile {
     /// # Errors
     /// [`ConfigError::Read`] and [`ConfigError::Parse`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        let text = regular::read(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,
         })?;

@@ -5,6 +5,7 @@
 //! | [`activation`] | sockets that systemd made |
 //! | [`config`] | what the operator asks for, checked |
 //! | `keys` | keys and values of a configuration, read one by one |
+//! | `regular` | reads small files, and nothing that is no file |
 //! | [`service`] | the store and its guests: adding, removing, reporting |
 //! | `guest` | one guest: domain, device, thread; what happens between two connections |
 //! | [`seccomp`] | what each kind of thread may ask of the kernel |
@@ -29,6 +30,7 @@ mod keys;
 mod link;
 pub mod listen;
 mod memory;
+mod regular;
 mod ring;
 pub mod seccomp;
 pub mod service;

@@ -69,6 +69,8 @@ const G: u8 = 1 << Thread::Guest as u8;
 const U: u8 = 1 << Thread::Upkeep as u8;
 const H: u8 = 1 << Thread::Memory as u8;
 const ALL: u8 = M | C | G | U | H;
+/// The flags that std opens a file with to read it, and no wait for a writer.
+const TO_READ: u32 = (libc::O_CLOEXEC | libc::O_NONBLOCK).cast_unsigned();
 
 /// Call, the threads that may make it, how, and what for.
 #[rustfmt::skip]
@@ -127,7 +129,7 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_lseek, M | C | G, Any, "as above"),
     (libc::SYS_getsockopt, M | C | G, Any, "errors of a connection"),
     // The configuration, read again. Read only: these are all the flags there may be.
-    (libc::SYS_openat, M, Is(2, libc::O_CLOEXEC as u32), "the configuration file"),
+    (libc::SYS_openat, M, Is(2, TO_READ), "the configuration file"),
     // Guests that are added and removed, and the end.
     (libc::SYS_clone3, M | C, Any, "answered with ENOSYS by a second filter: its flags are in memory, where no filter looks"),
     (libc::SYS_clone, M | C, Has(libc::CLONE_THREAD as u32), "a thread for a guest, and no process"),
@@ -450,7 +452,8 @@ mod tests {
         }
         let open = CALLS.iter().find(|(call, ..)| *call == libc::SYS_openat);
         assert!(
-            matches!(open, Some((_, M, Is(2, flags), _)) if *flags == libc::O_CLOEXEC.cast_unsigned()),
+            matches!(open, Some((_, M, Is(2, TO_READ), _)))
+                && TO_READ & 3 == libc::O_RDONLY.cast_unsigned(),
             "the first thread alone, to read"
         );
     }

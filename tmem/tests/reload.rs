@@ -85,6 +85,24 @@ fn a_configuration_that_cannot_be_used_changes_nothing_and_is_one_line() {
 }
 
 #[test]
+fn a_pipe_in_place_of_the_configuration_holds_up_nothing() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let serve = Serve::configured("64M", KEPT, |_| {});
+    std::fs::remove_file(serve.path("tmem.toml")).expect("removes");
+    let mode = Mode::RUSR | Mode::WUSR;
+    mknodat(CWD, serve.path("tmem.toml"), FileType::Fifo, mode, 0).expect("makes");
+    send(&serve, Signal::HUP);
+    eventually("said", || serve.log().contains("not a regular file"));
+    assert!(
+        serve.log().contains("Nothing is changed: "),
+        "{}",
+        serve.log()
+    );
+    assert_eq!(names(&serve), ["kept"]);
+    ends_well(serve);
+}
+
+#[test]
 fn a_change_that_waits_for_a_restart_is_named() {
     let serve = Serve::configured("64M", KEPT, |_| {});
     let guests = [KEPT, "queues = 2\nswap = '1G'\nweight = 9\n"].concat();
