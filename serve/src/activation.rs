@@ -1,10 +1,12 @@
 //! Sockets that systemd made (`sd_listen_fds(3)`), by their `FileDescriptorName=`: the name of a guest,
-//! or [`CONTROL`].
+//! [`CONTROL`] or [`STATISTICS`]. And those that come one by one, while guests are served.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
@@ -13,6 +15,8 @@ use crate::Config;
 
 /// Name of the control socket. No guest can be called that.
 pub const CONTROL: &str = "@control";
+/// Name of the socket that only shows figures.
+pub const STATISTICS: &str = "@statistics";
 
 /// Why the sockets that were passed are not used.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +27,9 @@ pub enum ActivationError {
     /// Not something that a guest or a client can connect to.
     #[error("Descriptor {0:?} of the service manager is not a listening unix stream socket")]
     NotListening(String),
+    /// The same, of a number that was given.
+    #[error("Descriptor {0} is not a listening unix stream socket")]
+    NotInherited(RawFd),
     /// Two sockets with one name.
     #[error("The service manager passed two sockets named {0:?}")]
     SameName(String),
@@ -38,6 +45,8 @@ pub enum ActivationError {
 pub struct Sockets {
     /// That of the control plane.
     pub control: Option<UnixListener>,
+    /// That of the figures.
+    pub statistics: Option<UnixListener>,
     /// Those of guests, by name.
     pub guests: BTreeMap<String, UnixListener>,
 }
@@ -65,12 +74,13 @@ impl Sockets {
     ) -> Result<Self, ActivationError> {
         let mut sockets = Self::default();
         for (fd, name) in passed {
-            if !listens(&fd).unwrap_or(false) {
+            let Some(listener) = listener(fd) else {
                 return Err(ActivationError::NotListening(name));
-            }
-            let listener = UnixListener::from(fd);
+            };
             let other = if name == CONTROL {
                 sockets.control.replace(listener)
+            } else if name == STATISTICS {
+                sockets.statistics.replace(listener)
             } else if config.guests.iter().any(|guest| guest.name == name) {
                 sockets.guests.insert(name.clone(), listener)
             } else {
@@ -82,6 +92,45 @@ impl Sockets {
         }
         Ok(sockets)
     }
+}
+
+/// A socket that a guest can connect to, out of a descriptor that may be anything.
+pub fn listener(fd: OwnedFd) -> Option<UnixListener> {
+    listens(&fd).unwrap_or(false).then(|| fd.into())
+}
+
+/// A listening socket that this process was started with, by its number, which keeps its own descriptor.
+///
+/// # Errors
+/// [`ActivationError::NotInherited`] when there is none.
+pub fn inherited(number: RawFd) -> Result<UnixListener, ActivationError> {
+    let missing = ActivationError::NotInherited(number);
+    if number < 0 {
+        return Err(missing);
+    }
+    // SAFETY: used for one call, which fails where nothing is open.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    fd.try_clone_to_owned()
+        .ok()
+        .and_then(listener)
+        .ok_or(missing)
+}
+
+/// Where a listening socket is: its path, or `@` and its abstract name. Two sockets are never at one place, so it tells
+/// whether two descriptors are the same.
+pub fn address(listener: &UnixListener) -> PathBuf {
+    let Ok(address) = rustix::net::getsockname(listener) else {
+        return PathBuf::new();
+    };
+    let Ok(address) = rustix::net::SocketAddrUnix::try_from(address) else {
+        return PathBuf::new();
+    };
+    let bytes = match (address.path_bytes(), address.abstract_name()) {
+        (Some(path), _) => path.to_vec(),
+        (None, Some(name)) => [b"@", name].concat(),
+        (None, None) => Vec::new(),
+    };
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
 fn listens(fd: impl AsFd) -> io::Result<bool> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+use crate::access::{self, Access};
 use crate::keys::{Bad, Keys, SIZE, Value};
 use crate::regular;
 
@@ -29,6 +30,10 @@ pub struct Config {
     pub memory: u64,
     /// Path of the control socket; without one there is no control plane.
     pub control: Option<PathBuf>,
+    /// Path of a second control socket that only shows figures.
+    pub statistics: Option<PathBuf>,
+    /// Who can connect to it.
+    pub statistics_access: Access,
     /// The guests to begin with.
     pub guests: Vec<GuestConfig>,
 }
@@ -40,6 +45,8 @@ pub struct GuestConfig {
     pub name: String,
     /// Path of its vhost-user socket, which is its identity. Unique.
     pub socket: PathBuf,
+    /// Who can connect to it.
+    pub access: Access,
     /// Bytes that only this guest may use.
     pub reserve: u64,
     /// Bytes that it may use at most; `None` is no limit.
@@ -121,6 +128,9 @@ pub enum ConfigError {
     /// A size is not a number with one of the known units.
     #[error("{0:?} is not a size: write bytes, or a number with K, M, G or T")]
     Size(String),
+    /// Not a mode, or not a group.
+    #[error("{0:?} is not {1}")]
+    Access(String, &'static str),
     /// A `--guest` is not a list of `key=value`.
     #[error("Guest {0:?}: {1}")]
     GuestFlag(String, String),
@@ -196,6 +206,12 @@ pub struct ConfigFile {
     pub memory: Option<Size>,
     /// [`Config::control`].
     pub control: Option<PathBuf>,
+    /// [`Config::statistics`].
+    pub statistics: Option<PathBuf>,
+    /// [`Access::mode`] of [`Config::statistics_access`].
+    pub statistics_mode: Option<u32>,
+    /// [`Access::group`] of it.
+    pub statistics_group: Option<u32>,
     /// [`Config::guests`].
     pub guests: Vec<GuestFile>,
 }
@@ -207,6 +223,10 @@ pub struct GuestFile {
     pub name: String,
     /// [`GuestConfig::socket`].
     pub socket: PathBuf,
+    /// [`Access::mode`] of [`GuestConfig::access`]; 0600 when absent, or 0660 with a group.
+    pub socket_mode: Option<u32>,
+    /// [`Access::group`] of it; that of the process when absent.
+    pub socket_group: Option<u32>,
     /// [`GuestConfig::reserve`]; 0 when absent.
     pub reserve: Option<Size>,
     /// [`GuestConfig::limit`].
@@ -253,7 +273,7 @@ impl ConfigFile {
     }
 
     fn of_table(table: &DeTable<'_>) -> Result<Self, Bad> {
-        let keys = Keys::of_table(0, table, &["memory", "control", "guest"])?;
+        let keys = Keys::of_table(0, table, KEYS)?;
         let tables = |value| match value {
             Value::Toml(DeValue::Array(tables)) => tables
                 .iter()
@@ -267,6 +287,9 @@ impl ConfigFile {
         Ok(Self {
             memory: keys.get("memory", SIZE, Value::size)?,
             control: keys.get("control", "the path of a socket", path)?,
+            statistics: keys.get("statistics", "the path of a socket", path)?,
+            statistics_mode: keys.get("statistics-mode", access::MODE, access::mode)?,
+            statistics_group: keys.get("statistics-group", access::GROUP, access::group)?,
             guests: guests
                 .into_iter()
                 .map(|(at, table)| GuestFile::of_keys(&Keys::of_table(at, table, GUEST_KEYS)?))
@@ -279,10 +302,22 @@ fn path(value: Value<'_>) -> Option<PathBuf> {
     value.text().map(PathBuf::from)
 }
 
+/// Keys of the service.
+const KEYS: &[&str] = &[
+    "memory",
+    "control",
+    "statistics",
+    "statistics-mode",
+    "statistics-group",
+    "guest",
+];
+
 /// Keys of a guest.
 const GUEST_KEYS: &[&str] = &[
     "name",
     "socket",
+    "socket-mode",
+    "socket-group",
     "reserve",
     "limit",
     "weight",
@@ -314,6 +349,8 @@ impl GuestFile {
         Ok(Self {
             name: keys.required("name", "the name of the guest", text)?,
             socket: keys.required("socket", "the path of a socket", path)?,
+            socket_mode: keys.get("socket-mode", access::MODE, access::mode)?,
+            socket_group: keys.get("socket-group", access::GROUP, access::group)?,
             reserve: keys.get("reserve", SIZE, Value::size)?,
             limit: keys.get("limit", SIZE, Value::size)?,
             weight: keys.number("weight", 1..=u32::MAX)?,
@@ -334,8 +371,23 @@ impl FromStr for GuestFile {
     /// Reads `name=vm1,socket=/run/tmem/vm1.sock,reserve=256M,limit=1G,weight=200,swap=1G`. Each `group=NAME`
     /// adds one.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
+        Self::of_flag(text, None)
+    }
+}
+
+impl GuestFile {
+    /// As [`Self::from_str`], of a guest whose socket is there already, at this path.
+    ///
+    /// # Errors
+    /// [`ConfigError::GuestFlag`].
+    pub fn on_socket(text: &str, socket: &str) -> Result<Self, ConfigError> {
+        Self::of_flag(text, Some(socket))
+    }
+
+    fn of_flag(text: &str, socket: Option<&str>) -> Result<Self, ConfigError> {
         let bad = |what: String| ConfigError::GuestFlag(text.to_owned(), what);
         let mut words: Vec<(&str, &str)> = Vec::new();
+        words.extend(socket.map(|socket| ("socket", socket)));
         let mut groups = Vec::new();
         for pair in text.split(',') {
             let (key, value) = pair
@@ -372,6 +424,12 @@ impl TryFrom<ConfigFile> for Config {
         }
         let mut names = BTreeSet::new();
         let mut sockets: BTreeSet<PathBuf> = file.control.iter().cloned().collect();
+        if let Some(path) = &file.statistics {
+            check_socket(path)?;
+            if !sockets.insert(path.clone()) {
+                return Err(ConfigError::SameSocket(path.clone()));
+            }
+        }
         let mut guests = Vec::with_capacity(file.guests.len());
         for guest in file.guests {
             let guest = GuestConfig::try_from(guest)?;
@@ -390,6 +448,8 @@ impl TryFrom<ConfigFile> for Config {
         Ok(Self {
             memory,
             control: file.control,
+            statistics: file.statistics,
+            statistics_access: Access::new(file.statistics_mode, file.statistics_group),
             guests,
         })
     }
@@ -414,10 +474,15 @@ impl TryFrom<GuestFile> for GuestConfig {
             compression: file.compression.unwrap_or_default(),
             dedup: file.dedup.unwrap_or_default(),
             frozen: file.frozen.unwrap_or(false),
+            access: Access::new(file.socket_mode, file.socket_group),
             name: file.name,
             socket: file.socket,
         };
-        let what = if config.weight == 0 {
+        let what = if !Access::is_mode(config.access.mode) {
+            "the mode of its socket is not 0600 to 0777"
+        } else if !config.access.group.is_none_or(Access::is_group) {
+            "the group of its socket has a number that no group has"
+        } else if config.weight == 0 {
             "weight is 0; the least is 1"
         } else if config.queues == 0 || config.queues > MAX_REQUEST_QUEUES {
             "queues is not 1 to 64"
@@ -479,9 +544,14 @@ mod tests {
             r#"
             memory = "4G"
             control = "/run/tmem.sock"
+            statistics = "/run/tmem/stats.sock"
+            statistics-mode = 0o666
+            statistics-group = 7
             [[guest]]
             name = "vm1"
             socket = "/run/tmem/vm1.sock"
+            socket-mode = "0640"
+            socket-group = "root"
             reserve = "256M"
             limit = 1073741824
             weight = 200
@@ -498,8 +568,11 @@ mod tests {
         let flags = Config::try_from(ConfigFile {
             memory: Some("4096MiB".parse().expect("a size")),
             control: Some("/run/tmem.sock".into()),
+            statistics: Some("/run/tmem/stats.sock".into()),
+            statistics_mode: Some(0o666),
+            statistics_group: Some(7),
             guests: vec![
-                "name=vm1,socket=/run/tmem/vm1.sock,reserve=256M,limit=1G,weight=200,swap=1G,queues=2,keep-seconds=30,group=web,compression=dense,group=db,dedup=off,frozen=true"
+                "name=vm1,socket=/run/tmem/vm1.sock,socket-mode=0640,socket-group=0,reserve=256M,limit=1G,weight=200,swap=1G,queues=2,keep-seconds=30,group=web,compression=dense,group=db,dedup=off,frozen=true"
                     .parse()
                     .expect("a guest"),
             ],
@@ -509,6 +582,7 @@ mod tests {
         assert_eq!(file.guests[0].limit, Some(1 << 30));
         assert_eq!(file.guests[0].keep, Duration::from_secs(30));
         assert_eq!(file.guests[0].groups, ["web", "db"]);
+        assert_eq!(file.guests[0].access, Access::new(Some(0o640), Some(0)));
         assert_eq!(file.guests[0].compression, Compression::Dense);
         assert_eq!(file.guests[0].dedup, Dedup::Off);
         assert!(file.guests[0].frozen);
@@ -561,7 +635,9 @@ mod tests {
     fn what_is_left_out_has_a_default() {
         let config = parse("memory = 4096\n[[guest]]\nname='a'\nsocket='/a'").expect("valid");
         assert_eq!(config.control, None);
+        assert_eq!(config.statistics, None);
         let guest = &config.guests[0];
+        assert_eq!(guest.access, Access::default());
         assert_eq!((guest.reserve, guest.limit, guest.weight), (0, None, 100));
         assert_eq!(
             (guest.swap, guest.queues, guest.keep),
@@ -595,6 +671,8 @@ mod tests {
         assert!(refusal(&guest("dedup=1")).contains("line 5"));
         assert!(refusal(&guest("[[guest]]\nname='a'\nsocket='/b'")).contains("two guests"));
         assert!(refusal(&guest("[[guest]]\nname='b'\nsocket='/a'")).contains("twice"));
+        assert!(refusal("memory = 1\ncontrol = '/a'\nstatistics = '/a'").contains("twice"));
+        assert!(refusal(&format!("statistics = '/a'\n{}", guest(""))).contains("twice"));
         assert!(refusal(&guest("[[guest]]\nname='a/b'\nsocket='/b'")).contains("a/b"));
         assert!(refusal(&guest("[[guest]]\nname='b'\nsocket=''")).contains("Socket path"));
     }
@@ -614,6 +692,8 @@ mod tests {
         for (key, takes, fine) in [
             ("name", "the name of the guest", &["''"][..]),
             ("socket", "the path of a socket", &["''"]),
+            ("socket-mode", "a mode in octal", &[]),
+            ("socket-group", "the name of a group", &[]),
             ("reserve", "a size", &[]),
             ("limit", "a size", &[]),
             ("swap", "a size", &[]),
@@ -657,6 +737,12 @@ mod tests {
             ("name=a", "socket"),
             ("name=a,socket=/a,weight=many", "many"),
             ("name=a,socket=/a,colour=red", "colour"),
+            ("name=a,socket=/a,socket-mode=u+w", "u+w"),
+            ("name=a,socket=/a,socket-mode=02660", "02660"),
+            (
+                "name=a,socket=/a,socket-group=no-such-group",
+                "no-such-group",
+            ),
             ("name=a,name=b,socket=/a", "twice"),
             ("name=a,socket=/a,frozen=maybe", "maybe"),
             ("name=a,socket=/a,groups=web", "group"),
@@ -666,6 +752,23 @@ mod tests {
             let error = flag.parse::<GuestFile>().expect_err(flag).to_string();
             assert!(error.contains(part) && !error.contains('\n'), "{error}");
         }
+    }
+
+    #[test]
+    fn a_mode_that_is_not_written_in_octal_is_refused() {
+        let guest =
+            |mode: &str| format!("memory=1\n[[guest]]\nname='a'\nsocket='/a'\nsocket-mode={mode}");
+        for mode in ["660", "0x1b0", "0o60", "'rw-rw----'"] {
+            assert!(refusal(&guest(mode)).contains("in octal"), "{mode}");
+        }
+    }
+
+    #[test]
+    fn a_guest_on_a_socket_that_is_there_names_no_other() {
+        let guest = GuestFile::on_socket("name=a,weight=7", "/run/a,b").expect("valid");
+        assert_eq!((guest.socket, guest.weight), ("/run/a,b".into(), Some(7)));
+        let error = GuestFile::on_socket("name=a,socket=/b", "/a").expect_err("two");
+        assert!(error.to_string().contains("twice"), "{error}");
     }
 
     #[test]

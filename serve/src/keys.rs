@@ -48,6 +48,18 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// A number that is written in octal, also with a leading `0o`. A TOML integer is one where it is written so: `660`
+    /// would be another mode than everybody reads.
+    pub(crate) fn octal(self) -> Option<u32> {
+        let digits = match self {
+            Self::Toml(DeValue::Integer(integer)) if integer.radix() == 8 => integer.as_str(),
+            _ => self.text()?,
+        };
+        let digits = digits.strip_prefix("0o").unwrap_or(digits);
+        let octal = digits.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+        octal.then(|| u32::from_str_radix(digits, 8).ok()).flatten()
+    }
+
     /// An integer in `range`.
     pub(crate) fn number<T: TryFrom<u64> + PartialOrd>(
         self,

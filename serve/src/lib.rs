@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`access`] | who can connect to a socket: mode and group |
 //! | [`activation`] | sockets that systemd made |
 //! | [`config`] | what the operator asks for, checked |
 //! | `keys` | keys and values of a configuration, read one by one |
@@ -21,6 +22,7 @@
 //!
 //! README.md tells of threads, locks and assumptions.
 
+pub mod access;
 pub mod activation;
 mod backend;
 pub mod config;
@@ -38,6 +40,7 @@ mod session;
 mod sigbus;
 pub mod signals;
 
+pub use access::Access;
 pub use config::{
     Compression, Config, ConfigError, ConfigFile, Dedup, GuestConfig, GuestFile, Size,
 };

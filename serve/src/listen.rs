@@ -1,13 +1,16 @@
 //! The sockets that guests connect to.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Mode;
+use rustix::fs::{AtFlags, CWD, Gid, Mode};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::access::Access;
 
 /// Connections that may wait for the one that is being served to end.
 const BACKLOG: i32 = 4;
@@ -21,6 +24,23 @@ pub enum ListenError {
     /// There is a file that is not a socket.
     #[error("{} exists and is not a socket", .0.display())]
     NotASocket(PathBuf),
+    /// The process is not a member of the group, or its user namespace does not have it.
+    #[error(
+        "Cannot give socket {} to group {group}, of which the service is no member (Group= or SupplementaryGroups= of its unit)",
+        path.display()
+    )]
+    Group {
+        /// The path of the socket.
+        path: PathBuf,
+        /// The number of the group.
+        group: u32,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another mode or group than was asked for, or another file: somebody or something changes them.
+    #[error("Socket {} has not the mode and group that it was given", .0.display())]
+    Changed(PathBuf),
     /// The system refused.
     #[error("Cannot listen on {}", path.display())]
     Io {
@@ -53,20 +73,59 @@ impl Drop for SocketFile {
     }
 }
 
-/// Makes a listening socket that only this user can connect to. A socket that a dead process left
-/// behind is replaced.
+/// Makes the listening socket of a guest. A socket that a dead process left behind is replaced.
 ///
 /// # Errors
 /// See [`ListenError`]. Nothing is left behind then.
-pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+pub fn listen(path: &Path, access: Access) -> Result<(UnixListener, SocketFile), ListenError> {
+    listen_for(path, access, BACKLOG)
+}
+
+/// As [`listen`], with as many connections that may wait.
+///
+/// # Errors
+/// See [`ListenError`]. Nothing is left behind then.
+pub fn listen_for(
+    path: &Path,
+    access: Access,
+    backlog: i32,
+) -> Result<(UnixListener, SocketFile), ListenError> {
     remove_stale(path)?;
-    bind(path).map_err(|errno| match errno {
+    let refused = |errno| match errno {
         Errno::ADDRINUSE => ListenError::InUse(path.to_owned()),
         errno => ListenError::Io {
             path: path.to_owned(),
             source: errno.into(),
         },
-    })
+    };
+    let (socket, file) = bind(path, access).map_err(refused)?;
+    if let Some(group) = access.group {
+        give(path, group).map_err(|errno| ListenError::Group {
+            path: path.to_owned(),
+            group,
+            source: errno.into(),
+        })?;
+    }
+    // A folder can have rules of its own for what is made in it.
+    let now = rustix::fs::lstat(path).map_err(refused)?;
+    if (now.st_dev, now.st_ino) != (file.device, file.inode)
+        || now.st_mode & 0o7777 != access.mode
+        || access.group.is_some_and(|group| group != now.st_gid)
+    {
+        return Err(ListenError::Changed(path.to_owned()));
+    }
+    // Only now can anybody connect.
+    rustix::net::listen(&socket, backlog).map_err(refused)?;
+    Ok((UnixListener::from(socket), file))
+}
+
+/// Gives the file to another group, and never what a link there points to.
+fn give(path: &Path, group: u32) -> Result<(), Errno> {
+    if rustix::fs::lstat(path)?.st_gid == group {
+        return Ok(());
+    }
+    let group = Some(Gid::from_raw(group));
+    rustix::fs::chownat(CWD, path, None, group, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Removes the socket of a process that is gone.
@@ -92,7 +151,8 @@ pub fn remove_stale(path: &Path) -> Result<(), ListenError> {
     }
 }
 
-fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Errno> {
+/// A socket that has a name and to which nobody can connect yet.
+fn bind(path: &Path, access: Access) -> Result<(OwnedFd, SocketFile), Errno> {
     let address = SocketAddrUnix::new(path)?;
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
@@ -100,9 +160,8 @@ fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Errno> {
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         None,
     )?;
-    // Linux gives the new file the mode of the unbound socket, less the umask: at no time can
-    // another user connect.
-    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    // Linux gives the new file the mode of the unbound socket, less the umask, which `prepare` takes away.
+    rustix::fs::fchmod(&socket, Mode::from_raw_mode(access.mode))?;
     rustix::net::bind(&socket, &address)?;
     let stat = rustix::fs::lstat(path)?;
     let file = SocketFile {
@@ -110,15 +169,17 @@ fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Errno> {
         device: stat.st_dev,
         inode: stat.st_ino,
     };
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok((UnixListener::from(socket), file))
+    Ok((socket, file))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
+    use crate::seccomp::prepare;
+
+    fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+        super::listen(path, Access::default())
+    }
 
     #[test]
     fn a_socket_of_a_dead_process_is_replaced() {
@@ -146,11 +207,55 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary folder");
         let path = dir.path().join("s");
         let (_listener, _file) = listen(&path).expect("listens");
-        let mode = path
-            .symlink_metadata()
-            .expect("is there")
-            .permissions()
-            .mode();
+        let mode = path.symlink_metadata().expect("is there").mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_socket_has_the_mode_and_group_that_it_is_given_whatever_the_umask() {
+        prepare();
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("s");
+        let own = rustix::process::getegid().as_raw();
+        for mode in [0o600, 0o660, 0o666, 0o640] {
+            for group in [None, Some(own)] {
+                let access = Access::new(Some(mode), group);
+                let (_listener, _file) = super::listen(&path, access).expect("listens");
+                let found = path.symlink_metadata().expect("is there");
+                assert_eq!((found.mode() & 0o7777, found.gid()), (mode, own));
+            }
+        }
+    }
+
+    #[test]
+    fn a_group_that_the_process_is_not_in_is_an_error_that_says_so_and_leaves_nothing() {
+        if rustix::process::geteuid().is_root() {
+            // Only who has no privileges is refused: again as somebody else.
+            let here = std::env::current_exe().expect("own path");
+            let folder = tempfile::tempdir().expect("temporary folder");
+            std::os::unix::fs::chown(folder.path(), Some(65534), Some(65534)).expect("is root");
+            // The program may be where others cannot go.
+            let program = folder.path().join("test");
+            std::fs::copy(here, &program).expect("copies");
+            let status = std::process::Command::new("setpriv")
+                .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+                .arg(&program)
+                .args(["--exact", "listen::tests::a_group_that_the_process_is_not_in_is_an_error_that_says_so_and_leaves_nothing"])
+                .env("TMPDIR", folder.path())
+                .status()
+                .expect("starts");
+            assert!(status.success(), "{status}");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("s");
+        let error = super::listen(&path, Access::new(None, Some(0))).expect_err("is not root");
+        assert!(matches!(error, ListenError::Group { group: 0, .. }));
+        let text = error.to_string();
+        assert!(
+            text.contains("group 0") && text.contains("SupplementaryGroups"),
+            "{text}"
+        );
+        assert!(path.symlink_metadata().is_err(), "it is left behind");
     }
 }

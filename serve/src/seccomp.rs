@@ -31,6 +31,8 @@ pub enum Thread {
     Upkeep,
     /// Measures what memory the host has, in files that are open.
     Memory,
+    /// The server of figures, which changes nothing.
+    Statistics,
 }
 
 /// Why a thread was not confined.
@@ -59,16 +61,19 @@ enum Only {
     Has(u32),
     /// The first argument is this process.
     Own,
+    /// `fchownat` changes the group and not the owner, and follows no link.
+    Group,
 }
 
-use Only::{Any, Has, Is, NotExecutable, OneOf, Own, Request};
+use Only::{Any, Group, Has, Is, NotExecutable, OneOf, Own, Request};
 
 const M: u8 = 1 << Thread::Main as u8;
 const C: u8 = 1 << Thread::Control as u8;
 const G: u8 = 1 << Thread::Guest as u8;
 const U: u8 = 1 << Thread::Upkeep as u8;
 const H: u8 = 1 << Thread::Memory as u8;
-const ALL: u8 = M | C | G | U | H;
+const S: u8 = 1 << Thread::Statistics as u8;
+const ALL: u8 = M | C | G | U | H | S;
 /// The flags that std opens a file with to read it, and no wait for a writer.
 const TO_READ: u32 = (libc::O_CLOEXEC | libc::O_NONBLOCK).cast_unsigned();
 
@@ -113,23 +118,25 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_memfd_create, M | C | G, Any, "the file behind segments of a domain or share group"),
     // Waiting for many things.
     (libc::SYS_epoll_create1, M | C | G, Any, "a connection's rings and messages"),
-    (libc::SYS_epoll_ctl, M | C | G, Any, "as above"),
-    (libc::SYS_epoll_pwait, M | C | G, Any, "as above"),
+    (libc::SYS_epoll_ctl, M | C | G | S, Any, "as above"),
+    (libc::SYS_epoll_pwait, M | C | G | S, Any, "as above"),
     (libc::SYS_ppoll, M | C | G, Any, "a connection or a wake-up; a signal"),
     (libc::SYS_eventfd2, M | C | G, Any, "wake-ups of a guest that is added"),
-    (libc::SYS_read, M | C | G, Any, "eventfds: kicks, wake-ups; signals"),
-    (libc::SYS_readv, M | C | G, Any, "requests of clients"),
-    (libc::SYS_recvfrom, M | C | G, Any, "requests of clients; signals"),
+    (libc::SYS_read, M | C | G | S, Any, "eventfds: kicks, wake-ups; signals"),
+    (libc::SYS_readv, M | C | G | S, Any, "requests of clients"),
+    (libc::SYS_recvfrom, M | C | G | S, Any, "requests of clients; signals"),
     (libc::SYS_sendto, ALL, Any, "calls of rings that are sockets; replies; a signal, on any thread, wakes the first"),
-    (libc::SYS_recvmsg, M | C | G, Any, "messages of a front end, with descriptors"),
+    (libc::SYS_recvmsg, M | C | G, Any, "messages of a front end, and requests of clients, with descriptors"),
     (libc::SYS_sendmsg, M | C | G, Any, "replies to a front end; the service manager"),
-    (libc::SYS_accept4, M | C | G, Any, "connections"),
-    (libc::SYS_shutdown, M | C | G, Any, "ends connections"),
+    (libc::SYS_accept4, M | C | G | S, Any, "connections"),
+    (libc::SYS_shutdown, M | C | G | S, Any, "ends connections"),
     (libc::SYS_fstat, M | C | G, Any, "size of the file behind guest memory"),
-    (libc::SYS_lseek, M | C | G, Any, "as above"),
-    (libc::SYS_getsockopt, M | C | G, Any, "errors of a connection"),
+    (libc::SYS_lseek, M | C | G | S, Any, "as above; the list of descriptors from its begin"),
+    (libc::SYS_getsockopt, M | C | G | S, Any, "errors of a connection; whether a socket listens"),
+    (libc::SYS_getsockname, M | C, Any, "where a socket is that was passed"),
+    (libc::SYS_getdents64, C | S, Any, "number of descriptors, in a folder that is open"),
     // The configuration, read again. Read only: these are all the flags there may be.
-    (libc::SYS_openat, M, Is(2, TO_READ), "the configuration file"),
+    (libc::SYS_openat, M, Is(2, TO_READ), "the configuration file, and the names of groups"),
     // Guests that are added and removed, and the end.
     (libc::SYS_clone3, M | C, Any, "answered with ENOSYS by a second filter: its flags are in memory, where no filter looks"),
     (libc::SYS_clone, M | C, Has(libc::CLONE_THREAD as u32), "a thread for a guest, and no process"),
@@ -139,18 +146,19 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_connect, M | C, Any, "is the owner of a socket file alive; the service manager"),
     (libc::SYS_ioctl, M | C, Request(libc::FIONBIO), "a socket becomes non-blocking"),
     (libc::SYS_fchmod, M | C, Any, "mode of a socket, before it listens"),
+    (libc::SYS_fchownat, M | C, Group, "group of a socket, before it listens"),
     (libc::SYS_unlinkat, M | C, Any, "socket files are removed"),
     (libc::SYS_statx, M | C, Any, "is a socket file still ours"),
     (libc::SYS_newfstatat, M | C, Any, "as above"),
-    (libc::SYS_pread64, H, Any, "figures of the host's memory"),
-    (libc::SYS_setpriority, C, Is(0, libc::PRIO_PROCESS), "the control thread steps behind guests"),
+    (libc::SYS_pread64, H | C | S, Any, "figures of the host's memory; number of mappings"),
+    (libc::SYS_setpriority, C | S, Is(0, libc::PRIO_PROCESS), "the control thread steps behind guests"),
 ];
 
 /// Calls that newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
 #[rustfmt::skip]
 const OLD_CALLS: &[(libc::c_long, u8, Only, &str)] = &[
-    (libc::SYS_epoll_wait, M | C | G, Any, "as `epoll_pwait`"),
+    (libc::SYS_epoll_wait, M | C | G | S, Any, "as `epoll_pwait`"),
     (libc::SYS_poll, M | C | G, Any, "as `ppoll`"),
     (libc::SYS_unlink, M | C, Any, "as `unlinkat`"),
     (libc::SYS_stat, M | C, Any, "as `statx`"),
@@ -158,11 +166,13 @@ const OLD_CALLS: &[(libc::c_long, u8, Only, &str)] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLD_CALLS: &[(libc::c_long, u8, Only, &str)] = &[];
 
-/// Has the C library do now what it would do later, when it no longer may, and lets the process have as
-/// many descriptors as the system grants. To be called before the first thread is confined.
+/// Has the C library do now what it would do later, when it no longer may, lets the process have as
+/// many descriptors as the system grants, and takes the umask away: all files that a service makes are sockets, which get
+/// their mode when they are made. To be called before the first thread is confined.
 pub fn prepare() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        rustix::process::umask(rustix::fs::Mode::empty());
         if let Err(error) = raise_descriptor_limit() {
             log::warn!("Cannot raise the limit of descriptors: {error}");
         }
@@ -200,7 +210,7 @@ fn raise_descriptor_limit() -> Result<(), rustix::io::Errno> {
 /// # Errors
 /// See [`ConfineError`]. The thread is not confined then.
 pub fn confine(thread: Thread) -> Result<(), ConfineError> {
-    static PROGRAMS: [OnceLock<BpfProgram>; 5] = [const { OnceLock::new() }; 5];
+    static PROGRAMS: [OnceLock<BpfProgram>; 6] = [const { OnceLock::new() }; 6];
     let known = &PROGRAMS[thread as usize];
     let program = match known.get() {
         Some(program) => program,
@@ -272,6 +282,15 @@ impl Only {
             NotExecutable => vec![one(2, masked(libc::PROT_EXEC.cast_unsigned()), 0)?],
             Has(bits) => vec![one(0, masked(bits), bits)?],
             Own => vec![one(0, Op::Eq, std::process::id())?],
+            Group => {
+                let is = |argument, value: u32| {
+                    SeccompCondition::new(argument, Len::Dword, Op::Eq, u64::from(value))
+                };
+                // One rule with two conditions: both have to hold.
+                let as_it_is = is(2, u32::MAX)?;
+                let no_link = is(4, libc::AT_SYMLINK_NOFOLLOW.cast_unsigned())?;
+                vec![SeccompRule::new(vec![as_it_is, no_link])?]
+            }
         })
     }
 }
@@ -281,20 +300,28 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
 
+    use rustix::fs::AtFlags;
+
     use super::*;
 
     /// Calls that no thread may make.
-    const ATTEMPTS: usize = 8;
+    const ATTEMPTS: usize = 10;
 
-    const KINDS: [Thread; 5] = [
+    const KINDS: [Thread; 6] = [
         Thread::Main,
         Thread::Control,
         Thread::Guest,
         Thread::Upkeep,
         Thread::Memory,
+        Thread::Statistics,
     ];
     /// Those that read streams.
-    const READERS: [Thread; 3] = [Thread::Main, Thread::Control, Thread::Guest];
+    const READERS: [Thread; 4] = [
+        Thread::Main,
+        Thread::Control,
+        Thread::Guest,
+        Thread::Statistics,
+    ];
 
     /// What a confined thread tries in the child below, by the number in its environment.
     fn forbidden(number: usize) {
@@ -345,8 +372,24 @@ mod tests {
         let terminal = || {
             std::io::IsTerminal::is_terminal(&std::io::stdin());
         };
+        let chown = |owner, flags| {
+            use rustix::fs::{CWD, Gid, Uid, chownat};
+            let owner: Option<Uid> = owner;
+            let _ = chownat(CWD, "/nowhere", owner, Some(Gid::ROOT), flags);
+        };
+        let owner = || chown(Some(rustix::fs::Uid::ROOT), AtFlags::SYMLINK_NOFOLLOW);
+        let group_behind_a_link = || chown(None, AtFlags::empty());
         let attempts: [&dyn Fn(); ATTEMPTS] = [
-            &file, &network, &program, &code, &process, &signal, &late_code, &terminal,
+            &file,
+            &network,
+            &program,
+            &code,
+            &process,
+            &signal,
+            &late_code,
+            &terminal,
+            &owner,
+            &group_behind_a_link,
         ];
         attempts[number % ATTEMPTS]();
     }

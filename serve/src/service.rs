@@ -11,6 +11,7 @@ use tmem_device::TmemDevice;
 use tmem_device::tmem::MetricsSnapshot;
 use tmem_store::{DomainConfig, Gate, Store, StoreConfig};
 
+use crate::activation;
 use crate::config::{Compression, Config, GuestConfig, MAX_GUESTS};
 use crate::guest::{Guest, MAX_POOLS};
 use crate::listen::{ListenError, SocketFile, listen};
@@ -120,8 +121,10 @@ impl Service {
             guests: Mutex::new(BTreeMap::new()),
         };
         for guest in config.guests {
-            let socket = sockets.remove(&guest.name);
-            service.add(guest, socket)?;
+            match sockets.remove(&guest.name) {
+                Some(socket) => service.add_guest_on(guest, socket)?,
+                None => service.add_guest(guest)?,
+            }
         }
         Ok(service)
     }
@@ -132,6 +135,24 @@ impl Service {
     /// See [`StartError`]. Nothing is left behind then.
     pub fn add_guest(&self, config: GuestConfig) -> Result<(), StartError> {
         self.add(config, None)
+    }
+
+    /// Adds a guest whose socket somebody else made. Its path is that of the socket, whatever its configuration says;
+    /// its file is left alone.
+    ///
+    /// # Errors
+    /// See [`StartError`]. The socket is closed then.
+    pub fn add_guest_on(
+        &self,
+        config: GuestConfig,
+        socket: UnixListener,
+    ) -> Result<(), StartError> {
+        let path = activation::address(&socket);
+        let config = GuestConfig {
+            socket: path,
+            ..config
+        };
+        self.add(config, Some(socket))
     }
 
     fn add(&self, config: GuestConfig, socket: Option<UnixListener>) -> Result<(), StartError> {
@@ -159,7 +180,7 @@ impl Service {
         let (listener, file): (UnixListener, Option<SocketFile>) = match socket {
             Some(listener) => (listener, None),
             None => {
-                let (listener, file) = listen(&config.socket)?;
+                let (listener, file) = listen(&config.socket, config.access)?;
                 (listener, Some(file))
             }
         };

@@ -41,8 +41,8 @@ impl Host {
         });
         let config = ConfigFile {
             memory: Some(memory.parse().expect("a size")),
-            control: None,
             guests: guests.collect(),
+            ..ConfigFile::default()
         };
         let config = Config::try_from(config).expect("valid");
         let service = Service::start(config).expect("starts");

@@ -56,6 +56,8 @@ impl Operator {
         let config = GuestConfig::try_from(GuestFile {
             name: guest.name,
             socket: guest.socket.into(),
+            socket_mode: None,
+            socket_group: None,
             reserve: guest.reserve.map(Size),
             limit: guest.limit.map(Size),
             weight: guest.weight,

@@ -54,6 +54,11 @@ impl Reload {
         if new.control != self.now.control {
             log::warn!("A change of control waits for a restart");
         }
+        if (&new.statistics, new.statistics_access)
+            != (&self.now.statistics, self.now.statistics_access)
+        {
+            log::warn!("A change of statistics waits for a restart");
+        }
         let count = self.apply(new.guests, operator);
         log::info!(
             target: NOTICE,
@@ -134,6 +139,8 @@ impl Reload {
 fn fixed(old: &GuestConfig, new: &GuestConfig) -> Vec<&'static str> {
     let keys = [
         ("socket", old.socket != new.socket),
+        ("socket-mode", old.access.mode != new.access.mode),
+        ("socket-group", old.access.group != new.access.group),
         ("swap", old.swap != new.swap),
         ("queues", old.queues != new.queues),
         ("keep-seconds", old.keep != new.keep),
