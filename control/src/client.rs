@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,6 +17,7 @@ use crate::{
     operate::{Change, Flush, Flushed, Freeable, NewGuest},
     route, socket,
     stats::{Domain, ErrorReply, Stats},
+    stream::{Slot, Stream},
 };
 
 /// How long a request may take, from connect to the last byte of the reply.
@@ -151,6 +153,15 @@ impl Client {
         self.decode(&self.request(Method::POST, "/v1/guests", self.encode(guest)?)?)
     }
 
+    /// As [`Self::add_guest`], with a socket that listens and that the server takes over. The guest names none.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn add_guest_on(&self, guest: &NewGuest, socket: OwnedFd) -> Result<Domain, ClientError> {
+        let body = self.encode(guest)?;
+        self.decode(&self.request_with(Method::POST, "/v1/guests", body, Some(socket))?)
+    }
+
     /// `DELETE /v1/guests/{name}`.
     ///
     /// # Errors
@@ -179,12 +190,22 @@ impl Client {
     }
 
     fn request(&self, method: Method, resource: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        self.request_with(method, resource, body, None)
+    }
+
+    fn request_with(
+        &self,
+        method: Method,
+        resource: &str,
+        body: Bytes,
+        passing: Option<OwnedFd>,
+    ) -> Result<Bytes, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(ClientError::Setup)?;
         runtime.block_on(async {
-            match time::timeout(DEADLINE, self.exchange(method, resource, body)).await {
+            match time::timeout(DEADLINE, self.exchange(method, resource, body, passing)).await {
                 Ok(result) => result,
                 Err(_) => Err(ClientError::TimedOut(self.path.clone())),
             }
@@ -196,8 +217,10 @@ impl Client {
         method: Method,
         resource: &str,
         body: Bytes,
+        passing: Option<OwnedFd>,
     ) -> Result<Bytes, ClientError> {
-        let stream = connect(&self.path).await?;
+        let socket = connect(&self.path).await?;
+        let stream = Stream::new(socket, Slot::default(), passing);
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.http(error))?;

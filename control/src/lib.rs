@@ -5,7 +5,9 @@
 //! | [`stats`] | the replies: plain types that serialize to the JSON of `docs/control-api.yaml` |
 //! | [`snapshot`] | the same types taken from a running store and its devices |
 //! | [`operate`] | what a client can have done: bodies, replies, refusals |
-//! | [`server`] | [`Server`]: one thread, bounded connections, deadlines |
+//! | [`server`] | [`Server`]: one thread, bounded connections, deadlines; all rights, or to look only |
+//! | [`clients`] | counts of connections and of what they came to |
+//! | `stream` | a connection that carries a descriptor beside its bytes |
 //! | `route` | method and path to a typed request, or to the refusal to send |
 //! | [`prometheus`] | the metrics page, and the table of every metric |
 //! | `socket` | makes the socket with mode 0600, removes it only while it is still ours |
@@ -14,6 +16,7 @@
 //! See README.md for what is promised about slow and hostile clients.
 
 pub mod client;
+pub mod clients;
 pub mod operate;
 pub mod prometheus;
 mod route;
@@ -21,10 +24,11 @@ pub mod server;
 pub mod snapshot;
 mod socket;
 pub mod stats;
+mod stream;
 
 pub use client::{Client, ClientError};
 pub use operate::{Done, Operation, Refused};
-pub use server::{Server, Source};
+pub use server::{Role, Server, Source};
 pub use snapshot::Live;
 pub use socket::BindError;
 pub use stats::Stats;

@@ -1,6 +1,10 @@
 //! What a client can have done: bodies of requests, their replies, and why they are refused.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::Arc,
+};
 
 use hyper::StatusCode;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -139,8 +143,19 @@ pub struct Flushed {
 pub struct NewGuest {
     /// Its name.
     pub name: String,
-    /// Path of the vhost-user socket to make.
+    /// Path of the vhost-user socket to make; empty, or left out, where a socket is passed with the request.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub socket: String,
+    /// Permission bits of the socket; 0600 when left out, or 0660 with a group.
+    #[serde(default, with = "mode", skip_serializing_if = "Option::is_none")]
+    pub socket_mode: Option<u32>,
+    /// Number of the group of the socket; that of the service when left out.
+    #[serde(
+        default,
+        deserialize_with = "some_whole",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub socket_group: Option<u32>,
     /// Bytes of the budget that only this guest may use; 0 when left out.
     #[serde(
         default,
@@ -197,6 +212,46 @@ pub struct NewGuest {
     pub frozen: Option<bool>,
 }
 
+/// A mode is text in octal: `"0660"`.
+mod mode {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(mode: &Option<u32>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&format_args!("{:04o}", mode.unwrap_or_default()))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+        let text = String::deserialize(from)?;
+        let octal = (3..=4).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
+        let mode = octal.then(|| u32::from_str_radix(&text, 8).ok()).flatten();
+        let bad = || D::Error::custom("a mode is 3 or 4 octal digits");
+        mode.map(Some).ok_or_else(bad)
+    }
+}
+
+/// A descriptor that came with a request. Nothing is known of it yet.
+#[derive(Clone, Debug)]
+pub struct Passed(Arc<OwnedFd>);
+
+impl Passed {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        Self(Arc::new(fd))
+    }
+
+    /// Its only owner; `None` while there is another.
+    pub fn into_owned(self) -> Option<OwnedFd> {
+        Arc::into_inner(self.0)
+    }
+}
+
+impl PartialEq for Passed {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_raw_fd() == other.0.as_raw_fd()
+    }
+}
+
+impl Eq for Passed {}
+
 /// When the pools of a guest keep one copy of pages with the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -230,6 +285,13 @@ pub enum Operation {
     },
     /// Begin to serve a guest.
     AddGuest(NewGuest),
+    /// Begin to serve a guest that connects to a socket that the client made.
+    AddGuestOn {
+        /// The guest, without a path.
+        guest: NewGuest,
+        /// The listening socket.
+        socket: Passed,
+    },
     /// End to serve a guest; its pages go.
     RemoveGuest(String),
 }

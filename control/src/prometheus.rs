@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::stats::{Device, Domain, Histogram, Pool, Stats};
+use crate::stats::{Connections, Device, Domain, Histogram, Pool, Stats};
 
 /// The text formats of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,11 @@ enum Value {
     /// `tmem_build_info`, label `version`.
     Version,
     ProcessSeconds(fn(&Stats) -> f64),
-    Process(fn(&Stats) -> u64),
+    Process(fn(&Stats) -> Option<u64>),
+    /// A counter for each control socket, label `socket`.
+    Sockets(fn(&Connections) -> u64),
+    /// The same for each reason, label `reason`.
+    SocketReasons(fn(&Connections) -> &BTreeMap<String, u64>),
     Gauge(fn(&Domain) -> Option<u64>),
     Counter(fn(&Domain) -> Option<u64>),
     /// A counter for each reason, label `reason`.
@@ -123,25 +127,61 @@ pub const METRICS: &[Metric] = &[
         "tmem_budget",
         "bytes",
         "Memory that all domains together may use.",
-        Value::Process(|s| s.budget),
+        Value::Process(|s| Some(s.budget)),
     ),
     metric(
         "tmem_used",
         "bytes",
         "Memory in use: payload, slab waste and metadata.",
-        Value::Process(|s| s.used),
+        Value::Process(|s| Some(s.used)),
     ),
     metric(
         "tmem_saved",
         "bytes",
         "Memory charged to domains beyond what is used, because they share pages.",
-        Value::Process(|s| s.saved),
+        Value::Process(|s| Some(s.saved)),
     ),
     metric(
         "tmem_freeable",
         "bytes",
         "Memory held by ephemeral pages, which the host can have back at once.",
-        Value::Process(|s| s.freeable),
+        Value::Process(|s| Some(s.freeable)),
+    ),
+    metric(
+        "tmem_process_descriptors",
+        "",
+        "Descriptors that the process has open.",
+        Value::Process(|s| s.process.as_ref().map(|p| p.descriptors)),
+    ),
+    metric(
+        "tmem_process_descriptors_limit",
+        "",
+        "Descriptors that the process may have open; no sample without a limit.",
+        Value::Process(|s| s.process.as_ref()?.descriptors_limit),
+    ),
+    metric(
+        "tmem_process_mappings",
+        "",
+        "Mappings of memory that the process has.",
+        Value::Process(|s| s.process.as_ref().map(|p| p.mappings)),
+    ),
+    metric(
+        "tmem_process_mappings_limit",
+        "",
+        "Mappings of memory that a process may have (vm.max_map_count).",
+        Value::Process(|s| s.process.as_ref()?.mappings_limit),
+    ),
+    metric(
+        "tmem_control_connections",
+        "",
+        "Connections to a control socket that were accepted.",
+        Value::Sockets(|c| c.accepted),
+    ),
+    metric(
+        "tmem_control_rejected",
+        "",
+        "Connections to a control socket without the reply that they asked for, by reason.",
+        Value::SocketReasons(|c| &c.rejected),
     ),
     metric(
         "tmem_domain_used",
@@ -282,6 +322,12 @@ pub const METRICS: &[Metric] = &[
         Value::Reasons(|d| Some(&d.counters.refusals)),
     ),
     metric(
+        "tmem_guest_connections",
+        "",
+        "Connections of a VMM to the socket of the guest.",
+        Value::Counter(|d| d.connections),
+    ),
+    metric(
         "tmem_doorbell_exits",
         "",
         "Doorbell writes of request queues, each one an exit of the guest.",
@@ -379,7 +425,9 @@ impl Metric {
         let mut name = self.family();
         name.push_str(match self.value {
             Value::Version => "_info",
-            Value::Counter(_) | Value::Reasons(_) => "_total",
+            Value::Counter(_) | Value::Reasons(_) | Value::Sockets(_) | Value::SocketReasons(_) => {
+                "_total"
+            }
             _ => "",
         });
         name
@@ -401,7 +449,9 @@ impl Metric {
     fn kind(&self) -> MetricType {
         match self.value {
             Value::Version => MetricType::Info,
-            Value::Counter(_) | Value::Reasons(_) => MetricType::Counter,
+            Value::Counter(_) | Value::Reasons(_) | Value::Sockets(_) | Value::SocketReasons(_) => {
+                MetricType::Counter
+            }
             Value::Latency(_) => MetricType::Histogram,
             _ => MetricType::Gauge,
         }
@@ -423,7 +473,23 @@ impl Metric {
         match self.value {
             Value::Version => family.encode_info(&[("version", stats.version.as_str())]),
             Value::ProcessSeconds(value) => family.encode_gauge(&value(stats)),
-            Value::Process(value) => family.encode_gauge(&value(stats)),
+            Value::Process(value) => match value(stats) {
+                Some(value) => family.encode_gauge(&value),
+                None => Ok(()),
+            },
+            Value::Sockets(value) => stats.clients.iter().try_for_each(|(socket, clients)| {
+                let of = [("socket", socket.as_str())];
+                encode_count(&mut family.encode_family(&of)?, value(clients))
+            }),
+            Value::SocketReasons(value) => {
+                for (socket, clients) in &stats.clients {
+                    for (reason, &count) in value(clients) {
+                        let of = [("socket", socket.as_str()), ("reason", reason.as_str())];
+                        encode_count(&mut family.encode_family(&of)?, count)?;
+                    }
+                }
+                Ok(())
+            }
             _ => stats
                 .domains
                 .iter()
@@ -462,7 +528,11 @@ impl Metric {
                     family.encode_family(&labels)?.encode_gauge(&value(pool))?;
                 }
             }
-            Value::Version | Value::ProcessSeconds(_) | Value::Process(_) => {}
+            Value::Version
+            | Value::ProcessSeconds(_)
+            | Value::Process(_)
+            | Value::Sockets(_)
+            | Value::SocketReasons(_) => {}
         }
         Ok(())
     }
@@ -548,9 +618,16 @@ mod tests {
             version: "0.1.0".into(),
             budget: 1 << 20,
             used: 4096,
+            clients: crate::clients::Clients::default().report(),
+            process: Some(crate::stats::Process {
+                descriptors_limit: Some(1024),
+                mappings_limit: Some(65530),
+                ..Default::default()
+            }),
             domains: vec![Domain {
                 name: "guest \"one\"\n".into(),
                 limit: Some(77),
+                connections: Some(1),
                 counters: crate::stats::Counters {
                     stores: 5,
                     refusals: BTreeMap::from([("no_space".into(), 3)]),

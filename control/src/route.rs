@@ -25,6 +25,16 @@ pub(crate) enum Request<'a> {
     RemoveGuest(&'a str),
 }
 
+impl Request<'_> {
+    /// Whether it asks for more than to be shown something.
+    pub(crate) fn changes(self) -> bool {
+        match self {
+            Self::Stats | Self::Metrics | Self::Domains | Self::Domain(_) | Self::Freeable => false,
+            Self::Change(_) | Self::Flush(_) | Self::AddGuest | Self::RemoveGuest(_) => true,
+        }
+    }
+}
+
 /// Why a request is not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {

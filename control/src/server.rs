@@ -33,11 +33,13 @@ use tokio::{
 };
 
 use crate::{
-    operate::{Domains, Done, Flush, Flushed, Freeable, NewGuest, Operation, Refused},
+    clients::{Clients, Outcome},
+    operate::{Domains, Done, Flush, Flushed, Freeable, NewGuest, Operation, Passed, Refused},
     prometheus::{self, Format},
     route::{self, Refusal, Request},
     socket::{self, BindError, SocketFile},
     stats::{ErrorReply, Stats},
+    stream::{self, Slot, Stream},
 };
 
 /// Connections served at a time.
@@ -62,6 +64,25 @@ pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// refuse again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// What the clients of a socket may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Everything.
+    Operator,
+    /// Figures. What changes something is refused.
+    Monitor,
+}
+
+impl Role {
+    /// Name of the thread that answers them; the kernel keeps 15 bytes.
+    fn thread(self) -> &'static str {
+        match self {
+            Self::Operator => "tmem-control",
+            Self::Monitor => "tmem-statistics",
+        }
+    }
+}
+
 /// What the server reports on.
 pub trait Source: Send + Sync + 'static {
     /// Takes a snapshot. MUST NOT hold a lock that a guest's request waits on for longer than it
@@ -75,6 +96,11 @@ pub trait Source: Send + Sync + 'static {
     fn operate(&self, operation: Operation) -> Result<Done, Refused> {
         drop(operation);
         Err(Refused::Unsupported("it has no page store"))
+    }
+
+    /// Where the servers of a process count their clients, if somebody wants to know.
+    fn clients(&self) -> Option<&Clients> {
+        None
     }
 }
 
@@ -106,7 +132,7 @@ impl Server {
         first: fn(),
     ) -> Result<Self, BindError> {
         let (listener, file) = socket::bind(path)?;
-        Self::serve(listener, Some(file), source, first)
+        Self::serve(Role::Operator, listener, Some(file), source, first)
     }
 
     /// As [`Self::start_with`] on a listening socket that somebody else made, such as systemd. Its file
@@ -119,11 +145,26 @@ impl Server {
         source: Arc<dyn Source>,
         first: fn(),
     ) -> Result<Self, BindError> {
+        Self::start_as(Role::Operator, listener, source, first)
+    }
+
+    /// As [`Self::start_on`], for clients who may ask for no more than their role allows. Each server has a thread and
+    /// connections of its own, so the clients of one keep nobody waiting who asks another.
+    ///
+    /// # Errors
+    /// See [`BindError::Start`].
+    pub fn start_as(
+        role: Role,
+        listener: net::UnixListener,
+        source: Arc<dyn Source>,
+        first: fn(),
+    ) -> Result<Self, BindError> {
         listener.set_nonblocking(true).map_err(BindError::Start)?;
-        Self::serve(listener, None, source, first)
+        Self::serve(role, listener, None, source, first)
     }
 
     fn serve(
+        role: Role,
         listener: net::UnixListener,
         file: Option<SocketFile>,
         source: Arc<dyn Source>,
@@ -139,10 +180,10 @@ impl Server {
         };
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new()
-            .name("tmem-control".into())
+            .name(role.thread().into())
             .spawn(move || {
                 first();
-                serve(&runtime, listener, source, stopped);
+                serve(&runtime, role, listener, source, stopped);
             })
             .map_err(BindError::Start)?;
         Ok(Self {
@@ -159,13 +200,14 @@ impl Drop for Server {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            log::error!("The control thread panicked");
+            log::error!("The thread of a control socket panicked");
         }
     }
 }
 
 fn serve(
     runtime: &Runtime,
+    role: Role,
     listener: UnixListener,
     source: Arc<dyn Source>,
     stopped: oneshot::Receiver<()>,
@@ -178,12 +220,13 @@ fn serve(
     runtime.block_on(async {
         tokio::select! {
             _ = stopped => {}
-            () = accept(listener, source) => {}
+            () = accept(role, listener, source) => {}
         }
     });
 }
 
-async fn accept(listener: UnixListener, source: Arc<dyn Source>) {
+async fn accept(role: Role, listener: UnixListener, source: Arc<dyn Source>) {
+    let count = |outcome| count(source.as_ref(), role, outcome);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
@@ -191,13 +234,15 @@ async fn accept(listener: UnixListener, source: Arc<dyn Source>) {
         };
         match listener.accept().await {
             Ok((stream, _)) => {
+                count(Outcome::Accepted);
                 let source = Arc::clone(&source);
                 tokio::spawn(async move {
                     let _slot = slot;
-                    connection(stream, source).await;
+                    connection(role, stream, source).await;
                 });
             }
             Err(error) => {
+                count(Outcome::NotAccepted);
                 log::warn!("Cannot accept a control connection: {error}");
                 time::sleep(ACCEPT_PAUSE).await;
             }
@@ -205,33 +250,79 @@ async fn accept(listener: UnixListener, source: Arc<dyn Source>) {
     }
 }
 
-async fn connection(stream: UnixStream, source: Arc<dyn Source>) {
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let source = Arc::clone(&source);
-        async move { Ok::<_, Infallible>(answer(request, source.as_ref()).await) }
+fn count(source: &dyn Source, role: Role, outcome: Outcome) {
+    if let Some(clients) = source.clients() {
+        clients.count(role, outcome);
+    }
+}
+
+async fn connection(role: Role, socket: UnixStream, source: Arc<dyn Source>) {
+    let slot = Slot::default();
+    let service = service_fn(|request: hyper::Request<Incoming>| {
+        let (source, slot) = (Arc::clone(&source), slot.clone());
+        async move {
+            let response = answer(request, role, source.as_ref(), &slot).await;
+            if response.status().is_client_error() || response.status().is_server_error() {
+                count(source.as_ref(), role, Outcome::Refused);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
         .keep_alive(false)
         .header_read_timeout(HEADER_TIMEOUT)
         .max_headers(MAX_HEADERS)
         .max_header_size(MAX_HEADER_BYTES)
-        .max_buf_size(2 * MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+        .max_buf_size(2 * MAX_HEADER_BYTES);
+    // Who may change nothing has no use for a descriptor: the kernel drops what comes there.
+    let served = async {
+        match role {
+            Role::Operator => {
+                let stream = TokioIo::new(Stream::new(socket, slot.clone(), None));
+                http.serve_connection(stream, service).await
+            }
+            Role::Monitor => http.serve_connection(TokioIo::new(socket), service).await,
+        }
+    };
     match time::timeout(CONNECTION_TIMEOUT, served).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => log::debug!("Control connection: {error}"),
-        Err(_) => log::debug!("Control connection took too long"),
+        Ok(Err(error)) => {
+            let outcome = if error.is_timeout() {
+                Outcome::TimedOut
+            } else {
+                Outcome::Broken
+            };
+            count(source.as_ref(), role, outcome);
+            log::debug!("Control connection: {error}");
+        }
+        Err(_) => {
+            count(source.as_ref(), role, Outcome::TimedOut);
+            log::debug!("Control connection took too long");
+        }
     }
 }
 
-async fn answer(request: hyper::Request<Incoming>, source: &dyn Source) -> Response<Full<Bytes>> {
+async fn answer(
+    request: hyper::Request<Incoming>,
+    role: Role,
+    source: &dyn Source,
+    slot: &Slot,
+) -> Response<Full<Bytes>> {
     // A request without a use for its body leaves it unread; hyper closes the connection over it.
     let (parts, body) = request.into_parts();
     let request = match route::decode(&parts.method, parts.uri.path()) {
         Ok(request) => request,
         Err(refusal) => return refuse(refusal),
     };
+    if role == Role::Monitor && request.changes() {
+        return refuse(Refusal {
+            status: StatusCode::FORBIDDEN,
+            error: "This socket shows figures and changes nothing; ask the control socket"
+                .to_owned(),
+            allow: None,
+        });
+    }
     match request {
         Request::Stats => json(StatusCode::OK, &source.stats()),
         Request::Metrics => {
@@ -278,13 +369,38 @@ async fn answer(request: hyper::Request<Incoming>, source: &dyn Source) -> Respo
         Request::AddGuest => match decode::<NewGuest>(body).await {
             Ok(guest) => {
                 let name = guest.name.clone();
-                operate(source, Operation::AddGuest(guest), &name)
+                match passed(slot.take(), &guest) {
+                    Ok(None) => operate(source, Operation::AddGuest(guest), &name),
+                    Ok(Some(socket)) => {
+                        operate(source, Operation::AddGuestOn { guest, socket }, &name)
+                    }
+                    Err(error) => refuse(Refusal {
+                        status: StatusCode::CONFLICT,
+                        error: error.to_owned(),
+                        allow: None,
+                    }),
+                }
             }
             Err(refusal) => refuse(refusal),
         },
         Request::RemoveGuest(name) => {
             operate(source, Operation::RemoveGuest(name.to_owned()), name)
         }
+    }
+}
+
+/// The socket that came with the request for a guest, which then must name no other.
+fn passed(came: stream::Passed, guest: &NewGuest) -> Result<Option<Passed>, &'static str> {
+    match came {
+        stream::Passed::Nothing if guest.socket.is_empty() => {
+            Err("There is no socket: name the path of one to make, or pass one that listens")
+        }
+        stream::Passed::Nothing => Ok(None),
+        stream::Passed::One(_) if !guest.socket.is_empty() => {
+            Err("There are two sockets: one was passed, and one is named")
+        }
+        stream::Passed::One(fd) => Ok(Some(Passed::new(fd))),
+        stream::Passed::TooMany => Err("More than one descriptor was passed"),
     }
 }
 

@@ -15,6 +15,7 @@ use tmem_protocol::Status;
 use tmem_store::{ConfigError, DomainChange, DomainStats, PoolStats, Store, StoreStats};
 
 use crate::{
+    clients::Clients,
     operate::{Compression, Done, Operation, Refused},
     server::Source,
     stats::{Counters, Device, Domain, Histogram, Pool, PoolKind, Stats},
@@ -31,6 +32,7 @@ pub struct Live {
     store: Store,
     started: Instant,
     devices: Mutex<BTreeMap<String, Arc<TmemDevice>>>,
+    clients: Clients,
 }
 
 impl Live {
@@ -40,6 +42,7 @@ impl Live {
             store,
             started: Instant::now(),
             devices: Mutex::default(),
+            clients: Clients::default(),
         }
     }
 
@@ -69,7 +72,14 @@ impl Source for Live {
                 .get(name)
                 .map(|device| Device::from(&device.metrics().snapshot()))
         };
-        stats(&store, self.started.elapsed().as_secs_f64(), device_of)
+        Stats {
+            clients: self.clients.report(),
+            ..stats(&store, self.started.elapsed().as_secs_f64(), device_of)
+        }
+    }
+
+    fn clients(&self) -> Option<&Clients> {
+        Some(&self.clients)
     }
 
     /// Changes and flushes domains; guests are for those to add who serve them.
@@ -94,9 +104,11 @@ impl Source for Live {
                 Ok(Done::Changed)
             }
             Operation::Flush { domain, bytes } => Ok(Done::Flushed(find(domain)?.flush(bytes))),
-            Operation::AddGuest(_) | Operation::RemoveGuest(_) => Err(Refused::Unsupported(
-                "its guests come with its command line",
-            )),
+            Operation::AddGuest(_) | Operation::AddGuestOn { .. } | Operation::RemoveGuest(_) => {
+                Err(Refused::Unsupported(
+                    "its guests come with its command line",
+                ))
+            }
         }
     }
 }
@@ -130,6 +142,8 @@ fn stats(
         saved: store.saved,
         freeable: store.freeable,
         service: None,
+        clients: BTreeMap::new(),
+        process: None,
         domains: store
             .domains
             .iter()
@@ -165,6 +179,7 @@ impl From<&DomainStats> for Domain {
             segment_bytes: stats.segment_bytes,
             slot_bytes: stats.slot_bytes,
             counters,
+            connections: None,
             device: None,
             pools,
         }

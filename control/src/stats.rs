@@ -34,6 +34,34 @@ pub struct Stats {
     /// service's control socket has them.
     #[serde(default)]
     pub service: Option<Service>,
+    /// What the clients of each socket (`control`, `statistics`) came to.
+    #[serde(default)]
+    pub clients: BTreeMap<String, Connections>,
+    /// What the process takes of its limits; `null` where it does not look.
+    #[serde(default)]
+    pub process: Option<Process>,
+}
+
+/// Connections to one control socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Connections that were accepted.
+    pub accepted: u64,
+    /// Those that did not end with what was asked for, by reason.
+    pub rejected: BTreeMap<String, u64>,
+}
+
+/// What a process takes of its limits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Descriptors that are open.
+    pub descriptors: u64,
+    /// Descriptors that may be (RLIMIT_NOFILE); `null` without a limit.
+    pub descriptors_limit: Option<u64>,
+    /// Mappings of memory.
+    pub mappings: u64,
+    /// Mappings that there may be (vm.max_map_count); `null` where it cannot be read.
+    pub mappings_limit: Option<u64>,
 }
 
 /// What a VMM knows of the service that has its guest's pages.
@@ -76,6 +104,9 @@ pub struct Domain {
     pub segment_bytes: u64,
     /// Bytes of slots in use in own segments; the rest of `segment_bytes` is room for more pages.
     pub slot_bytes: u64,
+    /// Connections of a VMM to its socket since it was added; `null` where the VMM is this process.
+    #[serde(default)]
+    pub connections: Option<u64>,
     /// Sums over the pools; `bytes_used` is all that is charged to the domain.
     #[serde(flatten)]
     pub counters: Counters,

@@ -1,10 +1,11 @@
 //! `tmem guest add` and `tmem guest remove`: guests come and go while others are served.
 
+use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
 use tmem_control::Client;
 use tmem_control::operate::{self, NewGuest};
-use tmem_serve::{Compression, Dedup, GuestConfig, GuestFile};
+use tmem_serve::{Compression, ConfigError, Dedup, GuestConfig, GuestFile, activation};
 
 use crate::reply::{self, Target};
 
@@ -17,13 +18,16 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Serve one more guest
+    /// Serve one more guest, until it is removed or the service ends
     Add {
         /// The guest, as after --guest of `tmem serve`
         #[arg(
-            value_name = "name=NAME,socket=PATH[,reserve=SIZE][,limit=SIZE][,weight=N][,swap=SIZE][,queues=N][,keep-seconds=N][,group=NAME]...[,compression=fast|dense][,dedup=auto|off|on|adaptive][,frozen=true]"
+            value_name = "name=NAME,socket=PATH[,socket-mode=OCTAL][,socket-group=GROUP][,reserve=SIZE][,limit=SIZE][,weight=N][,swap=SIZE][,queues=N][,keep-seconds=N][,group=NAME]...[,compression=fast|dense][,dedup=auto|off|on|adaptive][,frozen=true]"
         )]
         guest: String,
+        /// Number of a listening unix socket that this command was started with, in place of socket=PATH; systemd passes 3
+        #[arg(long, value_name = "N")]
+        socket_fd: Option<i32>,
         #[command(flatten)]
         target: Target,
     },
@@ -38,14 +42,35 @@ enum Action {
 
 pub(crate) fn main(args: Args) -> ExitCode {
     match args.action {
-        Action::Add { guest, target } => {
-            let guest = match new_guest(&guest) {
+        Action::Add {
+            guest,
+            socket_fd,
+            target,
+        } => {
+            let socket = socket_fd.map(activation::inherited).transpose();
+            let socket = match socket {
+                Ok(socket) => socket,
+                Err(error) => return reply::usage(&error.to_string()),
+            };
+            let guest = match new_guest(&guest, socket.as_ref()) {
                 Ok(guest) => guest,
                 Err(message) => return reply::usage(&message),
             };
-            let reply = Client::new(target.control).add_guest(&guest);
+            let path = guest.socket.clone();
+            let client = Client::new(target.control);
+            let reply = match socket {
+                None => client.add_guest(&guest),
+                Some(socket) => {
+                    // Its path is known to who has it.
+                    let guest = NewGuest {
+                        socket: String::new(),
+                        ..guest
+                    };
+                    client.add_guest_on(&guest, socket.into())
+                }
+            };
             reply::finish(target.json, reply, |domain| {
-                format!("{}: {}\n", reply::plain(&domain.name), guest.socket)
+                format!("{}: {}\n", reply::plain(&domain.name), reply::plain(&path))
             })
         }
         Action::Remove { name, target } => {
@@ -55,8 +80,12 @@ pub(crate) fn main(args: Args) -> ExitCode {
     }
 }
 
-fn new_guest(text: &str) -> Result<NewGuest, String> {
-    let file: GuestFile = text.parse().map_err(|error| format!("{error}"))?;
+fn new_guest(text: &str, socket: Option<&UnixListener>) -> Result<NewGuest, String> {
+    let file = match socket.map(activation::address) {
+        None => text.parse(),
+        Some(path) => GuestFile::on_socket(text, &path.to_string_lossy()),
+    };
+    let file = file.map_err(|error: ConfigError| format!("{error}"))?;
     let checked = GuestConfig::try_from(file.clone()).map_err(|error| format!("{error}"))?;
     // Relative to where this command runs, not to where the service does.
     let socket = std::path::absolute(&checked.socket)
@@ -67,6 +96,8 @@ fn new_guest(text: &str) -> Result<NewGuest, String> {
             .into_os_string()
             .into_string()
             .map_err(|_| "The path of the socket is not UTF-8".to_owned())?,
+        socket_mode: file.socket_mode,
+        socket_group: file.socket_group,
         reserve: file.reserve.map(|size| size.0),
         limit: file.limit.map(|size| size.0),
         weight: file.weight,

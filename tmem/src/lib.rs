@@ -13,6 +13,7 @@ mod host_memory;
 mod limits;
 mod list;
 mod logger;
+mod own_process;
 mod reply;
 mod run;
 mod serve;

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXCPU};
 use signal_hook::iterator::Signals;
-use tmem_control::{Server, Source};
-use tmem_serve::activation::Sockets;
+use tmem_control::{Role, Server, Source};
+use tmem_serve::activation::{Sockets, address};
+use tmem_serve::listen::listen_for;
 use tmem_serve::seccomp::{Thread, confine, confine_or_abort, prepare};
-use tmem_serve::{Config, ConfigError, ConfigFile, GuestFile, Service, Size};
+use tmem_serve::{Access, Config, ConfigError, ConfigFile, GuestFile, Service, Size};
 
 use crate::host_memory::HostMemory;
 use crate::host_memory::figures::Figures;
+use crate::own_process::OwnProcess;
 use crate::run::one_line;
 use operator::Operator;
 use reload::Reload;
@@ -25,12 +27,14 @@ mod reload;
 
 /// Exit code for arguments that cannot be meant.
 const USAGE: u8 = 2;
+/// Connections to the statistics socket that wait while all slots of its server are taken.
+const BACKLOG: i32 = 64;
 
 /// The command line of `tmem serve`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Configuration in TOML; instead of the other options
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["memory", "control", "guest"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["memory", "control", "statistics", "statistics_mode", "statistics_group", "guest"])]
     config: Option<PathBuf>,
     /// Host memory for the pages of all guests: bytes, or a number with K, M, G or T
     #[arg(long, value_name = "SIZE", required_unless_present = "config")]
@@ -38,6 +42,15 @@ pub(crate) struct Args {
     /// Unix socket to make for the control plane
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+    /// Unix socket to make that shows all figures and changes nothing
+    #[arg(long, value_name = "SOCKET")]
+    statistics: Option<PathBuf>,
+    /// Its permission bits; 0600 when left out, or 0660 with a group
+    #[arg(long, value_name = "OCTAL", requires = "statistics")]
+    statistics_mode: Option<String>,
+    /// Its group, by name or number
+    #[arg(long, value_name = "GROUP", requires = "statistics")]
+    statistics_group: Option<String>,
     /// A guest, and the vhost-user socket to make for it; can be given several times
     #[arg(
         long,
@@ -55,12 +68,22 @@ impl TryFrom<Args> for Config {
             None => ConfigFile {
                 memory: args.memory.as_deref().map(str::parse::<Size>).transpose()?,
                 control: args.control,
+                statistics: args.statistics,
+                statistics_mode: args
+                    .statistics_mode
+                    .as_deref()
+                    .map(Access::parse_mode)
+                    .transpose()?,
+                statistics_group: args
+                    .statistics_group
+                    .as_deref()
+                    .map(Access::parse_group)
+                    .transpose()?,
                 guests: args
                     .guest
                     .iter()
                     .map(|text| text.parse::<GuestFile>())
                     .collect::<Result<_, _>>()?,
-                ..ConfigFile::default()
             },
         };
         Self::try_from(file)
@@ -119,11 +142,34 @@ fn serve(
     prepare();
     // Dropped last, after the store that asks it.
     let memory = HostMemory::watch(figures, || confine_or_abort(Thread::Memory))?;
+    let own_process = OwnProcess::open()
+        .inspect_err(|error| log::warn!("Cannot look at own descriptors and mappings: {error}"));
     let control = config.control.clone();
+    let (statistics, statistics_access) = (config.statistics.clone(), config.statistics_access);
     let mut reload = Reload::new(file, config.clone());
     let service = Service::start_with(config, sockets.guests, Some(memory.gate()))?;
-    let operator = Arc::new(Operator::new(service));
+    // The file of a socket goes when this function ends, or with its server.
+    let (statistics, _file) = match (sockets.statistics, statistics) {
+        (Some(listener), _) => (Some(listener), None),
+        (None, Some(path)) => {
+            let (listener, file) = listen_for(&path, statistics_access, BACKLOG)?;
+            (Some(listener), Some(file))
+        }
+        (None, None) => (None, None),
+    };
+    let own_sockets = [
+        sockets.control.as_ref().map(address).or(control.clone()),
+        statistics.as_ref().map(address),
+    ];
+    let own_sockets = own_sockets.into_iter().flatten().collect();
+    let operator = Arc::new(Operator::new(service, own_process.ok(), own_sockets));
     let source = Arc::clone(&operator) as Arc<dyn Source>;
+    let monitor = statistics
+        .map(|listener| {
+            let confine = || confine_or_abort(Thread::Statistics);
+            Server::start_as(Role::Monitor, listener, Arc::clone(&source), confine)
+        })
+        .transpose()?;
     let confine_control = || confine_or_abort(Thread::Control);
     let server = match (sockets.control, control) {
         (Some(listener), _) => Some(Server::start_on(listener, source, confine_control)?),
@@ -151,6 +197,7 @@ fn serve(
     notify(NotifyState::Stopping);
     // No more changes; then the guests finish what they are at.
     drop(server);
+    drop(monitor);
     drop(operator);
     Ok(())
 }
@@ -192,7 +239,9 @@ mod tests {
         let config = parse(&[
             "--memory=4G",
             "--control=/run/tmem.sock",
-            "--guest=name=vm1,socket=/run/tmem/vm1.sock,reserve=256M,limit=1G,weight=200,swap=1G",
+            "--statistics=/run/tmem/stats.sock",
+            "--statistics-group=7",
+            "--guest=name=vm1,socket-mode=0666,socket=/run/tmem/vm1.sock,reserve=256M,limit=1G,weight=200,swap=1G",
             "--guest=name=vm2,socket=/run/tmem/vm2.sock",
         ])
         .expect("valid");
@@ -205,6 +254,9 @@ mod tests {
             .collect();
         assert_eq!(names, ["vm1", "vm2"]);
         assert_eq!(config.guests[0].weight, 200);
+        assert_eq!(config.guests[0].access, Access::new(Some(0o666), None));
+        assert_eq!(config.statistics, Some("/run/tmem/stats.sock".into()));
+        assert_eq!(config.statistics_access, Access::new(None, Some(7)));
     }
 
     #[test]
@@ -216,6 +268,12 @@ mod tests {
             &["--memory=much"],
             &["--config=/does/not/exist"],
             &["--memory=1G", "--guest=name=a"],
+            &["--memory=1G", "--statistics=/a", "--statistics-mode=660x"],
+            &[
+                "--memory=1G",
+                "--statistics=/a",
+                "--statistics-group=no-such-group",
+            ],
         ] {
             let error = parse(words).expect_err("refused");
             assert!(!error.contains('\n'), "{error}");

@@ -388,6 +388,7 @@ its figures: tmem stats --control with the control socket of tmem serve
                 }],
                 ..Domain::default()
             }],
+            ..Stats::default()
         };
         let expected = "\
 tmem 0.1.0, up 61 s, 2.3 MiB of 256.0 MiB used

@@ -37,7 +37,8 @@ fn busy_service() -> (Serve, Vec<TestGuest>) {
     for name in ["vm2", "vm3"] {
         let socket = serve.path(name);
         let flag = format!("name={name},socket={},reserve=1M", socket.display());
-        assert_eq!(serve.ask(&["guest", "add", &flag]).0, Some(0));
+        let (code, said) = serve.ask(&["guest", "add", &flag]);
+        assert_eq!(code, Some(0), "{said}");
     }
     let guests = ["vm1", "vm2"].map(|name| {
         let mut guest = TestGuest::boot(&serve.path(name));

@@ -8,8 +8,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Signal, getegid, geteuid, kill_process, set_parent_process_death_signal,
+};
 use tmem_control::Client;
+use tmem_control::operate::NewGuest;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -121,7 +124,10 @@ impl Drop for Serve {
 
 /// Asks for the features of the device behind a vhost-user socket.
 fn is_served(path: PathBuf) {
-    let mut guest = UnixStream::connect(path).expect("somebody listens");
+    speaks(UnixStream::connect(path).expect("somebody listens"));
+}
+
+fn speaks(mut guest: UnixStream) {
     guest.set_read_timeout(Some(PATIENCE)).expect("is set");
     // GET_FEATURES, and 8 bytes of them.
     guest
@@ -153,13 +159,20 @@ fn sockets_that_were_passed_are_used_by_name_and_left_in_place() {
     let passed = vec![
         ("vm2", manager.listener("second")),
         ("@control", manager.listener("control")),
+        ("@statistics", manager.listener("statistics")),
         ("vm1", manager.listener("first")),
     ];
     let guests = ["vm1", "vm2", "vm3"].map(|name| manager.guest(name));
     // The one in the configuration does not count then.
     let control = format!("--control={}", manager.path("control.own").display());
-    let serve = manager.started(&[guests.as_slice(), &[control]].concat(), passed);
+    let statistics = format!("--statistics={}", manager.path("statistics.own").display());
+    let options = [guests.as_slice(), &[control, statistics]].concat();
+    let serve = manager.started(&options, passed);
     assert_eq!(manager.message(), "READY=1\n");
+    let figures = Client::new(manager.path("statistics"));
+    assert_eq!(figures.stats().expect("answers").domains.len(), 3);
+    let refused = figures.remove_guest("vm1").expect_err("may not");
+    assert!(refused.to_string().contains("403"), "{refused}");
     let client = Client::new(manager.path("control"));
     let connected = |name: &str| {
         let domains = client.stats().expect("answers").domains;
@@ -174,12 +187,12 @@ fn sockets_that_were_passed_are_used_by_name_and_left_in_place() {
         guest.read_exact(&mut [0u8; 20]).expect("answers");
         assert!(connected(own), "{socket} is the socket of {own}");
     }
-    for own in ["vm1.own", "vm2.own", "control.own"] {
+    for own in ["vm1.own", "vm2.own", "control.own", "statistics.own"] {
         assert!(!manager.path(own).exists(), "{own} was not needed");
     }
     assert!(serve.end().success());
     assert_eq!(manager.message(), "STOPPING=1\n");
-    for theirs in ["first", "second", "control"] {
+    for theirs in ["first", "second", "control", "statistics"] {
         assert!(manager.path(theirs).exists(), "{theirs} is systemd's");
     }
     assert!(!manager.path("vm3.own").exists());
@@ -218,6 +231,94 @@ fn a_socket_without_a_use_ends_it_with_2_and_one_line() {
     refused("vm1", connected.into(), "not a listening");
     let network = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     refused("vm1", network.into(), "not a listening");
+}
+
+#[test]
+fn a_control_socket_is_no_socket_of_a_guest() {
+    let manager = Manager::new();
+    let control = manager.listener("control");
+    let statistics = manager.listener("statistics");
+    let first = manager.listener("first");
+    let copy = |fd: &OwnedFd| fd.try_clone().expect("has room");
+    let passed = vec![
+        ("@control", copy(&control)),
+        ("@statistics", copy(&statistics)),
+        ("vm1", copy(&first)),
+    ];
+    let serve = manager.started(&[manager.guest("vm1")], passed);
+    assert_eq!(manager.message(), "READY=1\n");
+    let client = Client::new(manager.path("control"));
+    let guest = NewGuest {
+        name: "vm2".to_owned(),
+        ..NewGuest::default()
+    };
+    for (socket, part) in [
+        (control, "its operator"),
+        (statistics, "its operator"),
+        (first, "belongs to guest \"vm1\""),
+    ] {
+        let refused = client.add_guest_on(&guest, socket).expect_err("is taken");
+        let refused = refused.to_string();
+        assert!(
+            refused.contains("409") && refused.contains(part),
+            "{refused}"
+        );
+    }
+    assert_eq!(client.stats().expect("answers").domains.len(), 1);
+    is_served(manager.path("first"));
+    assert!(serve.end().success());
+}
+
+/// What `tmem-guest@NAME.service` runs when somebody connects to its socket.
+#[test]
+fn a_socket_that_systemd_activates_is_served_by_the_service_that_runs() {
+    let manager = Manager::new();
+    let control = manager.path("control").display().to_string();
+    let options = [manager.guest("vm1"), format!("--control={control}")];
+    let serve = manager.started(&options, Vec::new());
+    assert_eq!(manager.message(), "READY=1\n");
+    let unit = include_str!("../../packaging/tmem-guest@.service");
+    let command = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecStart=/usr/bin/tmem "));
+    let words = command
+        .expect("has one")
+        .replace("%i", "vm2")
+        .replace("${GUEST}", "queues=1");
+    let socket = manager.path("activated");
+    let mut activate = Command::new("systemd-socket-activate");
+    activate
+        .arg(format!("--listen={}", socket.display()))
+        .arg(env!("CARGO_BIN_EXE_tmem"))
+        .args(words.split(' '))
+        .args(["--control", &control])
+        .stdin(Stdio::null());
+    // SAFETY: one prctl between fork and exec.
+    unsafe {
+        activate.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+    }
+    let Ok(activate) = activate.spawn() else {
+        eprintln!("NOT TESTED: systemd-socket-activate is not installed");
+        return;
+    };
+    let mut activate = Serve(activate);
+    let deadline = Instant::now() + PATIENCE;
+    let guest = loop {
+        match UnixStream::connect(&socket) {
+            Ok(guest) => break guest,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    // The one that waits since before there was a guest is answered.
+    speaks(guest);
+    assert!(activate.0.wait().expect("ends").success());
+    let domains = Client::new(&control).stats().expect("answers").domains;
+    let names: Vec<_> = domains.iter().map(|domain| domain.name.as_str()).collect();
+    assert_eq!(names, ["vm1", "vm2"]);
+    is_served(manager.path("vm1.own"));
+    assert!(serve.end().success());
+    assert!(socket.exists(), "it is systemd's");
 }
 
 /// The calls that the unit allows, as systemd expands its sets; `None` without systemd.
@@ -275,6 +376,7 @@ fn the_filter_of_the_unit_allows_all_that_the_service_does() {
     let manager = Manager::new();
     let passed = vec![
         ("@control", manager.listener("control")),
+        ("@statistics", manager.listener("statistics")),
         ("vm1", manager.listener("first")),
     ];
     let guests = ["vm1", "vm2"].map(|name| manager.guest(name));
@@ -288,23 +390,29 @@ fn the_filter_of_the_unit_allows_all_that_the_service_does() {
     is_served(manager.path("vm2.own"));
     let client = Client::new(manager.path("control"));
     let added = manager.path("vm3");
-    let guest = tmem_control::operate::NewGuest {
+    let guest = NewGuest {
         name: "vm3".to_owned(),
         socket: added.display().to_string(),
-        reserve: None,
-        limit: None,
-        weight: None,
-        swap: None,
-        queues: None,
-        keep_seconds: None,
-        groups: Vec::new(),
-        compression: None,
-        dedup: None,
-        frozen: None,
+        // Another than that of a new file, where the test may choose.
+        socket_group: Some(if geteuid().is_root() {
+            4242
+        } else {
+            getegid().as_raw()
+        }),
+        ..NewGuest::default()
     };
     client.add_guest(&guest).expect("is added");
     is_served(added);
     client.remove_guest("vm3").expect("is removed");
+    let guest = NewGuest {
+        name: "vm4".to_owned(),
+        ..NewGuest::default()
+    };
+    let passed = manager.listener("vm4");
+    client.add_guest_on(&guest, passed).expect("is added");
+    is_served(manager.path("vm4"));
+    let figures = Client::new(manager.path("statistics")).stats();
+    assert!(figures.expect("answers").process.is_some());
     let status = serve.end();
     assert!(status.success(), "{status}");
     assert_eq!(manager.message(), "STOPPING=1\n");

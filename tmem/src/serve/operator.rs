@@ -1,14 +1,19 @@
 //! What clients of the control socket may see and do of a running service.
 
 use std::io::ErrorKind;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 
-use tmem_control::operate::{self, NewGuest};
+use tmem_control::clients::Clients;
+use tmem_control::operate::{self, NewGuest, Passed};
 use tmem_control::{Done, Live, Operation, Refused, Source, Stats};
+use tmem_serve::activation::{address, listener};
 use tmem_serve::listen::ListenError;
 use tmem_serve::{
     Compression, ConfigError, Dedup, GuestConfig, GuestFile, Service, Size, StartError,
 };
 
+use crate::own_process::OwnProcess;
 use crate::run::one_line;
 
 /// A service and its figures.
@@ -16,13 +21,22 @@ use crate::run::one_line;
 pub(super) struct Operator {
     service: Service,
     live: Live,
+    process: Option<OwnProcess>,
+    /// Where the control sockets of the process are, which are no guest's.
+    own_sockets: Vec<PathBuf>,
 }
 
 impl Operator {
-    pub(super) fn new(service: Service) -> Self {
+    pub(super) fn new(
+        service: Service,
+        process: Option<OwnProcess>,
+        own_sockets: Vec<PathBuf>,
+    ) -> Self {
         let operator = Self {
             live: Live::new(service.store().clone()),
             service,
+            process,
+            own_sockets,
         };
         for guest in operator.service.report() {
             operator.show(&guest.config.name);
@@ -36,9 +50,9 @@ impl Operator {
         }
     }
 
-    fn add(&self, guest: NewGuest) -> Result<Done, Refused> {
+    fn add(&self, guest: NewGuest, made: Option<UnixListener>) -> Result<Done, Refused> {
         // A relative one would be found from where the service runs, which the client cannot know.
-        if !guest.socket.starts_with('/') || guest.socket.contains('\0') {
+        if made.is_none() && !guest.socket.starts_with('/') || guest.socket.contains('\0') {
             return Err(Refused::Invalid(
                 "The path of the socket is not absolute".to_owned(),
             ));
@@ -56,8 +70,8 @@ impl Operator {
         let config = GuestConfig::try_from(GuestFile {
             name: guest.name,
             socket: guest.socket.into(),
-            socket_mode: None,
-            socket_group: None,
+            socket_mode: guest.socket_mode,
+            socket_group: guest.socket_group,
             reserve: guest.reserve.map(Size),
             limit: guest.limit.map(Size),
             weight: guest.weight,
@@ -78,8 +92,39 @@ impl Operator {
             frozen: guest.frozen,
         })
         .map_err(|error: ConfigError| Refused::Invalid(one_line(&error)))?;
-        self.add_guest(config)?;
+        match made {
+            None => self.add_guest(config)?,
+            Some(listener) => self.add_guest_on(config, listener)?,
+        }
         Ok(Done::Added)
+    }
+
+    /// Adds a guest that connects to a socket that the client made.
+    fn add_on(&self, guest: NewGuest, socket: Passed) -> Result<Done, Refused> {
+        let listener = socket.into_owned().and_then(listener).ok_or_else(|| {
+            Refused::Conflict("What was passed is not a listening unix stream socket".to_owned())
+        })?;
+        let path = address(&listener);
+        if self.own_sockets.contains(&path) {
+            return Err(Refused::Conflict(format!(
+                "Socket {} is not one of a guest: the service answers its operator there",
+                path.display()
+            )));
+        }
+        let socket = path
+            .into_os_string()
+            .into_string()
+            .map_err(|_| Refused::Conflict("The path of the socket is not UTF-8".to_owned()))?;
+        self.add(NewGuest { socket, ..guest }, Some(listener))
+    }
+
+    fn add_guest_on(&self, config: GuestConfig, listener: UnixListener) -> Result<(), Refused> {
+        let name = config.name.clone();
+        self.service
+            .add_guest_on(config, listener)
+            .map_err(|error| refused(&error))?;
+        self.show(&name);
+        Ok(())
     }
 
     /// Adds a guest whose configuration was checked.
@@ -96,9 +141,11 @@ impl Operator {
 impl Source for Operator {
     fn stats(&self) -> Stats {
         let mut stats = self.live.stats();
+        stats.process = self.process.as_ref().and_then(OwnProcess::figures);
         let guests = self.service.report();
         for domain in &mut stats.domains {
             let guest = guests.iter().find(|guest| guest.config.name == domain.name);
+            domain.connections = guest.map(|guest| guest.connections);
             if !guest.is_some_and(|guest| guest.connected) {
                 domain.device = None;
             }
@@ -106,9 +153,14 @@ impl Source for Operator {
         stats
     }
 
+    fn clients(&self) -> Option<&Clients> {
+        self.live.clients()
+    }
+
     fn operate(&self, operation: Operation) -> Result<Done, Refused> {
         match operation {
-            Operation::AddGuest(guest) => self.add(guest),
+            Operation::AddGuest(guest) => self.add(guest, None),
+            Operation::AddGuestOn { guest, socket } => self.add_on(guest, socket),
             Operation::RemoveGuest(name) => {
                 self.live.disconnect(&name);
                 if self.service.remove_guest(&name) {
