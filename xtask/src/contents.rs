@@ -17,6 +17,8 @@ const FILES: &[(&str, u32)] = &[
     ("usr/lib/systemd/system/tmem.service", 0o644),
     ("usr/lib/systemd/system/tmem.socket", 0o644),
     ("usr/lib/systemd/system/tmem-guest@.socket", 0o644),
+    ("usr/lib/systemd/system/tmem-guest@.service", 0o644),
+    ("usr/lib/systemd/system/tmem-statistics.socket", 0o644),
     ("usr/share/bash-completion/completions/tmem", 0o644),
     ("usr/share/doc/tmem/README.md", 0o644),
     ("usr/share/doc/tmem/changelog.gz", 0o644),
@@ -232,12 +234,14 @@ fn units(root: &Path) -> Result<()> {
     }
     let mut verify = Command::new("systemd-analyze");
     verify.args(["verify", "--man=no", "--recursive-errors=no"]);
-    for unit in ["tmem.service", "tmem.socket", "tmem-guest@vm1.socket"] {
-        let unit: PathBuf = folder.join(unit);
-        if unit.to_string_lossy().contains("@vm1") {
-            fs::copy(folder.join("tmem-guest@.socket"), &unit)?;
-        }
+    for kind in ["socket", "service"] {
+        let template = folder.join(format!("tmem-guest@.{kind}"));
+        let unit: PathBuf = folder.join(format!("tmem-guest@vm1.{kind}"));
+        fs::copy(template, &unit)?;
         verify.arg(unit);
+    }
+    for unit in ["tmem.service", "tmem.socket", "tmem-statistics.socket"] {
+        verify.arg(folder.join(unit));
     }
     let output = verify.output().context("cannot run systemd-analyze")?;
     let said = String::from_utf8_lossy(&output.stderr);
