@@ -5,10 +5,11 @@
 //! touch guest memory, and each byte of a request once.
 
 use std::cell::RefCell;
+use std::io::ErrorKind;
 
-use tmem_protocol::{MAX_DESCRIPTORS, PAGE_SIZE};
+use tmem_protocol::{MAX_DESCRIPTORS, PAGE_SIZE, Status};
 use virtio_queue::DescriptorChain;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
 /// Why a chain is malformed as a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,9 +119,34 @@ impl Chain {
     }
 }
 
-/// The stream ends, or guest memory does not have the bytes.
+/// Why bytes of a stream cannot be touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct OutOfReach;
+pub(crate) enum OutOfReach {
+    /// The stream ends, or guest memory does not have them.
+    Outside,
+    /// Nobody has touched them yet, and there is no memory for them.
+    NoMemory,
+}
+
+impl From<GuestMemoryError> for OutOfReach {
+    fn from(error: GuestMemoryError) -> Self {
+        match error {
+            GuestMemoryError::IOError(error) if error.kind() == ErrorKind::OutOfMemory => {
+                Self::NoMemory
+            }
+            _ => Self::Outside,
+        }
+    }
+}
+
+impl From<OutOfReach> for Status {
+    fn from(error: OutOfReach) -> Self {
+        match error {
+            OutOfReach::Outside => Self::Invalid,
+            OutOfReach::NoMemory => Self::NoMemory,
+        }
+    }
+}
 
 /// A place in a stream of bytes.
 #[derive(Clone, Debug)]
@@ -171,9 +197,11 @@ impl<'a> Cursor<'a> {
         mut buffer: &mut [u8],
     ) -> Result<(), OutOfReach> {
         while !buffer.is_empty() {
-            let piece = self.take(buffer.len()).ok_or(OutOfReach)?;
-            let (head, tail) = buffer.split_at_mut_checked(piece.len).ok_or(OutOfReach)?;
-            mem.read_slice(head, piece.addr).map_err(|_| OutOfReach)?;
+            let piece = self.take(buffer.len()).ok_or(OutOfReach::Outside)?;
+            let (head, tail) = buffer
+                .split_at_mut_checked(piece.len)
+                .ok_or(OutOfReach::Outside)?;
+            mem.read_slice(head, piece.addr)?;
             buffer = tail;
         }
         Ok(())
@@ -186,9 +214,11 @@ impl<'a> Cursor<'a> {
         mut bytes: &[u8],
     ) -> Result<(), OutOfReach> {
         while !bytes.is_empty() {
-            let piece = self.take(bytes.len()).ok_or(OutOfReach)?;
-            let (head, tail) = bytes.split_at_checked(piece.len).ok_or(OutOfReach)?;
-            mem.write_slice(head, piece.addr).map_err(|_| OutOfReach)?;
+            let piece = self.take(bytes.len()).ok_or(OutOfReach::Outside)?;
+            let (head, tail) = bytes
+                .split_at_checked(piece.len)
+                .ok_or(OutOfReach::Outside)?;
+            mem.write_slice(head, piece.addr)?;
             bytes = tail;
         }
         Ok(())

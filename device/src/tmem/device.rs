@@ -445,10 +445,10 @@ impl<M: GuestMemory> Exchange<'_, M> {
                     .domain
                     .store(pool, object, index, self.page)
                     .map_err(store_status),
-                Err(_) => {
+                Err(error) => {
                     // A store that fails leaves no old data; an unknown pool has none.
                     let _ = self.device.domain.invalidate_page(pool, object, index);
-                    Err(Status::Invalid)
+                    Err(error.into())
                 }
             };
             if result == Err(Status::NoSpace) {
@@ -481,9 +481,7 @@ impl<M: GuestMemory> Exchange<'_, M> {
                 .load(pool, object, entry.index.get(), self.page)
                 .map_err(load_status);
             let result = match result {
-                Ok(()) => pages
-                    .write(self.mem, self.page)
-                    .map_err(|_| Status::Invalid),
+                Ok(()) => pages.write(self.mem, self.page).map_err(Status::from),
                 Err(status) => {
                     pages.skip(PAGE_SIZE);
                     Err(status)
