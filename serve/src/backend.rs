@@ -27,8 +27,9 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::QueueT;
 
 use crate::journal::Journal;
-use crate::memory::GuestRam;
+use crate::memory::{Account, GuestRam};
 use crate::ring::{MAX_QUEUE_SIZE, Ring};
+use crate::sigbus::Broken;
 
 /// Chains taken from one ring before the others have their turn.
 const TURN: u16 = 64;
@@ -45,6 +46,7 @@ pub(crate) struct Backend {
     device: Arc<TmemDevice>,
     events: Arc<OwnedFd>,
     journal: Arc<Journal>,
+    account: Arc<Account>,
     rings: Vec<Ring>,
     ram: Option<GuestRam>,
     acked: u64,
@@ -61,6 +63,7 @@ impl Backend {
         next: &[u16],
         events: Arc<OwnedFd>,
         journal: Arc<Journal>,
+        account: Arc<Account>,
     ) -> Result<Self, virtio_queue::Error> {
         let rings = (0..=usize::from(request_queues))
             .map(|index| Ring::new(next.get(index).copied().unwrap_or(0)))
@@ -70,6 +73,7 @@ impl Backend {
             device,
             events,
             journal,
+            account,
             rings,
             ram: None,
             acked: 0,
@@ -95,9 +99,14 @@ impl Backend {
         self.device.metrics().count_doorbell(index);
     }
 
-    /// Whether the guest took memory away that it had promised.
-    pub(crate) fn is_broken(&self) -> bool {
-        self.ram.as_ref().is_some_and(GuestRam::is_broken)
+    /// What is wrong with the guest's memory.
+    pub(crate) fn broken(&self) -> Option<Broken> {
+        self.ram.as_ref().and_then(GuestRam::broken)
+    }
+
+    /// Whether all memory that this connection described before could be unmapped.
+    pub(crate) fn may_map(&self) -> bool {
+        self.account.may_map()
     }
 
     /// Serves a bounded number of chains of each request ring. Returns how many there were.
@@ -105,7 +114,7 @@ impl Backend {
         let Some(ram) = self.ram.as_ref().filter(|_| !self.needs_reset) else {
             return 0;
         };
-        let (memory, mut chains) = (ram.memory(), 0u32);
+        let (memory, mut chains) = (ram, 0u32);
         for (index, ring) in (0u16..).zip(&mut self.rings) {
             if index == EVENT_QUEUE || !ring.is_active() {
                 continue;
@@ -127,7 +136,7 @@ impl Backend {
                 }
             }
             // Zero pages took the place of its memory: no more of them than one ring can fill.
-            if ram.is_broken() {
+            if ram.broken().is_some() {
                 break;
             }
         }
@@ -141,7 +150,7 @@ impl Backend {
     pub(crate) fn finish(&mut self, deadline: Instant) {
         // What comes meanwhile comes too late; a full ring is served in as many turns.
         for _ in 0..MAX_QUEUE_SIZE / TURN {
-            if self.is_broken() || self.serve() == 0 || Instant::now() >= deadline {
+            if self.broken().is_some() || self.serve() == 0 || Instant::now() >= deadline {
                 break;
             }
         }
@@ -155,7 +164,7 @@ impl Backend {
         let Some(ring) = self.rings.first_mut().filter(|ring| ring.is_active()) else {
             return;
         };
-        let memory = ram.memory();
+        let memory = ram;
         let delivered = self
             .device
             .process_events(memory, &mut ring.queue)
@@ -183,10 +192,7 @@ impl Backend {
 
     fn with_notifications(
         &mut self,
-        mut change: impl FnMut(
-            &mut virtio_queue::Queue,
-            &vm_memory::GuestMemoryMmap,
-        ) -> Result<bool, virtio_queue::Error>,
+        mut change: impl FnMut(&mut virtio_queue::Queue, &GuestRam) -> Result<bool, virtio_queue::Error>,
     ) -> bool {
         let Some(ram) = self.ram.as_ref().filter(|_| !self.needs_reset) else {
             return false;
@@ -196,7 +202,7 @@ impl Backend {
             if index == EVENT_QUEUE || !ring.is_active() {
                 continue;
             }
-            match change(&mut ring.queue, ram.memory()) {
+            match change(&mut ring.queue, ram) {
                 Ok(found) => more |= found,
                 Err(error) => {
                     self.fail(index, &QueueCorrupt::Ring(error));
@@ -304,14 +310,14 @@ impl VhostUserBackendReqHandlerMut for Backend {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> VhostResult<Option<Vec<VhostUserMemoryRegionBase>>> {
-        if self.is_broken() {
+        if self.broken().is_some() {
             // A new table would make it look whole.
             return Err(VhostError::InvalidParam);
         }
         self.ram = None;
-        let ram = GuestRam::map(table, files).map_err(refused)?;
+        let ram = GuestRam::map(table, &files, &self.account).map_err(refused)?;
         for ring in &mut self.rings {
-            if ring.queue.ready() && !ring.queue.is_valid(ram.memory()) {
+            if ring.queue.ready() && !ring.queue.is_valid(&ram) {
                 return Err(VhostError::InvalidParam);
             }
         }
@@ -385,7 +391,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
         let kick = file.ok_or(VhostError::InvalidOperation("polled rings are not offered"))?;
         let place = usize::from(index);
         let token = epoll::EventData::new_u64(FIRST_RING_TOKEN + u64::from(index));
-        let memory = self.ram.as_ref().ok_or(VhostError::InvalidParam)?.memory();
+        let memory = self.ram.as_ref().ok_or(VhostError::InvalidParam)?;
         let ring = self.rings.get_mut(place).ok_or(VhostError::InvalidParam)?;
         if let Some(old) = ring.kick.take() {
             let _ = epoll::delete(&self.events, &old);

@@ -15,6 +15,9 @@ use crate::regular;
 pub const MAX_GUESTS: usize = 100;
 /// Most request queues of one guest.
 pub const MAX_REQUEST_QUEUES: u16 = 64;
+/// Most memory of one guest, in bytes. What is mapped takes address space of the process, and [`MAX_GUESTS`] guests of
+/// this size still fit.
+pub const MAX_GUEST_BYTES: u64 = 1 << 40;
 /// Longest name of a guest, in bytes.
 pub const MAX_NAME: usize = 64;
 
@@ -67,6 +70,22 @@ pub struct GuestConfig {
     pub dedup: Dedup,
     /// Whether its pages are refused to begin with.
     pub frozen: bool,
+    /// Bytes of memory that its front end may describe; `None` is [`MAX_GUEST_BYTES`].
+    pub memory: Option<u64>,
+    /// Bytes of it that the service may be the first to touch, in one connection; `None` is no limit.
+    pub first_touch: Option<u64>,
+    /// What may be behind it.
+    pub memory_backing: MemoryBacking,
+}
+
+/// What may be behind the memory of a front end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryBacking {
+    /// The kernel alone: memfd, tmpfs, hugetlbfs.
+    #[default]
+    Kernel,
+    /// Anything that can be mapped. Whoever answers for its pages, a disk, a server or a process, can stop the service.
+    Any,
 }
 
 /// How hard the pages of a guest are compressed.
@@ -247,6 +266,12 @@ pub struct GuestFile {
     pub dedup: Option<Dedup>,
     /// [`GuestConfig::frozen`]; not when absent.
     pub frozen: Option<bool>,
+    /// [`GuestConfig::memory`].
+    pub memory: Option<Size>,
+    /// [`GuestConfig::first_touch`].
+    pub first_touch: Option<Size>,
+    /// [`GuestConfig::memory_backing`]; the kernel when absent.
+    pub memory_backing: Option<MemoryBacking>,
 }
 
 impl ConfigFile {
@@ -328,6 +353,9 @@ const GUEST_KEYS: &[&str] = &[
     "compression",
     "dedup",
     "frozen",
+    "memory",
+    "first-touch",
+    "memory-backing",
 ];
 
 impl GuestFile {
@@ -342,6 +370,11 @@ impl GuestFile {
             "off" => Some(Dedup::Off),
             "on" => Some(Dedup::On),
             "adaptive" => Some(Dedup::Adaptive),
+            _ => None,
+        };
+        let backing = |value: Value<'_>| match value.text()? {
+            "kernel" => Some(MemoryBacking::Kernel),
+            "any" => Some(MemoryBacking::Any),
             _ => None,
         };
         let text = |value: Value<'_>| value.text().map(str::to_owned);
@@ -361,6 +394,9 @@ impl GuestFile {
             compression: keys.get("compression", "\"fast\" or \"dense\"", compression)?,
             dedup: keys.get("dedup", "\"auto\", \"off\", \"on\" or \"adaptive\"", dedup)?,
             frozen: keys.get("frozen", "true or false", Value::boolean)?,
+            memory: keys.get("memory", SIZE, Value::size)?,
+            first_touch: keys.get("first-touch", SIZE, Value::size)?,
+            memory_backing: keys.get("memory-backing", "\"kernel\" or \"any\"", backing)?,
         })
     }
 }
@@ -475,6 +511,9 @@ impl TryFrom<GuestFile> for GuestConfig {
             dedup: file.dedup.unwrap_or_default(),
             frozen: file.frozen.unwrap_or(false),
             access: Access::new(file.socket_mode, file.socket_group),
+            memory: file.memory.map(|size| size.0),
+            first_touch: file.first_touch.map(|size| size.0),
+            memory_backing: file.memory_backing.unwrap_or_default(),
             name: file.name,
             socket: file.socket,
         };
@@ -494,6 +533,11 @@ impl TryFrom<GuestFile> for GuestConfig {
             "more than 16 share groups"
         } else if !config.groups.iter().all(|group| is_group(group)) {
             "a share group is not 1 to 24 letters, digits, '.', '_' and '-'"
+        } else if config
+            .memory
+            .is_some_and(|memory| memory == 0 || memory > MAX_GUEST_BYTES)
+        {
+            "memory is 0 or more than 1T; leave it out for 1T"
         } else {
             return Ok(config);
         };
@@ -562,6 +606,9 @@ mod tests {
             compression = "dense"
             dedup = "off"
             frozen = true
+            memory = "8G"
+            first-touch = "64M"
+            memory-backing = "any"
             "#,
         )
         .expect("valid");
@@ -572,7 +619,7 @@ mod tests {
             statistics_mode: Some(0o666),
             statistics_group: Some(7),
             guests: vec![
-                "name=vm1,socket=/run/tmem/vm1.sock,socket-mode=0640,socket-group=0,reserve=256M,limit=1G,weight=200,swap=1G,queues=2,keep-seconds=30,group=web,compression=dense,group=db,dedup=off,frozen=true"
+                "name=vm1,socket=/run/tmem/vm1.sock,socket-mode=0640,socket-group=0,reserve=256M,limit=1G,weight=200,swap=1G,queues=2,keep-seconds=30,group=web,compression=dense,group=db,dedup=off,frozen=true,memory=8G,first-touch=64M,memory-backing=any"
                     .parse()
                     .expect("a guest"),
             ],
@@ -586,6 +633,9 @@ mod tests {
         assert_eq!(file.guests[0].compression, Compression::Dense);
         assert_eq!(file.guests[0].dedup, Dedup::Off);
         assert!(file.guests[0].frozen);
+        assert_eq!(file.guests[0].memory, Some(8 << 30));
+        assert_eq!(file.guests[0].first_touch, Some(64 << 20));
+        assert_eq!(file.guests[0].memory_backing, MemoryBacking::Any);
     }
 
     #[test]
@@ -645,6 +695,10 @@ mod tests {
         );
         assert!(guest.groups.is_empty() && !guest.frozen);
         assert_eq!(
+            (guest.memory, guest.first_touch, guest.memory_backing),
+            (None, None, MemoryBacking::Kernel)
+        );
+        assert_eq!(
             (guest.compression, guest.dedup),
             (Compression::Fast, Dedup::Auto)
         );
@@ -668,6 +722,9 @@ mod tests {
         assert!(refusal(&guest("groups=['a/b']")).contains("share group"));
         assert!(refusal(&guest("groups=['abcdefghijklmnopqrstuvwxy']")).contains("24"));
         assert!(refusal(&guest("compression='more'")).contains("dense"));
+        assert!(refusal(&guest("memory=0")).contains("memory"));
+        assert!(refusal(&guest("memory='2T'")).contains("1T"));
+        assert!(refusal(&guest("memory-backing='disk'")).contains("kernel"));
         assert!(refusal(&guest("dedup=1")).contains("line 5"));
         assert!(refusal(&guest("[[guest]]\nname='a'\nsocket='/b'")).contains("two guests"));
         assert!(refusal(&guest("[[guest]]\nname='b'\nsocket='/a'")).contains("twice"));
@@ -704,6 +761,9 @@ mod tests {
             ("compression", "\"fast\" or \"dense\"", &[]),
             ("dedup", "\"auto\", \"off\", \"on\" or \"adaptive\"", &[]),
             ("frozen", "true or false", &["true"]),
+            ("memory", "a size", &[]),
+            ("first-touch", "a size", &[]),
+            ("memory-backing", "\"kernel\" or \"any\"", &[]),
         ] {
             for value in wrong.iter().filter(|value| !fine.contains(value)) {
                 let error = refusal(&guest(key, value));

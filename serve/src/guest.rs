@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::thread::JoinHandleExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Once, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -13,12 +14,13 @@ use rustix::io::Errno;
 use rustix::time::Timespec;
 use tmem_device::{TmemConfig, TmemDevice};
 use tmem_protocol::feature;
-use tmem_store::Domain;
+use tmem_store::{Domain, Gate};
 
 use crate::config::GuestConfig;
 use crate::journal::Journal;
 use crate::link::Link;
 use crate::listen::SocketFile;
+use crate::memory::Account;
 use crate::seccomp;
 use crate::session::{self, End};
 
@@ -38,6 +40,7 @@ pub(crate) struct Guest {
     pub(crate) domain: Domain,
     pub(crate) device: Arc<TmemDevice>,
     pub(crate) link: Arc<Link>,
+    pub(crate) account: Arc<Account>,
     thread: Option<JoinHandle<()>>,
     /// Absent where somebody else made the socket.
     _file: Option<SocketFile>,
@@ -50,6 +53,7 @@ impl Guest {
         domain: Domain,
         listener: UnixListener,
         file: Option<SocketFile>,
+        gate: Option<Arc<dyn Gate>>,
     ) -> io::Result<Self> {
         install_nudge();
         listener.set_nonblocking(true)?;
@@ -65,11 +69,13 @@ impl Guest {
             },
         ));
         let link = Arc::new(Link::new()?);
+        let account = Arc::new(Account::new(&config, gate, Arc::clone(&link)));
         let server = Server {
             listener,
             device: Arc::clone(&device),
             link: Arc::clone(&link),
             journal: Arc::new(Journal::new(&config.name)),
+            account: Arc::clone(&account),
             request_queues: config.queues,
             keep: config.keep,
             positions: Vec::new(),
@@ -96,6 +102,7 @@ impl Guest {
             domain,
             device,
             link,
+            account,
             thread: Some(thread),
             _file: file,
         })
@@ -166,6 +173,7 @@ struct Server {
     device: Arc<TmemDevice>,
     link: Arc<Link>,
     journal: Arc<Journal>,
+    account: Arc<Account>,
     request_queues: u16,
     keep: Duration,
     /// Where the rings go on, while the pools of a lost connection are kept.
@@ -193,13 +201,18 @@ impl Server {
                 }
             };
             kept_until = None;
-            let end = self.serve(stream);
+            let end = self.serve_or_panic(stream);
             let keep = match end {
                 // The guest is gone or its VMM restarts, or the host is short of something, of descriptors for
                 // example: the device and its pools wait for it.
                 End::Disconnected | End::Host(_) => self.keep,
                 // What a guest of this kind stored is worth nothing.
-                End::BrokenMemory | End::Protocol(_) | End::Stopped => Duration::ZERO,
+                End::BrokenMemory
+                | End::Untouched
+                | End::Stuck
+                | End::Protocol(_)
+                | End::Panicked
+                | End::Stopped => Duration::ZERO,
             };
             if keep.is_zero() {
                 self.forget();
@@ -220,6 +233,17 @@ impl Server {
         }
     }
 
+    /// A panic costs this guest its connection and its pages, and nobody else anything.
+    fn serve_or_panic(&mut self, stream: UnixStream) -> End {
+        // What it leaves half done is forgotten with the guest's pools: no lock is held here, and those of the store
+        // guard what is whole at any time.
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve(stream)));
+        served.unwrap_or_else(|_| {
+            self.account.count_panic();
+            End::Panicked
+        })
+    }
+
     fn serve(&mut self, stream: UnixStream) -> End {
         match stream.try_clone() {
             Ok(clone) => self.link.connected(clone),
@@ -233,6 +257,7 @@ impl Server {
                 request_queues: self.request_queues,
                 link: &self.link,
                 journal: &self.journal,
+                account: &self.account,
                 positions: &mut self.positions,
             },
         )

@@ -13,8 +13,8 @@
 //! | `session` | one connection: messages and rings on one thread, spinning and sleeping |
 //! | `backend` | what a front end may ask for: the vhost-user messages |
 //! | `ring` | one virtqueue with its kick and call descriptors |
-//! | `memory` | the memory of a guest, mapped |
-//! | `sigbus` | surviving a guest that truncates that memory; with `guest` and `signals`, all `unsafe` code |
+//! | `memory` | the memory of a guest: which files are taken, mappings, pages that nobody has touched |
+//! | `sigbus` | surviving a guest that takes that memory away; with `memory`, `guest` and `signals`, all `unsafe` code |
 //! | [`signals`] | signals that do not end the process |
 //! | `link` | how other threads reach the thread of a guest |
 //! | [`mod@listen`] | the sockets |
@@ -42,7 +42,9 @@ pub mod signals;
 
 pub use access::Access;
 pub use config::{
-    Compression, Config, ConfigError, ConfigFile, Dedup, GuestConfig, GuestFile, Size,
+    Compression, Config, ConfigError, ConfigFile, Dedup, GuestConfig, GuestFile, MemoryBacking,
+    Size,
 };
+pub use memory::MemoryReport;
 pub use service::{GuestReport, Service, StartError};
 pub use session::SPIN;

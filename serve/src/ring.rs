@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 use tmem_device::queue::wants_interrupt;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemory};
 
 /// Most entries of a ring.
 pub(crate) const MAX_QUEUE_SIZE: u16 = 1024;
@@ -65,7 +65,7 @@ impl Ring {
     }
 
     /// Starts the ring, if all of it lies in guest memory.
-    pub(crate) fn start(&mut self, memory: &GuestMemoryMmap) -> bool {
+    pub(crate) fn start(&mut self, memory: &impl GuestMemory) -> bool {
         self.queue.set_ready(true);
         let valid = self.queue.is_valid(memory);
         self.queue.set_ready(valid);
@@ -91,7 +91,7 @@ impl Ring {
     }
 
     /// Interrupts the guest, if it wants to be.
-    pub(crate) fn notify(&mut self, memory: &GuestMemoryMmap) -> Result<(), virtio_queue::Error> {
+    pub(crate) fn notify(&mut self, memory: &impl GuestMemory) -> Result<(), virtio_queue::Error> {
         if wants_interrupt(&mut self.queue, memory)?
             && let Some(call) = &self.call
         {
@@ -150,6 +150,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    type GuestMemoryMmap = vm_memory::GuestMemoryMmap<()>;
 
     #[test]
     fn a_call_writes_eight_bytes_to_a_socket_and_never_waits() {

@@ -13,6 +13,8 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 
+use crate::memory::{UFFDIO_API, UFFDIO_REGISTER, UFFDIO_ZEROPAGE, USERFAULTFD_FLAGS};
+
 /// Heaps that the threads share.
 #[cfg(target_env = "gnu")]
 const ARENAS: libc::c_int = 8;
@@ -51,8 +53,8 @@ enum Only {
     Any,
     /// Argument, and its value in 32 bits.
     Is(u8, u32),
-    /// The request of an `ioctl`.
-    Request(u64),
+    /// The request of an `ioctl` is one of these.
+    Requests(&'static [u64]),
     /// The first argument is one of two.
     OneOf(u32, u32),
     /// No memory that can be executed: the third argument has protection bits.
@@ -65,7 +67,9 @@ enum Only {
     Group,
 }
 
-use Only::{Any, Group, Has, Is, NotExecutable, OneOf, Own, Request};
+use Only::{Any, Group, Has, Is, NotExecutable, OneOf, Own, Requests};
+
+const IOCTLS: &[u64] = &[libc::FIONBIO, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_ZEROPAGE];
 
 const M: u8 = 1 << Thread::Main as u8;
 const C: u8 = 1 << Thread::Control as u8;
@@ -135,6 +139,8 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_getsockopt, M | C | G | S, Any, "errors of a connection; whether a socket listens"),
     (libc::SYS_getsockname, M | C, Any, "where a socket is that was passed"),
     (libc::SYS_getdents64, C | S, Any, "number of descriptors, in a folder that is open"),
+    (libc::SYS_fstatfs, M | C | G, Any, "is it of tmpfs or hugetlbfs, and what are its pages"),
+    (libc::SYS_userfaultfd, M | C | G, Is(0, USERFAULTFD_FLAGS), "pages of guest memory that nobody touched: of user mode only"),
     // The configuration, read again. Read only: these are all the flags there may be.
     (libc::SYS_openat, M, Is(2, TO_READ), "the configuration file, and the names of groups"),
     // Guests that are added and removed, and the end.
@@ -144,7 +150,7 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_bind, M | C, Any, "socket of a guest"),
     (libc::SYS_listen, M | C, Any, "as above"),
     (libc::SYS_connect, M | C, Any, "is the owner of a socket file alive; the service manager"),
-    (libc::SYS_ioctl, M | C, Request(libc::FIONBIO), "a socket becomes non-blocking"),
+    (libc::SYS_ioctl, M | C | G, Requests(IOCTLS), "a socket becomes non-blocking; pages that nobody touched"),
     (libc::SYS_fchmod, M | C, Any, "mode of a socket, before it listens"),
     (libc::SYS_fchownat, M | C, Group, "group of a socket, before it listens"),
     (libc::SYS_unlinkat, M | C, Any, "socket files are removed"),
@@ -274,9 +280,12 @@ impl Only {
         Ok(match *self {
             Any => Vec::new(),
             Is(argument, value) => vec![one(argument, Op::Eq, value)?],
-            Request(value) => {
-                let condition = SeccompCondition::new(1, Len::Qword, Op::Eq, value)?;
-                vec![SeccompRule::new(vec![condition])?]
+            Requests(values) => {
+                let rule = |value: &u64| {
+                    let condition = SeccompCondition::new(1, Len::Qword, Op::Eq, *value)?;
+                    SeccompRule::new(vec![condition])
+                };
+                values.iter().map(rule).collect::<Result<_, _>>()?
             }
             OneOf(a, b) => vec![one(0, Op::Eq, a)?, one(0, Op::Eq, b)?],
             NotExecutable => vec![one(2, masked(libc::PROT_EXEC.cast_unsigned()), 0)?],

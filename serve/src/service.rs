@@ -15,6 +15,7 @@ use crate::activation;
 use crate::config::{Compression, Config, GuestConfig, MAX_GUESTS};
 use crate::guest::{Guest, MAX_POOLS};
 use crate::listen::{ListenError, SocketFile, listen};
+use crate::memory::MemoryReport;
 use crate::seccomp::{Thread, confine_or_abort, prepare};
 
 /// How long the guests of a service together may take to stop.
@@ -24,8 +25,8 @@ const STOP: Duration = Duration::from_millis(700);
 const RING_DESCRIPTORS: u64 = 3;
 
 /// Further descriptors of a guest: 8 memory regions and 32 that come with one message (`vhost`), the
-/// listener, the connection twice, epoll, the wake-up, the file behind its pages; and some room.
-const GUEST_DESCRIPTORS: u64 = 8 + 32 + 6 + 2;
+/// listener, the connection twice, epoll, the wake-up, the file behind its pages, the faults of its memory; and some room.
+const GUEST_DESCRIPTORS: u64 = 8 + 32 + 7 + 2;
 
 /// Descriptors that are nobody's: control plane, signals, standard streams, figures of the host's memory.
 const OWN_DESCRIPTORS: u64 = 128;
@@ -70,6 +71,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Service {
     store: Store,
+    gate: Option<Arc<dyn Gate>>,
     /// Most descriptors of the process; asked for while that is allowed.
     descriptors: Option<u64>,
     guests: Mutex<BTreeMap<String, Guest>>,
@@ -86,6 +88,8 @@ pub struct GuestReport {
     pub connections: u64,
     /// What its device counted.
     pub device: MetricsSnapshot,
+    /// What its front end's memory came to.
+    pub memory: MemoryReport,
 }
 
 impl Service {
@@ -111,12 +115,13 @@ impl Service {
         let store = Store::new(StoreConfig {
             budget: config.memory,
             background_start: Some(|| confine_or_abort(Thread::Upkeep)),
-            gate,
+            gate: gate.clone(),
             ..StoreConfig::default()
         })
         .map_err(StartError::Store)?;
         let service = Self {
             store,
+            gate,
             descriptors: getrlimit(Resource::Nofile).current,
             guests: Mutex::new(BTreeMap::new()),
         };
@@ -202,7 +207,9 @@ impl Service {
             domain.freeze();
         }
         let name = config.name.clone();
-        let guest = Guest::start(config, domain.clone(), listener, file).map_err(|error| {
+        let gate = self.gate.clone();
+        let guest = Guest::start(config, domain.clone(), listener, file, gate);
+        let guest = guest.map_err(|error| {
             domain.remove();
             StartError::Thread(error)
         })?;
@@ -236,6 +243,16 @@ impl Service {
         guest.link.wake();
     }
 
+    /// Changes how much memory the front end of a guest may describe, from its next table on, and how much of it is touched
+    /// here first. `None` as in [`GuestConfig`].
+    pub fn set_memory(&self, name: &str, memory: Option<u64>, first_touch: Option<u64>) {
+        if let Some(guest) = self.guests().get_mut(name) {
+            guest.config.memory = memory;
+            guest.config.first_touch = first_touch;
+            guest.account.set(memory, first_touch);
+        }
+    }
+
     /// The store behind it.
     pub fn store(&self) -> &Store {
         &self.store
@@ -255,6 +272,7 @@ impl Service {
             connected: guest.link.is_connected(),
             connections: guest.link.connections(),
             device: guest.device.metrics().snapshot(),
+            memory: guest.account.report(),
         });
         report.collect()
     }

@@ -15,6 +15,8 @@ use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use crate::backend::{Backend, FIRST_RING_TOKEN};
 use crate::journal::Journal;
 use crate::link::Link;
+use crate::memory::Account;
+use crate::sigbus::Broken;
 
 /// How long a ring is polled after its last request: about what it costs to sleep and to be woken. That is
 /// `wakeup_us` of `cargo xtask bench serve`, 17 to 31 us on a virtual machine, where it takes two exits.
@@ -41,6 +43,14 @@ pub(crate) enum End {
     Stopped,
     #[error("Its memory is shorter than it said")]
     BrokenMemory,
+    #[error(
+        "Its memory lost pages while they were used, more than it may have made here (first-touch)"
+    )]
+    Untouched,
+    #[error("Its memory cannot be unmapped, so no more of it is mapped")]
+    Stuck,
+    #[error("A bug: its thread panicked, and its pages are freed")]
+    Panicked,
     #[error("Bad message: {0}")]
     Protocol(VhostError),
     #[error("The host cannot serve it: {0}")]
@@ -59,6 +69,7 @@ pub(crate) struct Guest<'a> {
     pub(crate) request_queues: u16,
     pub(crate) link: &'a Link,
     pub(crate) journal: &'a Arc<Journal>,
+    pub(crate) account: &'a Arc<Account>,
     /// Where the rings went on when the last connection ended.
     pub(crate) positions: &'a mut Vec<u16>,
 }
@@ -66,6 +77,7 @@ pub(crate) struct Guest<'a> {
 /// Serves one connection until it ends.
 pub(crate) fn run(stream: UnixStream, guest: Guest<'_>) -> End {
     let Guest { link, .. } = guest;
+    guest.account.begin();
     let backend = match start(&stream, &guest) {
         Ok(backend) => backend,
         Err(error) => return End::Host(error),
@@ -101,6 +113,7 @@ fn start(stream: &UnixStream, guest: &Guest<'_>) -> io::Result<Arc<Mutex<Backend
         guest.positions,
         Arc::new(events),
         Arc::clone(guest.journal),
+        Arc::clone(guest.account),
     )
     .map_err(io::Error::other)?;
     Ok(Arc::new(Mutex::new(backend)))
@@ -152,6 +165,7 @@ impl Session<'_> {
             CONTROL => self.handler.handle_request().map_err(|error| match error {
                 VhostError::Disconnected | VhostError::SocketBroken(_) => End::Disconnected,
                 _ if self.link.is_stopped() => End::Stopped,
+                _ if !lock(&self.backend).may_map() => End::Stuck,
                 error => End::Protocol(error),
             })?,
             WAKE => {
@@ -182,8 +196,10 @@ impl Session<'_> {
         let mut last = (served > 0).then_some(began);
         loop {
             // Before anything else is promised on the strength of what was read.
-            if backend.is_broken() {
-                return Err(End::BrokenMemory);
+            match backend.broken() {
+                Some(Broken::Short) => return Err(End::BrokenMemory),
+                Some(Broken::Untouched) => return Err(End::Untouched),
+                None => {}
             }
             if self.link.is_stopped() {
                 return Err(End::Stopped);

@@ -54,7 +54,7 @@ pub(crate) struct Args {
     /// A guest, and the vhost-user socket to make for it; can be given several times
     #[arg(
         long,
-        value_name = "name=NAME,socket=PATH[,socket-mode=OCTAL][,socket-group=GROUP][,reserve=SIZE][,limit=SIZE][,weight=N][,swap=SIZE][,queues=N][,keep-seconds=N][,group=NAME]...[,compression=fast|dense][,dedup=auto|off|on|adaptive][,frozen=true]"
+        value_name = "name=NAME,socket=PATH[,socket-mode=OCTAL][,socket-group=GROUP][,reserve=SIZE][,limit=SIZE][,weight=N][,swap=SIZE][,queues=N][,keep-seconds=N][,group=NAME]...[,compression=fast|dense][,dedup=auto|off|on|adaptive][,frozen=true][,memory=SIZE][,first-touch=SIZE][,memory-backing=kernel|any]"
     )]
     guest: Vec<String>,
 }

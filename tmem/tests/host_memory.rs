@@ -169,3 +169,44 @@ fn a_budget_beyond_the_control_group_ends_in_refusals_and_every_accepted_page_co
     assert!(log.lines().count() < 40, "{log}");
     drop(serve);
 }
+
+#[test]
+fn a_guest_whose_memory_nobody_touched_cannot_have_the_service_killed() {
+    const MEMORY: u64 = 2 << 30;
+    let Some(group) = Group::make("sparse", 300 * MIB) else {
+        return;
+    };
+    let mut serve = Serve::configured("64M", GUESTS, |command| group.holds(command));
+    let mut good = TestGuest::boot(&serve.path("b"));
+    let goods = good.create_pool();
+    let pages = fill(&mut good, goods, 0..1000);
+    assert_eq!(pages.len(), 1000);
+    let mut bad = TestGuest::connect_with(&serve.path("a"), MEMORY);
+    bad.start_rings(0);
+    let pool = bad.create_pool();
+    assert_eq!(bad.store(pool, 1, &page(1)), Status::Ok);
+    assert_eq!(bad.load(pool, 1), Ok(page(1)));
+    // Every page of its memory, which it never touched itself.
+    let (mut loaded, mut refused) = (0, 0);
+    for at in (8 * MIB..MEMORY).step_by(4096) {
+        match bad.load_to(pool, 1, at) {
+            Status::Ok => loaded += 1,
+            status => {
+                assert_eq!(status, Status::NoMemory);
+                refused += 1;
+            }
+        }
+        if loaded % 1000 == 0 {
+            keeps(&mut good, goods, &pages[..10]);
+        }
+        if refused > 10_000 {
+            break;
+        }
+    }
+    println!("{loaded} pages touched first in 300 MiB, {refused} refused");
+    assert!(refused > 10_000 && loaded > 10_000);
+    keeps(&mut good, goods, &pages);
+    assert_eq!(bad.load(pool, 1), Ok(page(1)));
+    assert!(serve.child.try_wait().expect("is ours").is_none());
+    drop(serve);
+}

@@ -171,3 +171,26 @@ fn signals_that_mean_nothing_to_a_service_cost_no_page() {
     eventually("said", || serve.log().contains("RLIMIT_CPU"));
     ends_well(serve);
 }
+
+#[test]
+fn the_memory_that_a_front_end_may_describe_changes_with_its_next_table() {
+    let serve = Serve::configured("64M", KEPT, |_| {});
+    let accepted = || {
+        let file = guest::memfd(guest::MEMORY);
+        let raw = guest::raw::Raw::open(&serve.path("kept"));
+        let table = guest::raw::table(&[[0, guest::MEMORY, 1 << 28, 0]]);
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        raw.ask(guest::raw::SET_MEM_TABLE, &table, &[fd]) == Some(0)
+    };
+    assert!(accepted());
+    for (memory, accepts) in [("2M", false), ("4M", true)] {
+        let guests = format!("{KEPT}memory = '{memory}'\nfirst-touch = '1M'\n");
+        let text = configuration(serve.dir.path(), "64M", &guests);
+        let said = serve.log().matches("0 removed, 1 changed").count();
+        reload(&serve, &text, "0 removed, 1 changed", said + 1);
+        assert_eq!(accepted(), accepts, "{memory}");
+    }
+    let said = "More than 2097152 bytes of memory";
+    eventually("said", || serve.log().contains(said));
+    ends_well(serve);
+}

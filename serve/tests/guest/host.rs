@@ -1,10 +1,13 @@
 //! A service in this process.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use tmem_protocol::Status;
-use tmem_serve::{Config, ConfigFile, GuestFile, Service};
+use tmem_serve::{Config, ConfigFile, GuestFile, MemoryReport, Service};
+use tmem_store::Gate;
 
 use super::{TestGuest, eventually, page};
 
@@ -32,6 +35,11 @@ impl Host {
 
     /// A service for guests of which each has a name and more keys.
     pub fn with(memory: &str, guests: &[(&str, &str)]) -> Self {
+        Self::gated(memory, guests, None)
+    }
+
+    /// As [`Self::with`], with somebody who grants memory.
+    pub fn gated(memory: &str, guests: &[(&str, &str)], gate: Option<Arc<dyn Gate>>) -> Self {
         let dir = tempfile::tempdir().expect("temporary folder");
         let guests = guests.iter().map(|(name, more)| {
             let socket = dir.path().join(name);
@@ -45,7 +53,7 @@ impl Host {
             ..ConfigFile::default()
         };
         let config = Config::try_from(config).expect("valid");
-        let service = Service::start(config).expect("starts");
+        let service = Service::start_with(config, BTreeMap::new(), gate).expect("starts");
         Self { service, dir }
     }
 
@@ -61,6 +69,13 @@ impl Host {
         let report = self.service.report();
         let guest = report.iter().find(|guest| guest.config.name == name);
         guest.expect("is there").connected
+    }
+
+    /// What the memory of a guest's front end came to.
+    pub fn memory(&self, name: &str) -> MemoryReport {
+        let report = self.service.report();
+        let guest = report.iter().find(|guest| guest.config.name == name);
+        guest.expect("is there").memory
     }
 
     pub fn pages(&self, name: &str) -> u64 {

@@ -92,7 +92,11 @@ impl TestGuest {
 
     /// As [`Self::connect`], with so many bytes of memory.
     pub fn connect_with(socket: &Path, len: u64) -> Self {
-        let file = memfd(len);
+        Self::connect_in(socket, memfd(len), len)
+    }
+
+    /// As [`Self::connect_with`], in a file.
+    pub fn connect_in(socket: &Path, file: File, len: u64) -> Self {
         let memory = GuestMemoryMmap::from_ranges_with_files([(
             GuestAddress(0),
             usize::try_from(len).expect("64 bit"),
@@ -272,6 +276,11 @@ impl TestGuest {
         indices: &[u32],
         data: &[u8],
     ) {
+        self.place(slot, op, pool, object, indices, data);
+        self.offer(1, slot * 2);
+    }
+
+    fn place(&self, slot: u16, op: Op, pool: u32, object: [u64; 3], indices: &[u32], data: &[u8]) {
         let header = RequestHeader {
             op: (op as u16).into(),
             count: u16::try_from(indices.len()).expect("small").into(),
@@ -301,7 +310,6 @@ impl TestGuest {
         let head = slot * 2;
         self.descriptor(1, head, at, len, 1, head + 1);
         self.descriptor(1, head + 1, at + ANSWER, writable, 2, 0);
-        self.offer(1, head);
     }
 
     /// Whether an answer has come that was not taken.
@@ -363,6 +371,29 @@ impl TestGuest {
         self.wait();
         let pages = if op == Op::Load { indices.len() } else { 0 };
         self.answer(0, indices.len(), pages)
+    }
+
+    /// Loads a page to an address that it need not have touched.
+    pub fn load_to(&mut self, pool: u32, index: u32, address: u64) -> Status {
+        self.place_load_to(pool, index, address);
+        self.wait();
+        Status::try_from(self.answer(0, 1, 0).statuses[0]).expect("a known status")
+    }
+
+    /// As [`Self::load_to`], without a wait for the answer.
+    pub fn place_load_to(&mut self, pool: u32, index: u32, address: u64) {
+        self.place(0, Op::Load, pool, [1, 2, 3], &[index], &[]);
+        let answer = u32::try_from(size_of::<Response>() + 1).expect("small");
+        let at = BUFFERS + ANSWER;
+        self.descriptor(1, 1, at, answer, 3, 2);
+        self.descriptor(1, 2, address, 4096, 2, 0);
+        self.offer(1, 0);
+        self.kick(1);
+    }
+
+    /// Touches a page.
+    pub fn memory_write(&self, address: u64, byte: u8) {
+        self.write(byte, address);
     }
 
     pub fn create_pool(&mut self) -> u32 {

@@ -90,6 +90,9 @@ impl Operator {
                 operate::Dedup::Adaptive => Dedup::Adaptive,
             }),
             frozen: guest.frozen,
+            memory: None,
+            first_touch: None,
+            memory_backing: None,
         })
         .map_err(|error: ConfigError| Refused::Invalid(one_line(&error)))?;
         match made {
@@ -125,6 +128,12 @@ impl Operator {
             .map_err(|error| refused(&error))?;
         self.show(&name);
         Ok(())
+    }
+
+    /// Changes what the front end of a guest may do with memory.
+    pub(super) fn set_memory(&self, guest: &GuestConfig) {
+        self.service
+            .set_memory(&guest.name, guest.memory, guest.first_touch);
     }
 
     /// Adds a guest whose configuration was checked.

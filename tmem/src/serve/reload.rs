@@ -114,8 +114,14 @@ impl Reload {
                     fixed.join(", ")
                 );
             }
+            let memory = (old.memory, old.first_touch) != (guest.memory, guest.first_touch);
+            if memory {
+                operator.set_memory(&guest);
+                (old.memory, old.first_touch) = (guest.memory, guest.first_touch);
+            }
             let change = change(old, &guest);
             if change == Change::default() {
+                count.changed += usize::from(memory);
                 continue;
             }
             let domain = guest.name.clone();
@@ -146,6 +152,7 @@ fn fixed(old: &GuestConfig, new: &GuestConfig) -> Vec<&'static str> {
         ("keep-seconds", old.keep != new.keep),
         ("groups", old.groups != new.groups),
         ("dedup", old.dedup != new.dedup),
+        ("memory-backing", old.memory_backing != new.memory_backing),
     ];
     let keys = keys.into_iter().filter(|(_, differs)| *differs);
     keys.map(|(key, _)| key).collect()
