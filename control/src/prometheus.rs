@@ -382,6 +382,36 @@ pub const METRICS: &[Metric] = &[
         Value::Counter(|d| d.device.as_ref().map(|v| v.queue_faults)),
     ),
     metric(
+        "tmem_front_end_memory",
+        "bytes",
+        "Memory that the front end of the guest describes.",
+        Value::Gauge(|d| d.front_end.as_ref().map(|v| v.memory_bytes)),
+    ),
+    metric(
+        "tmem_front_end_touched",
+        "bytes",
+        "Granted to touch that memory before the guest did, page tables included.",
+        Value::Counter(|d| d.front_end.as_ref().map(|v| v.touched_bytes)),
+    ),
+    metric(
+        "tmem_front_end_touch_refusals",
+        "",
+        "Accesses to memory that nobody had touched which were refused.",
+        Value::Counter(|d| d.front_end.as_ref().map(|v| v.touch_refusals)),
+    ),
+    metric(
+        "tmem_front_end_stuck_mappings",
+        "",
+        "Mappings of that memory that could not be undone.",
+        Value::Counter(|d| d.front_end.as_ref().map(|v| v.stuck_mappings)),
+    ),
+    metric(
+        "tmem_guest_panics",
+        "",
+        "Panics of the thread of the guest.",
+        Value::Counter(|d| d.front_end.as_ref().map(|v| v.panics)),
+    ),
+    metric(
         "tmem_device_resets",
         "",
         "Resets by the guest.",
@@ -639,6 +669,7 @@ mod tests {
                     store_latency: Histogram::new(vec![1000, 2500], vec![1, 2, 4], 9000),
                     ..Default::default()
                 }),
+                front_end: Some(crate::stats::FrontEnd::default()),
                 pools: vec![Pool {
                     id: 7,
                     ..Default::default()

@@ -181,6 +181,7 @@ impl From<&DomainStats> for Domain {
             counters,
             connections: None,
             device: None,
+            front_end: None,
             pools,
         }
     }

@@ -112,8 +112,26 @@ pub struct Domain {
     pub counters: Counters,
     /// What its virtio device counted; `null` while no device is connected.
     pub device: Option<Device>,
+    /// The memory of its front end, and its thread; `null` where this process runs the guest itself.
+    #[serde(default)]
+    pub front_end: Option<FrontEnd>,
     /// The pools, in the order of their ids.
     pub pools: Vec<Pool>,
+}
+
+/// The front end of a guest of a service. What counts outlives a connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrontEnd {
+    /// Bytes of memory that it describes now.
+    pub memory_bytes: u64,
+    /// Bytes that were granted to touch that memory before the guest did, page tables included.
+    pub touched_bytes: u64,
+    /// Accesses to such memory that were refused.
+    pub touch_refusals: u64,
+    /// Mappings of it that could not be undone; with one the guest gets no more.
+    pub stuck_mappings: u64,
+    /// Panics of the guest's thread.
+    pub panics: u64,
 }
 
 /// One pool of a domain.

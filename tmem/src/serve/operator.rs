@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use tmem_control::clients::Clients;
 use tmem_control::operate::{self, NewGuest, Passed};
+use tmem_control::stats::FrontEnd;
 use tmem_control::{Done, Live, Operation, Refused, Source, Stats};
 use tmem_serve::activation::{address, listener};
 use tmem_serve::listen::ListenError;
@@ -158,6 +159,13 @@ impl Source for Operator {
             if !guest.is_some_and(|guest| guest.connected) {
                 domain.device = None;
             }
+            domain.front_end = guest.map(|guest| FrontEnd {
+                memory_bytes: guest.memory.described,
+                touched_bytes: guest.memory.touched,
+                touch_refusals: guest.memory.refused,
+                stuck_mappings: guest.memory.stuck,
+                panics: guest.memory.panics,
+            });
         }
         stats
     }
