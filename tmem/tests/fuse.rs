@@ -257,10 +257,11 @@ fn start_ring(bad: &Raw, fd: RawFd) {
 
 #[test]
 fn memory_whose_page_faults_never_end_is_not_touched_and_nobody_waits() {
+    let mut serve = Serve::configured("64M", GUESTS, |_| {});
+    // The first to go, however this ends: a service that waits for it could not be killed.
     let Some(files) = FileSystem::mount(Stall::Read) else {
         return;
     };
-    let mut serve = Serve::configured("64M", GUESTS, |_| {});
     beside(&serve, || {
         let file = files.open();
         let bad = Raw::open(&serve.path("a"));
@@ -277,17 +278,15 @@ fn memory_whose_page_faults_never_end_is_not_touched_and_nobody_waits() {
 
 #[test]
 fn a_descriptor_whose_close_never_ends_holds_up_its_sender_and_nobody_else() {
+    let serve = Serve::configured("64M", GUESTS, |_| {});
+    // As above.
     let Some(files) = FileSystem::mount(Stall::Close) else {
         return;
     };
-    let serve = Serve::configured("64M", GUESTS, |_| {});
     let file = files.open();
     beside(&serve, || {
         let bad = Raw::open(&serve.path("a"));
         start_ring(&bad, file.as_raw_fd());
         eventually("it is closed", || files.asked.load(SeqCst) > 0);
     });
-    // Its thread is still there.
-    drop(files);
-    drop(serve);
 }
