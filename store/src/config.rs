@@ -19,6 +19,14 @@ pub enum Want {
 pub trait Gate: Send + Sync + std::fmt::Debug {
     /// Whether the host grants the bytes.
     fn allow(&self, bytes: u64, want: Want) -> bool;
+
+    /// Whether the host is so short of memory that pages which may vanish are not taken.
+    fn is_short(&self) -> bool {
+        false
+    }
+
+    /// The kernel has so many bytes of frames back: they can be had again.
+    fn returned(&self, _bytes: u64) {}
 }
 
 /// Configuration of a store.

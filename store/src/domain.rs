@@ -7,7 +7,7 @@ use arc_swap::ArcSwapOption;
 
 use crate::config::{Dedup, DomainChange, DomainConfig, PoolSpec};
 use crate::error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
-use crate::ledger::Account;
+use crate::ledger::{Account, Short};
 use crate::page::{Key, ObjectId, Page, PoolId};
 use crate::pool::{Pool, PoolParts, Unplaced};
 use crate::share::Group;
@@ -125,6 +125,11 @@ impl DomainInner {
             .sum()
     }
 
+    /// Bytes of slots of ephemeral pages, and what pages in share groups are charged.
+    pub(crate) fn freeable(&self) -> u64 {
+        self.own_freeable() + self.account.shared()
+    }
+
     /// Ends all pools; none can be created afterwards.
     pub(crate) fn end(&self) {
         let mut changing = self.changing.lock();
@@ -176,7 +181,7 @@ impl DomainInner {
             used_shared: self.account.shared(),
             segment_bytes: usage.frames,
             slot_bytes: usage.slots,
-            freeable: self.own_freeable() + self.account.shared(),
+            freeable: self.freeable(),
             pools,
             destroyed,
         }
@@ -318,8 +323,13 @@ impl Domain {
         if self.inner.frozen.load(Ordering::Relaxed) {
             return refuse(StoreError::Frozen);
         }
+        // What may vanish is the first to be done without.
+        if joined.pool.kind != PoolKind::Persistent && self.store.is_host_short() {
+            return refuse(StoreError::NoMemory);
+        }
         joined.pool.with_encoded(page, |encoded| {
             let class = encoded.class();
+            let mut last = StoreError::NoSpace;
             for attempt in 0..ATTEMPTS {
                 match joined.pool.place(joined.member, key, encoded) {
                     Ok(()) => return Ok(()),
@@ -328,13 +338,17 @@ impl Domain {
                         return refuse(StoreError::NoMemory);
                     }
                     Err(Unplaced::Refused(Refusal::Short(short))) => {
+                        last = match short {
+                            Short::Limit | Short::Budget => StoreError::NoSpace,
+                            Short::Host => StoreError::NoMemory,
+                        };
                         if !self.store.make_room(&self.inner, class, short, attempt) {
                             break;
                         }
                     }
                 }
             }
-            refuse(StoreError::NoSpace)
+            refuse(last)
         })
     }
 
@@ -417,7 +431,7 @@ impl Domain {
     /// Bytes that [`Domain::flush`] can evict.
     #[must_use]
     pub fn freeable(&self) -> u64 {
-        self.inner.own_freeable() + self.inner.account.shared()
+        self.inner.freeable()
     }
 
     /// Bytes charged to the domain now; what [`Self::stats`] calls `used`, without the rest.
@@ -446,7 +460,7 @@ impl Domain {
 
 pub(crate) fn refused(refusal: Refusal) -> CreatePoolError {
     match refusal {
+        Refusal::Short(Short::Host) | Refusal::NoMemory => CreatePoolError::NoMemory,
         Refusal::Short(_) => CreatePoolError::NoSpace,
-        Refusal::NoMemory => CreatePoolError::NoMemory,
     }
 }

@@ -56,6 +56,8 @@ pub(crate) enum Short {
     Limit,
     /// The budget has no more memory that nobody reserved.
     Budget,
+    /// The host has no memory to spare.
+    Host,
 }
 
 /// The amounts that no domain owns.

@@ -21,6 +21,10 @@ const MOVES: usize = 4;
 const EVICTIONS: usize = 4;
 /// Slots that a store looks at for a page of a class to evict, and pages of a class that it evicts for a frame.
 const CLASS_TRIES: usize = 8;
+/// Times that a store frees memory of which the host is short.
+const HOST_ATTEMPTS: usize = 32;
+/// Pages that one step for a host that is short of memory evicts at most.
+const HOST_EVICTIONS: usize = 256;
 /// Frames that one step of the background gives back at most, for a space.
 const BACKGROUND_FRAMES: usize = 64;
 /// Slots that one step of the background moves at most, for a space.
@@ -48,7 +52,9 @@ impl StoreInner {
                     || evict_from(domain, EVICTIONS).pages > 0
                     || tighten_domain(domain)
             }
-            Short::Budget => {
+            // Those who store meanwhile may take what was freed: no store waits for more than a few.
+            Short::Host if attempt >= HOST_ATTEMPTS => false,
+            Short::Budget | Short::Host => {
                 if tighten_domain(domain) {
                     return true;
                 }
@@ -122,6 +128,19 @@ pub(crate) fn reclaim(
         }
     }
     false
+}
+
+/// Evicts ephemeral pages for a host that is short of memory: of the domain furthest over its weight, and only when nobody
+/// else has any, of one within its reserve. Bounded work; `true` when there were such pages.
+pub(crate) fn evict_for_host(domains: &[Arc<DomainInner>]) -> bool {
+    let mut order: Vec<_> = domains.iter().collect();
+    order.sort_by_cached_key(|domain| {
+        let within = domain.account.charged() <= domain.account.reserve();
+        (within, Reverse(overuse(domain)))
+    });
+    order
+        .into_iter()
+        .any(|domain| evict_from(domain, HOST_EVICTIONS).pages > 0)
 }
 
 /// Bytes beyond the reserve for each unit of weight, scaled to keep small differences apart.

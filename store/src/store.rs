@@ -101,6 +101,21 @@ impl Store {
         self.inner.fill_ahead()
     }
 
+    /// One bounded step for a host that is short of memory: evicts some ephemeral pages, and gives frames that hold nothing
+    /// back to the kernel. `true` when there is more to be had.
+    pub fn shrink(&self) -> bool {
+        let (domains, groups) = self.inner.everybody();
+        let evicted = room::evict_for_host(&domains);
+        room::compact_step(&domains, &groups, room::Pace::Fast) || evicted
+    }
+
+    /// Whether there are ephemeral pages, which [`Self::shrink`] evicts.
+    #[must_use]
+    pub fn is_freeable(&self) -> bool {
+        let (domains, _) = self.inner.everybody();
+        domains.iter().any(|domain| domain.freeable() > 0)
+    }
+
     /// One sweep of the cold tier, which the background thread does twice in
     /// [`StoreConfig::cold_after`]: pages age, and those that are old are compressed harder. `true` when
     /// another sweep will find something to do.
@@ -196,6 +211,11 @@ impl StoreInner {
             self.gate.clone(),
             Arc::clone(&self.wakes),
         )
+    }
+
+    /// Whether the host is too short of memory for pages that may vanish.
+    pub(crate) fn is_host_short(&self) -> bool {
+        self.gate.as_ref().is_some_and(|gate| gate.is_short())
     }
 
     /// Whether a configuration makes sense.

@@ -92,9 +92,17 @@ impl Purse {
             .is_some_and(|gate| !gate.allow(bytes, want))
         {
             self.ledger.release(&self.account, bytes);
-            return Err(Refusal::NoMemory);
+            return Err(Refusal::Short(Short::Host));
         }
         Ok(())
+    }
+
+    /// Gives back what was paid for frames that the kernel has again.
+    fn give_back(&self, bytes: u64) {
+        self.refund(bytes);
+        if let Some(gate) = &self.gate {
+            gate.returned(bytes);
+        }
     }
 
     pub(crate) fn refund(&self, bytes: u64) {

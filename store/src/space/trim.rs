@@ -144,7 +144,7 @@ impl Space {
         let mut left = 0;
         for (first, count) in runs(frames) {
             if self.memory.punch(number, first, count).is_ok() {
-                self.purse.refund((count * FRAME_BYTES) as u64);
+                self.purse.give_back((count * FRAME_BYTES) as u64);
             } else {
                 left |= frame_run(first, count);
             }
