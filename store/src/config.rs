@@ -42,6 +42,8 @@ pub struct StoreConfig {
     pub background_start: Option<fn()>,
     /// How long a page is left alone before the cold tier takes it, at least.
     pub cold_after: Duration,
+    /// Whether what is there stays in memory: the host may not swap it out.
+    pub locked: bool,
     /// Grants memory; `None` grants all that the budget does.
     pub gate: Option<Arc<dyn Gate>>,
 }
@@ -54,6 +56,7 @@ impl Default for StoreConfig {
             background: true,
             background_start: None,
             cold_after: Duration::from_secs(60),
+            locked: false,
             gate: None,
         }
     }

@@ -20,6 +20,9 @@ use crate::sync::Mutex;
 /// only when nothing is left to free; the bound is for a host where others take what was freed.
 const ATTEMPTS: usize = 10_000;
 
+/// Frames that are given back for a pool that finds no room: more than the tables of an empty one.
+const POOL_FRAMES: usize = 64;
+
 /// One guest's part of a store. Clones are handles to the same domain.
 #[derive(Clone, Debug)]
 pub struct Domain {
@@ -251,15 +254,22 @@ impl Domain {
                 return Ok(PoolId(id));
             }
         };
-        let pool = Pool::new(PoolParts {
-            kind,
-            number,
-            space: Arc::clone(&self.inner.space),
-            codecs: self.store.codecs.clone(),
-            hasher: self.store.hasher.clone(),
-            dedup,
-        })
-        .map_err(refused)?;
+        let new = || {
+            Pool::new(PoolParts {
+                kind,
+                number,
+                space: Arc::clone(&self.inner.space),
+                codecs: self.store.codecs.clone(),
+                hasher: self.store.hasher.clone(),
+                dedup,
+            })
+        };
+        let pool = match new() {
+            // Frames that hold nothing, as those of a reserve that is kept, are not to keep a guest from its pool.
+            Err(Refusal::Short(_)) if self.inner.space.trim(POOL_FRAMES) > 0 => new(),
+            made => made,
+        };
+        let pool = pool.map_err(refused)?;
         self.inner.pools[place].store(Some(Arc::new(Joined {
             id,
             pool: Arc::new(pool),
@@ -411,6 +421,21 @@ impl Domain {
             self.store.wake_for_cold();
         }
         Ok(())
+    }
+
+    /// Has the domain's reserve kept from the host, and takes a part of it now, at most a quarter of a MiB. `true` when there is
+    /// more to take.
+    ///
+    /// # Errors
+    /// The host has no memory for it, or others have the budget.
+    pub fn populate_reserve(&self) -> Result<bool, StoreError> {
+        self.inner
+            .space
+            .populate_reserve()
+            .map_err(|refusal| match refusal {
+                Refusal::NoMemory | Refusal::Short(Short::Host) => StoreError::NoMemory,
+                Refusal::Short(_) => StoreError::NoSpace,
+            })
     }
 
     /// Refuses new pages from now on.

@@ -36,6 +36,11 @@ pub enum ConfigError {
     /// The domain was removed.
     #[error("The domain was removed")]
     Removed,
+    /// Memory that is to stay where it is would be beyond a limit of the process.
+    #[error(
+        "Pages cannot be locked in memory: the limit of locked memory (RLIMIT_MEMLOCK, LimitMEMLOCK= of a unit) has to be unlimited"
+    )]
+    Lock(#[source] io::Error),
     /// The host gave no memory or no thread.
     #[error("The host refused memory or a thread")]
     Host(#[source] io::Error),

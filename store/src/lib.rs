@@ -5,7 +5,8 @@
 //! | `store`, `domain`, `share` | what exists: domains, their pools, share groups |
 //! | `pool` | what happens to a page under the lock of its key's shard |
 //! | `index`, `entry` | keys to 8-byte entries |
-//! | `space`, `segment`, `memory` | slots of 64-byte size classes in segments of a memfd; `memory` alone is `unsafe` |
+//! | `space`, `segment`, `memory` | slots of 64-byte size classes in segments of a memfd |
+//! | `bad_memory` | what a handler of SIGBUS needs: with `memory`, the only `unsafe` |
 //! | `ledger` | bytes used, reserved and granted |
 //! | `evict`, `room` | which pages go when memory is short |
 //! | `upkeep` | the background thread |
@@ -20,6 +21,8 @@
     reason = "offsets in a segment, class numbers and bit counts are small by construction"
 )]
 
+#[expect(unsafe_code, reason = "maps pages over bad ones")]
+mod bad_memory;
 mod codec;
 mod config;
 mod domain;
@@ -41,6 +44,7 @@ mod store;
 mod sync;
 mod upkeep;
 
+pub use bad_memory::{bad_pages, repair, tell_of_bad_pages};
 pub use codec::{Codec, Codecs, Lz4, Zstd};
 pub use config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig, Want};
 pub use domain::Domain;

@@ -1,4 +1,4 @@
-//! Segment memory: the only module with `unsafe`.
+//! Segment memory: with `bad_memory`, the only module with `unsafe`.
 //!
 //! An owner's segments are one memfd, mapped in extents that double in size, so that a segment's
 //! address is found without a lock and nothing is ever moved or unmapped while the owner lives.
@@ -13,8 +13,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MlockFlags, ProtFlags};
 
+use crate::bad_memory;
 use crate::entry::MAX_SEGMENTS;
 use crate::sync::Mutex;
 
@@ -34,7 +35,12 @@ pub(crate) struct Memory {
     extents: [OnceLock<Extent>; EXTENTS],
     /// Held while an extent is mapped.
     growing: Mutex<()>,
+    /// The host may not swap it out.
+    locked: bool,
 }
+
+/// What a read says of bytes that are lost: no check of what was written, which has ten bits.
+const LOST: u16 = u16::MAX;
 
 #[derive(Debug)]
 struct Extent {
@@ -47,8 +53,49 @@ unsafe impl Send for Extent {}
 // SAFETY: as above.
 unsafe impl Sync for Extent {}
 
+impl Extent {
+    /// Tells the kernel what it may not do with the memory.
+    fn advise(&self, locked: bool) -> io::Result<()> {
+        let at = self.base.as_ptr().cast();
+        // A huge page is more than the frames that are paid for. A dump is no place for what guests stored. A kernel that
+        // has neither does not know the advice.
+        for advice in [Advice::LinuxNoHugepage, Advice::LinuxDontDump] {
+            // SAFETY: the whole of our mapping; none of its bytes changes.
+            let _ = unsafe { rustix::mm::madvise(at, self.bytes, advice) };
+        }
+        if locked {
+            // Address space of which most is never used: only what is there stays there.
+            // SAFETY: as above.
+            unsafe { rustix::mm::mlock_with(at, self.bytes, MlockFlags::ONFAULT) }?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether so much address space may be locked.
+pub(crate) fn can_lock(bytes: u64) -> io::Result<()> {
+    let bytes = usize::try_from(bytes)
+        .unwrap_or(usize::MAX)
+        .clamp(FRAME_BYTES, 1 << 46);
+    // SAFETY: a new mapping at an address the kernel chooses, of which nothing can be touched.
+    let at = unsafe {
+        rustix::mm::mmap_anonymous(
+            std::ptr::null_mut(),
+            bytes,
+            ProtFlags::empty(),
+            MapFlags::PRIVATE | MapFlags::NORESERVE,
+        )
+    }?;
+    // SAFETY: the mapping just made.
+    let locked = unsafe { rustix::mm::mlock_with(at, bytes, MlockFlags::ONFAULT) };
+    // SAFETY: as above; nobody else knows it.
+    let _ = unsafe { rustix::mm::munmap(at, bytes) };
+    Ok(locked?)
+}
+
 impl Drop for Extent {
     fn drop(&mut self) {
+        bad_memory::forget(self.base.addr().get(), self.bytes);
         // SAFETY: `base` and `bytes` are what mmap returned; every borrow of the mapping borrows the
         // `Memory` that owns this extent, so none is left.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes) };
@@ -71,7 +118,13 @@ impl Memory {
             file,
             extents: [const { OnceLock::new() }; EXTENTS],
             growing: Mutex::new(()),
+            locked: false,
         })
+    }
+
+    /// As it is, or such that the host keeps what is there in memory.
+    pub(crate) fn locked(self, locked: bool) -> Self {
+        Self { locked, ..self }
     }
 
     /// Makes the segment addressable. Costs no memory yet.
@@ -102,8 +155,11 @@ impl Memory {
         let Some(base) = NonNull::new(base.cast::<AtomicU64>()) else {
             return Err(io::Error::other("mapped at address zero"));
         };
+        bad_memory::register(base.addr().get(), bytes);
+        let extent = Extent { base, bytes };
+        extent.advise(self.locked)?;
         // Nobody else sets it: `growing` is held.
-        let _ = self.extents[number].set(Extent { base, bytes });
+        let _ = self.extents[number].set(extent);
         Ok(())
     }
 
@@ -147,18 +203,62 @@ impl Memory {
 
     /// Gives frames back to the kernel; they read as zeroes afterwards.
     pub(crate) fn punch(&self, segment: u32, first: usize, frames: usize) -> io::Result<()> {
-        Ok(rustix::fs::fallocate(
+        let offset = u64::from(segment) * SEGMENT_BYTES as u64 + (first * FRAME_BYTES) as u64;
+        let bytes = frames * FRAME_BYTES;
+        rustix::fs::fallocate(
             &self.file,
             FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            u64::from(segment) * SEGMENT_BYTES as u64 + (first * FRAME_BYTES) as u64,
-            (frames * FRAME_BYTES) as u64,
-        )?)
+            offset,
+            bytes as u64,
+        )?;
+        let start = self
+            .words(segment, first * FRAME_BYTES, bytes)
+            .as_ptr()
+            .addr();
+        bad_memory::release(start, bytes, |page| {
+            self.map_page(page, offset + (page - start) as u64);
+        });
+        Ok(())
+    }
+
+    /// Puts a page of the file back to where one of no file took its place.
+    fn map_page(&self, page: usize, offset: u64) {
+        // SAFETY: a page of one of our extents that holds no slot; it is reached through atomics only.
+        let mapped = unsafe {
+            rustix::mm::mmap(
+                std::ptr::without_provenance_mut(page),
+                FRAME_BYTES,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED,
+                self.file.as_fd(),
+                offset,
+            )
+        };
+        // The page of no file serves as well, but is not counted.
+        if mapped.is_ok() {
+            for advice in [Advice::LinuxNoHugepage, Advice::LinuxDontDump] {
+                // SAFETY: the page just mapped; none of its bytes changes.
+                let _ = unsafe {
+                    rustix::mm::madvise(std::ptr::without_provenance_mut(page), FRAME_BYTES, advice)
+                };
+            }
+        }
     }
 
     /// Writes `bytes` at `offset` (a multiple of 64), the last word padded with zeroes. Returns the
     /// check of what was written.
     pub(crate) fn write(&self, segment: u32, offset: usize, bytes: &[u8]) -> u16 {
         let words = self.words(segment, offset, bytes.len().next_multiple_of(8));
+        loop {
+            let begin = bad_memory::begin();
+            let check = Self::fill(words, bytes);
+            if bad_memory::written(begin, words.as_ptr().addr(), bytes.len()) {
+                return check;
+            }
+        }
+    }
+
+    fn fill(words: &[AtomicU64], bytes: &[u8]) -> u16 {
         let mut check = Check::default();
         let (whole, rest) = bytes.as_chunks::<32>();
         let (places, tail) = words.split_at(whole.len() * 4);
@@ -183,7 +283,7 @@ impl Memory {
         check.finish()
     }
 
-    /// Reads as many bytes as `bytes` has. Returns the check of what was read.
+    /// Reads as many bytes as `bytes` has. Returns the check of what was read, or what is no check if some of it is lost.
     pub(crate) fn read(&self, segment: u32, offset: usize, bytes: &mut [u8]) -> u16 {
         let words = self.words(segment, offset, bytes.len().next_multiple_of(8));
         let mut check = Check::default();
@@ -205,17 +305,42 @@ impl Memory {
             }
             check.add(last);
         }
+        if bad_memory::is_lost(words.as_ptr().addr(), bytes.len()) {
+            return LOST;
+        }
         check.finish()
     }
 
-    /// Copies a slot's bytes to another place of the same memory.
-    pub(crate) fn copy(&self, from: (u32, usize), to: (u32, usize), bytes: usize) {
+    /// Copies a slot's bytes to another place of the same memory. What is lost is lost there too; `false` when that cannot be
+    /// noted.
+    #[must_use]
+    pub(crate) fn copy(&self, from: (u32, usize), to: (u32, usize), bytes: usize) -> bool {
         let bytes = bytes.next_multiple_of(8);
         let from = self.words(from.0, from.1, bytes);
         let to = self.words(to.0, to.1, bytes);
-        for (from, to) in from.iter().zip(to) {
-            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        let start = to.as_ptr().addr();
+        loop {
+            let begin = bad_memory::begin();
+            for (from, to) in from.iter().zip(to) {
+                to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+            if bad_memory::written(begin, start, bytes) {
+                break;
+            }
         }
+        !bad_memory::is_lost(from.as_ptr().addr(), bytes) || bad_memory::lose(start, bytes)
+    }
+
+    /// Has the file end here: what is behind raises SIGBUS, as bad memory does.
+    #[cfg(test)]
+    pub(crate) fn cut(&self, bytes: u64) {
+        rustix::fs::ftruncate(&self.file, bytes).expect("is ours");
+    }
+
+    /// The address of a byte, for tests that take its page away.
+    #[cfg(test)]
+    pub(crate) fn address(&self, segment: u32, offset: usize) -> usize {
+        self.words(segment, offset, 8).as_ptr().addr()
     }
 
     /// Flips a bit, as bad memory would.
@@ -272,7 +397,7 @@ mod tests {
             let mut back = vec![0; len];
             assert_eq!(memory.read(200, 64, &mut back), written);
             assert_eq!(back, bytes);
-            memory.copy((200, 64), (200, 8192), len);
+            assert!(memory.copy((200, 64), (200, 8192), len));
             assert_eq!(memory.read(200, 8192, &mut back), written);
             if len >= 8 {
                 memory.damage(200, 64);

@@ -98,7 +98,8 @@ pub(crate) fn reclaim(
 ) -> bool {
     let mut freed = false;
     for domain in domains {
-        freed |= domain.space.is_wasteful() && tighten_domain(domain);
+        freed |=
+            domain.space.is_wasteful() && domain.space.spendable() > 0 && tighten_domain(domain);
     }
     for group in groups {
         freed |= group.pool.space.is_wasteful() && tighten_group(group);
@@ -134,10 +135,8 @@ pub(crate) fn reclaim(
 /// else has any, of one within its reserve. Bounded work; `true` when there were such pages.
 pub(crate) fn evict_for_host(domains: &[Arc<DomainInner>]) -> bool {
     let mut order: Vec<_> = domains.iter().collect();
-    order.sort_by_cached_key(|domain| {
-        let within = domain.account.charged() <= domain.account.reserve();
-        (within, Reverse(overuse(domain)))
-    });
+    // Nothing of a domain within its reserve is overuse.
+    order.sort_by_cached_key(|domain| Reverse(overuse(domain)));
     order
         .into_iter()
         .any(|domain| evict_from(domain, HOST_EVICTIONS).pages > 0)
@@ -315,7 +314,7 @@ fn compact_space(space: &Space, pace: Pace, pool: impl Fn(u8) -> Option<Arc<Pool
         }
     }
     let trimmed = match pace {
-        Pace::Fast => space.trim(BACKGROUND_FRAMES),
+        Pace::Fast => space.trim(BACKGROUND_FRAMES.min(space.spendable())),
         Pace::Slow => space.trim_slowly(BACKGROUND_FRAMES),
     };
     moved > 0 || trimmed > 0

@@ -9,6 +9,7 @@ use crate::config::{Dedup, DomainChange, DomainConfig, Gate, StoreConfig};
 use crate::domain::{Domain, DomainInner, refused};
 use crate::error::{ConfigError, CreatePoolError};
 use crate::ledger::{Account, Ledger};
+use crate::memory::can_lock;
 use crate::pool::{ColdBuffers, Pool, PoolParts};
 use crate::room;
 use crate::share::Group;
@@ -29,6 +30,7 @@ pub(crate) struct StoreInner {
     pub(crate) codecs: Codecs,
     pub(crate) hasher: hashbrown::DefaultHashBuilder,
     gate: Option<Arc<dyn Gate>>,
+    locked: bool,
     registry: Mutex<Registry>,
     pub(crate) wakes: Arc<Wakes>,
     upkeep: OnceLock<Upkeep>,
@@ -64,10 +66,14 @@ impl Store {
     /// An empty store.
     ///
     /// # Errors
-    /// When the budget is zero, or the host refuses a thread.
+    /// When the budget is zero, or the host refuses a thread, or memory is to be locked and may not be.
     pub fn new(config: StoreConfig) -> Result<Self, ConfigError> {
         if config.budget == 0 {
             return Err(ConfigError::NoBudget);
+        }
+        if config.locked {
+            // Extents double in size, and address space counts.
+            can_lock(config.budget.saturating_mul(2)).map_err(ConfigError::Lock)?;
         }
         let wakes = Arc::new(Wakes::default());
         let inner = Arc::new(StoreInner {
@@ -75,6 +81,7 @@ impl Store {
             codecs: config.codecs.clone(),
             hasher: hashbrown::DefaultHashBuilder::default(),
             gate: config.gate.clone(),
+            locked: config.locked,
             registry: Mutex::default(),
             wakes: Arc::clone(&wakes),
             upkeep: OnceLock::new(),
@@ -211,6 +218,7 @@ impl StoreInner {
             self.gate.clone(),
             Arc::clone(&self.wakes),
         )
+        .locked(self.locked)
     }
 
     /// Whether the host is too short of memory for pages that may vanish.

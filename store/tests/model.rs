@@ -281,6 +281,7 @@ fn run(operations: u64, background: bool, seed: u64) {
         background_start: None,
         cold_after: Duration::from_millis(20),
         gate: Some(miser.clone()),
+        locked: false,
     })
     .expect("store");
     let domains: Vec<_> = (0..THREADS)

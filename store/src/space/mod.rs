@@ -5,6 +5,7 @@
 //! compaction has little to move.
 
 mod ahead;
+mod kept;
 mod trim;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,6 +61,8 @@ pub(crate) struct Purse {
     gate: Option<Arc<dyn Gate>>,
     /// The background threads, for when there is something to compact or to get ahead.
     wakes: Arc<Wakes>,
+    /// The host may not swap the memory out.
+    locked: bool,
 }
 
 impl Purse {
@@ -74,7 +77,13 @@ impl Purse {
             account,
             gate,
             wakes,
+            locked: false,
         }
+    }
+
+    /// As it is, or for memory that the host may not swap out.
+    pub(crate) fn locked(self, locked: bool) -> Self {
+        Self { locked, ..self }
     }
 
     pub(crate) fn pay(&self, bytes: u64) -> Result<(), Refusal> {
@@ -125,6 +134,8 @@ pub(crate) struct Space {
     wanting: AtomicU64,
     /// The owner is gone: no frames are taken ahead.
     ended: AtomicBool,
+    /// The background leaves the owner's reserve alone.
+    kept: AtomicBool,
 }
 
 /// A size class, its lock and its gauges, on cache lines of their own.
@@ -187,7 +198,7 @@ pub(crate) struct Movable {
 impl Space {
     pub(crate) fn new(name: &str, purse: Purse) -> io::Result<Self> {
         Ok(Self {
-            memory: Memory::new(name)?,
+            memory: Memory::new(name)?.locked(purse.locked),
             purse,
             classes: (0..CLASSES).map(|_| ClassCell::default()).collect(),
             spare: Mutex::default(),
@@ -195,6 +206,7 @@ impl Space {
             retired_allowed: Counter::default(),
             wanting: AtomicU64::new(0),
             ended: AtomicBool::new(false),
+            kept: AtomicBool::new(false),
         })
     }
 
@@ -500,11 +512,15 @@ impl Space {
             return None;
         }
         let bytes = slot_bytes(class);
-        self.memory.copy(
+        let copied = self.memory.copy(
             (slot.segment, usize::from(slot.number) * bytes),
             (segment, usize::from(number) * bytes),
             usize::from(slot.len),
         );
+        if !copied {
+            self.give(class, segment, number);
+            return None;
+        }
         Some(Slot {
             segment,
             number,

@@ -47,6 +47,7 @@ impl Space {
     /// Gives back frames without slots in use, at most `most` of them and no more than the last look allowed. Returns
     /// the bytes.
     pub(crate) fn trim_slowly(&self, most: usize) -> u64 {
+        let most = most.min(self.spendable());
         let allowed = &self.retired_allowed;
         let mut frames = self.trim_retired(most.min(allowed.get() as usize));
         allowed.set(allowed.get().saturating_sub(frames as u64));

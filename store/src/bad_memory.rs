@@ -1,0 +1,537 @@
+//! Surviving host memory that is lost: a page that went bad, or that cannot be read back from swap.
+//!
+//! Touching such a page of a segment raises SIGBUS, and the default ends the process with the pages of all guests. A
+//! handler of the process asks [`repair`], which puts a zero page in its place and notes that every 64 bytes of it are lost
+//! (slots are whole multiples of that). [`crate::memory`] marks those bytes as good when something is written there, and
+//! asks [`is_lost`] after each read: what lies there is never taken for a guest's bytes.
+//!
+//! Nothing here allocates in the handler or waits for a thread that could be in it: tables are fixed or only ever grow, and
+//! readers take no lock.
+
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::ptr::without_provenance_mut;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
+use std::sync::atomic::{Ordering, compiler_fence, fence};
+
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// Bytes of a page.
+const PAGE: usize = 4096;
+/// Bytes for each bit of a page's mask.
+const UNIT: usize = 64;
+/// Places for pages that are lost: more than a process may have mappings, of which each page takes one.
+const PLACES: usize = 1 << 16;
+/// Extents of one block of the list.
+const BLOCK: usize = 64;
+/// Faults on a page that was replaced, after which its replacement counts as bad: threads that touched the page at the same
+/// time fault once each.
+const FAULTS: u32 = 1000;
+/// An address that no page has: the place was used.
+const USED: usize = 1;
+
+/// The memory of one extent, where faults are repaired.
+#[derive(Debug, Default)]
+struct Range {
+    start: AtomicUsize,
+    end: AtomicUsize,
+}
+
+/// Extents; blocks are never freed, so a handler can walk them at any time.
+#[derive(Debug)]
+struct Block {
+    ranges: [Range; BLOCK],
+    next: AtomicPtr<Block>,
+}
+
+static EXTENTS: Block = Block {
+    ranges: [const {
+        Range {
+            start: AtomicUsize::new(0),
+            end: AtomicUsize::new(0),
+        }
+    }; BLOCK],
+    next: AtomicPtr::new(std::ptr::null_mut()),
+};
+
+/// A page with lost bytes, found by the hash of its address.
+struct Place {
+    page: AtomicUsize,
+    /// Bit for each 64 bytes that are lost.
+    mask: AtomicU64,
+    faults: AtomicU32,
+    /// A page of no file lies there.
+    replaced: AtomicBool,
+}
+
+static LOST: [Place; PLACES] = [const {
+    Place {
+        page: AtomicUsize::new(0),
+        mask: AtomicU64::new(0),
+        faults: AtomicU32::new(0),
+        replaced: AtomicBool::new(false),
+    }
+}; PLACES];
+/// Held by who changes the table. No segment is touched meanwhile, so the holder does not come to the handler.
+static CHANGING: AtomicBool = AtomicBool::new(false);
+/// Pages in the table; 0 in every process with good memory.
+static NOTED: AtomicU64 = AtomicU64::new(0);
+/// Pages that were ever found bad.
+static FOUND: AtomicU64 = AtomicU64::new(0);
+/// Written to when one is found, or -1.
+static TELL: AtomicI32 = AtomicI32::new(-1);
+
+struct Changing;
+
+impl Changing {
+    fn begin() -> Self {
+        while CHANGING.swap(true, Ordering::Acquire) {
+            std::hint::spin_loop();
+        }
+        Self
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        CHANGING.store(false, Ordering::Release);
+    }
+}
+
+/// Pages of host memory that were found bad since the process began.
+#[must_use]
+pub fn bad_pages() -> u64 {
+    FOUND.load(Ordering::Relaxed)
+}
+
+/// Has an eventfd written to whenever a page is found bad. It has to stay open until another one, or none, takes its place.
+pub fn tell_of_bad_pages(event: Option<BorrowedFd<'_>>) {
+    let event = event.map_or(-1, |event| event.as_raw_fd());
+    TELL.store(event, Ordering::Release);
+}
+
+/// Repairs the page at an address that raised SIGBUS, if it belongs to a segment. `true` when the access can be repeated: it
+/// finds zeroes. To be called by a handler of SIGBUS, for faults of the kernel's only; async-signal-safe.
+#[must_use]
+pub fn repair(address: usize) -> bool {
+    let page = address & !(PAGE - 1);
+    if !is_segment(page) {
+        return false;
+    }
+    let changing = Changing::begin();
+    let Some(place) = place_of(page) else {
+        return false;
+    };
+    if place.replaced.load(Ordering::Relaxed)
+        && place.faults.fetch_add(1, Ordering::Relaxed) < FAULTS
+    {
+        // Another thread was faster.
+        return true;
+    }
+    // Before the zeroes are there to be read.
+    place.mask.store(u64::MAX, Ordering::SeqCst);
+    // SAFETY: a page of an extent, which is only reached through atomics (see `memory`) and unmapped as a whole.
+    let mapped = unsafe {
+        rustix::mm::mmap_anonymous(
+            without_provenance_mut(page),
+            PAGE,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
+        )
+    };
+    if mapped.is_err() {
+        return false;
+    }
+    place.faults.store(0, Ordering::Relaxed);
+    place.replaced.store(true, Ordering::Relaxed);
+    FOUND.fetch_add(1, Ordering::SeqCst);
+    drop(changing);
+    tell(TELL.load(Ordering::Acquire));
+    true
+}
+
+fn tell(event: RawFd) {
+    if event >= 0 {
+        // SAFETY: whoever named the descriptor keeps it open.
+        let event = unsafe { BorrowedFd::borrow_raw(event) };
+        let _ = rustix::io::write(event, &1u64.to_ne_bytes());
+    }
+}
+
+fn blocks() -> impl Iterator<Item = &'static Block> {
+    std::iter::successors(Some(&EXTENTS), |block| {
+        // SAFETY: null, or a block that was leaked when it was put there.
+        unsafe { block.next.load(Ordering::Acquire).as_ref() }
+    })
+}
+
+fn is_segment(address: usize) -> bool {
+    blocks().flat_map(|block| &block.ranges).any(|range| {
+        let start = range.start.load(Ordering::Acquire);
+        let end = range.end.load(Ordering::Acquire);
+        // A place that is used again meanwhile has other bounds.
+        (start..end).contains(&address) && range.start.load(Ordering::Acquire) == start
+    })
+}
+
+/// Has faults in a mapping of a file's pages repaired, until [`forget`].
+pub(crate) fn register(start: usize, bytes: usize) {
+    let mut last = &EXTENTS;
+    for block in blocks() {
+        last = block;
+        for range in &block.ranges {
+            let free = range
+                .start
+                .compare_exchange(0, USED, Ordering::AcqRel, Ordering::Relaxed);
+            if free.is_ok() {
+                range.end.store(start + bytes, Ordering::Release);
+                range.start.store(start, Ordering::Release);
+                return;
+            }
+        }
+    }
+    let block = Block {
+        ranges: std::array::from_fn(|_| Range::default()),
+        next: AtomicPtr::new(std::ptr::null_mut()),
+    };
+    block.ranges[0].end.store(start + bytes, Ordering::Relaxed);
+    block.ranges[0].start.store(start, Ordering::Relaxed);
+    let block: &'static mut Block = Box::leak(Box::new(block));
+    let block: *mut Block = block;
+    loop {
+        let null = std::ptr::null_mut();
+        let linked = last
+            .next
+            .compare_exchange(null, block, Ordering::AcqRel, Ordering::Acquire);
+        match linked {
+            Ok(_) => return,
+            // SAFETY: somebody else's block, leaked as ours.
+            Err(next) => last = unsafe { &*next },
+        }
+    }
+}
+
+/// The mapping goes.
+pub(crate) fn forget(start: usize, bytes: usize) {
+    for range in blocks().flat_map(|block| &block.ranges) {
+        if range.start.load(Ordering::Acquire) == start {
+            range.end.store(0, Ordering::Release);
+            range.start.store(0, Ordering::Release);
+            break;
+        }
+    }
+    release(start, bytes, |_| ());
+}
+
+/// Pages found bad before a write, for [`written`].
+pub(crate) fn begin() -> u64 {
+    FOUND.load(Ordering::SeqCst)
+}
+
+/// Whether some of the bytes, which were just read, are lost.
+pub(crate) fn is_lost(start: usize, bytes: usize) -> bool {
+    // The bytes first: to read them may have been what repaired them.
+    fence(Ordering::Acquire);
+    NOTED.load(Ordering::Relaxed) != 0
+        && pages(start, bytes).any(|(page, units)| {
+            find(page).is_some_and(|place| place.mask.load(Ordering::SeqCst) & units != 0)
+        })
+}
+
+/// The bytes were written since [`begin`], and are what is to be there. `false` when a page went bad meanwhile, and they have
+/// to be written again.
+#[must_use]
+pub(crate) fn written(begin: u64, start: usize, bytes: usize) -> bool {
+    // The bytes first: to write them may have been what found the page.
+    compiler_fence(Ordering::SeqCst);
+    if NOTED.load(Ordering::SeqCst) == 0 {
+        // Who finds the page bad after this notes all of it as lost.
+        return true;
+    }
+    // Nobody is about to replace a page.
+    let _changing = Changing::begin();
+    if FOUND.load(Ordering::SeqCst) != begin {
+        return false;
+    }
+    for (page, units) in pages(start, bytes) {
+        if let Some(place) = find(page) {
+            place.mask.fetch_and(!units, Ordering::SeqCst);
+        }
+    }
+    true
+}
+
+/// The bytes are copies of bytes that are lost.
+pub(crate) fn lose(start: usize, bytes: usize) -> bool {
+    let _changing = Changing::begin();
+    pages(start, bytes).all(|(page, units)| {
+        place_of(page)
+            .map(|place| place.mask.fetch_or(units, Ordering::SeqCst))
+            .is_some()
+    })
+}
+
+/// The bytes, whole pages, hold nothing any more. `restore` is called with each page that was replaced, and puts the file's
+/// page back.
+pub(crate) fn release(start: usize, bytes: usize, mut restore: impl FnMut(usize)) {
+    if NOTED.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    let _changing = Changing::begin();
+    let mut restore = |place: &Place, page| {
+        if place.replaced.swap(false, Ordering::Relaxed) {
+            restore(page);
+        }
+        place.mask.store(0, Ordering::SeqCst);
+        place.page.store(USED, Ordering::Release);
+        NOTED.fetch_sub(1, Ordering::SeqCst);
+    };
+    let range = start..start + bytes;
+    if bytes / PAGE < PLACES {
+        for page in range.step_by(PAGE) {
+            if let Some(place) = find(page) {
+                restore(place, page);
+            }
+        }
+    } else {
+        for place in &LOST {
+            let page = place.page.load(Ordering::Relaxed);
+            if range.contains(&page) {
+                restore(place, page);
+            }
+        }
+    }
+}
+
+/// The pages that bytes touch, each with the bits of its units.
+fn pages(start: usize, bytes: usize) -> impl Iterator<Item = (usize, u64)> {
+    let end = start + bytes.max(1);
+    (start & !(PAGE - 1)..end).step_by(PAGE).map(move |page| {
+        let first = start.saturating_sub(page) / UNIT;
+        let last = (end.min(page + PAGE) - 1 - page) / UNIT;
+        (page, (u64::MAX << first) & (u64::MAX >> (63 - last)))
+    })
+}
+
+fn places(page: usize) -> impl Iterator<Item = &'static Place> {
+    let first = (page / PAGE).wrapping_mul(0x9e37_79b1);
+    (0..PLACES).map(move |step| &LOST[first.wrapping_add(step) % PLACES])
+}
+
+/// The place of a page that is in the table.
+fn find(page: usize) -> Option<&'static Place> {
+    places(page)
+        .map(|place| (place, place.page.load(Ordering::Acquire)))
+        .take_while(|(_, found)| *found != 0)
+        .find(|(_, found)| *found == page)
+        .map(|(place, _)| place)
+}
+
+/// The place of a page, which is made if need be. Only while the table is being changed.
+fn place_of(page: usize) -> Option<&'static Place> {
+    if let Some(place) = find(page) {
+        return Some(place);
+    }
+    let place = places(page).find(|place| place.page.load(Ordering::Relaxed) <= USED)?;
+    place.mask.store(0, Ordering::Relaxed);
+    place.faults.store(0, Ordering::Relaxed);
+    place.replaced.store(false, Ordering::Relaxed);
+    NOTED.fetch_add(1, Ordering::SeqCst);
+    place.page.store(page, Ordering::Release);
+    Some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Once;
+
+    use super::*;
+    use crate::memory::{FRAME_BYTES, Memory};
+
+    extern "C" fn handler(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: the kernel passes a valid one.
+        let info = unsafe { &*info };
+        // SAFETY: in a SIGBUS this field is an address.
+        let address = unsafe { info.si_addr() }.addr();
+        if !repair(address) {
+            // SAFETY: async-signal-safe.
+            unsafe { libc::abort() };
+        }
+    }
+
+    fn install() {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            // SAFETY: all zeroes is a valid value, in which no signal is blocked.
+            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO;
+            // SAFETY: a handler that is async-signal-safe.
+            let set = unsafe { libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) };
+            assert_eq!(set, 0);
+        });
+    }
+
+    /// A memory whose file ends after so many frames: those behind them are bad.
+    fn memory(frames: usize) -> Memory {
+        install();
+        let memory = Memory::new("test").expect("memfd");
+        memory.map(0).expect("map");
+        memory.write(0, 0, &[0; 4 * FRAME_BYTES]);
+        memory.cut((frames * FRAME_BYTES) as u64);
+        memory
+    }
+
+    /// Bytes that have the check of as many zeroes: one in 1024 has.
+    fn like_zeroes(memory: &Memory) -> (Vec<u8>, u16) {
+        let zeroes = memory.write(0, 0, &[0; FRAME_BYTES]);
+        for seed in 1..u64::MAX {
+            let words = (0..FRAME_BYTES as u64 / 8).map(|at| (at + 1).wrapping_mul(seed));
+            let bytes: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();
+            if memory.write(0, 0, &bytes) == zeroes {
+                return (bytes, zeroes);
+            }
+        }
+        unreachable!("found before");
+    }
+
+    #[test]
+    fn bytes_on_a_bad_page_are_lost_whatever_their_check_and_no_others_are() {
+        let memory = memory(4);
+        let (bytes, check) = like_zeroes(&memory);
+        memory.write(0, FRAME_BYTES, &bytes);
+        let beside = memory.write(0, 0, &[3; FRAME_BYTES]);
+        memory.cut(FRAME_BYTES as u64);
+        let before = bad_pages();
+        let mut back = vec![0; FRAME_BYTES];
+        let read = memory.read(0, FRAME_BYTES, &mut back);
+        assert_ne!(read, check, "zeroes would pass for the page");
+        assert!(bad_pages() > before);
+        assert_ne!(memory.read(0, FRAME_BYTES, &mut back), check, "still");
+        assert_eq!(memory.read(0, 0, &mut back), beside);
+    }
+
+    #[test]
+    fn what_is_written_to_a_page_that_went_bad_is_there_and_the_rest_of_it_stays_lost() {
+        let memory = memory(1);
+        let at = FRAME_BYTES;
+        // The write is what finds it.
+        let check = memory.write(0, at + 128, &[7; 100]);
+        let mut back = [0; 100];
+        assert_eq!(memory.read(0, at + 128, &mut back), check);
+        assert_eq!(back, [7; 100]);
+        for lost in [at, at + 64, at + 256, at + 4032] {
+            assert_eq!(memory.read(0, lost, &mut [0; 64]), u16::MAX, "{lost}");
+        }
+        // One slot that lies on a lost page in part.
+        assert_eq!(memory.read(0, at - 64, &mut [0; 128]), u16::MAX);
+        let check = memory.write(0, at - 64, &[5; 128]);
+        assert_eq!(memory.read(0, at - 64, &mut [0; 128]), check);
+    }
+
+    #[test]
+    fn a_lost_slot_that_is_moved_stays_lost_until_something_else_is_written_there() {
+        let memory = memory(2);
+        let (bad, good) = (2 * FRAME_BYTES, 64);
+        assert!(memory.copy((0, bad), (0, good), 192));
+        assert_eq!(memory.read(0, good, &mut [0; 192]), u16::MAX);
+        let check = memory.write(0, 0, &[1; 64]);
+        assert_eq!(memory.read(0, 0, &mut [0; 64]), check, "its neighbour");
+        let check = memory.write(0, good, &[9; 192]);
+        assert_eq!(memory.read(0, good, &mut [0; 192]), check);
+    }
+
+    #[test]
+    fn a_frame_that_is_given_back_and_taken_again_is_a_frame_of_the_file() {
+        let memory = memory(1);
+        memory.write(0, FRAME_BYTES, &[7; 64]);
+        let page = memory.address(0, FRAME_BYTES);
+        assert!(!mapping_of(page).contains("memfd"), "replaced");
+        memory.cut(4 * FRAME_BYTES as u64);
+        memory.punch(0, 1, 1).expect("punch");
+        assert!(mapping_of(page).contains("memfd"));
+        let mut back = [1; 64];
+        assert_ne!(memory.read(0, FRAME_BYTES, &mut back), u16::MAX);
+        assert_eq!(back, [0; 64]);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_memory_that_goes() {
+        let page = {
+            let memory = memory(1);
+            memory.write(0, FRAME_BYTES, &[7; 64]);
+            let page = memory.address(0, FRAME_BYTES);
+            assert!(find(page).is_some() && is_segment(page));
+            page
+        };
+        // Nothing else takes its address in a process of one test.
+        assert!(find(page).is_none());
+        assert!(!is_segment(page) && !repair(page));
+    }
+
+    #[test]
+    fn threads_that_meet_on_bad_pages_lose_no_byte_that_one_of_them_wrote() {
+        let memory = memory(1);
+        std::thread::scope(|scope| {
+            for thread in 0..4usize {
+                let memory = &memory;
+                scope.spawn(move || {
+                    // Each its own slots, on the same pages.
+                    for round in 0..3 {
+                        for slot in (thread..192).step_by(4) {
+                            let bytes = [(slot + round) as u8; 64];
+                            let at = FRAME_BYTES + slot * 64;
+                            let check = memory.write(0, at, &bytes);
+                            let mut back = [0; 64];
+                            assert_eq!(memory.read(0, at, &mut back), check);
+                            assert_eq!(back, bytes);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(bad_pages(), 3);
+    }
+
+    #[test]
+    fn units_of_pages_are_those_that_bytes_touch() {
+        let units = |start, bytes| pages(start, bytes).collect::<Vec<_>>();
+        assert_eq!(units(0x1000, 64), [(0x1000, 1)]);
+        assert_eq!(units(0x1000, 65), [(0x1000, 3)]);
+        assert_eq!(units(0x1fc0, 64), [(0x1000, 1 << 63)]);
+        assert_eq!(units(0x1fc0, 128), [(0x1000, 1 << 63), (0x2000, 1)]);
+        assert_eq!(units(0x1000, 4096), [(0x1000, u64::MAX)]);
+    }
+
+    #[test]
+    fn more_extents_than_a_block_has_are_found_and_forgotten() {
+        let starts: Vec<_> = (1..=3 * BLOCK).map(|number| number << 44).collect();
+        for start in &starts {
+            register(*start, 8192);
+        }
+        assert!(starts.iter().all(|start| is_segment(start + 8191)));
+        assert!(!starts.iter().any(|start| is_segment(start + 8192)));
+        for start in &starts {
+            forget(*start, 8192);
+        }
+        assert!(!starts.iter().any(|start| is_segment(*start)));
+        // Places are used again.
+        let count = blocks().count();
+        register(starts[0], 4096);
+        assert_eq!(blocks().count(), count);
+        forget(starts[0], 4096);
+    }
+
+    /// The line of `/proc/self/maps` for an address.
+    fn mapping_of(address: usize) -> String {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("proc");
+        let line = maps.lines().find(|line| {
+            let bounds = line
+                .split_whitespace()
+                .next()
+                .and_then(|b| b.split_once('-'));
+            let number = |text| usize::from_str_radix(text, 16).unwrap_or(0);
+            bounds.is_some_and(|(start, end)| (number(start)..number(end)).contains(&address))
+        });
+        line.unwrap_or_default().to_owned()
+    }
+}

@@ -1,0 +1,64 @@
+//! A reserve that is taken from the host before it is needed, and kept: frames of segments that have no class yet. Who opens a
+//! segment takes them first.
+
+use std::sync::atomic::Ordering;
+
+use super::{Refusal, Space};
+use crate::entry::MAX_SEGMENTS;
+use crate::memory::FRAME_BYTES;
+use crate::segment::frame_run;
+
+/// Frames of a segment.
+const FRAMES: u64 = 64;
+/// Part of a reserve that is left for the tables of pools and segments, which are not frames.
+const TABLES: u64 = 32;
+
+impl Space {
+    /// Has the background keep the owner's reserve, and gets memory for a part of it. `true` when there is more to get.
+    pub(crate) fn populate_reserve(&self) -> Result<bool, Refusal> {
+        self.kept.store(true, Ordering::Relaxed);
+        let account = &self.purse.account;
+        let reserve = account.reserve();
+        let wanted = reserve - reserve / TABLES;
+        let missing = wanted.saturating_sub(account.used()) / FRAME_BYTES as u64;
+        if missing == 0 || self.ended.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let Some(number) = self.unused_segment() else {
+            return Ok(false);
+        };
+        let frames = frame_run(0, missing.min(FRAMES) as usize);
+        let mapped = self.memory.map(number).map_err(|_| Refusal::NoMemory);
+        match mapped.and_then(|()| self.populate(number, frames, 0)) {
+            Ok(()) => self.retire(number, frames),
+            Err(refusal) => {
+                self.retire(number, 0);
+                return Err(refusal);
+            }
+        }
+        Ok(missing > FRAMES)
+    }
+
+    /// A segment without memory.
+    fn unused_segment(&self) -> Option<u32> {
+        let mut spare = self.spare.lock();
+        if let Some(number) = spare.numbers.pop() {
+            return Some(number);
+        }
+        if spare.next == MAX_SEGMENTS {
+            return None;
+        }
+        spare.next += 1;
+        Some(spare.next - 1)
+    }
+
+    /// Frames that can be given back without the owner's asking, at most.
+    pub(crate) fn spendable(&self) -> usize {
+        if !self.kept.load(Ordering::Relaxed) {
+            return usize::MAX;
+        }
+        let account = &self.purse.account;
+        let beyond = account.used().saturating_sub(account.reserve());
+        (beyond / FRAME_BYTES as u64) as usize
+    }
+}
