@@ -190,6 +190,30 @@ fn a_guest_hears_that_its_stores_are_refused_and_that_it_got_more() {
 }
 
 #[test]
+fn a_guest_hears_that_the_host_is_short_of_memory_and_that_it_is_not() {
+    let host = Host::new(&["a", "b"], "");
+    let mut guest = host.boot("a");
+    for (short, level) in [
+        (true, Pressure::Some),
+        (false, Pressure::None),
+        (true, Pressure::Some),
+    ] {
+        listen(&mut guest);
+        eventually("announced", || host.service.announce_host(short));
+        eventually("told", || event(&guest).is_some());
+        assert_eq!(event(&guest), Some((EventType::Pressure, level, 0)));
+        assert_eq!(guest.config().pressure.get(), level as u32);
+    }
+    // Nothing is said twice: the next event is another one.
+    listen(&mut guest);
+    eventually("announced", || host.service.announce_host(true));
+    host.service.announce("a");
+    eventually("told", || event(&guest).is_some());
+    let told = event(&guest);
+    assert_eq!(told, Some((EventType::Limits, Pressure::Some, 0)));
+}
+
+#[test]
 fn the_event_interrupts_a_guest_that_sleeps() {
     let host = Host::new(&["a"], "");
     let mut guest = host.boot("a");

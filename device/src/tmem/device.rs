@@ -212,16 +212,31 @@ impl TmemDevice {
     /// be refused, or there is room again. `true` when there is an event to deliver, as after
     /// [`Self::post_event`]. Costs two loads when nothing changed.
     pub fn update_pressure(&self) -> bool {
+        let told = self.pressure.take_told();
         let Some(pressure) = self.pressure.update(|| self.domain.used()) else {
+            return told;
+        };
+        self.post_pressure(pressure);
+        true
+    }
+
+    /// Notes whether the host is short of memory. `true` when the guest is to hear of it, as after [`Self::post_event`];
+    /// a transport that only looks when the guest rings is told by [`Self::update_pressure`].
+    pub fn note_host(&self, short: bool) -> bool {
+        let Some(pressure) = self.pressure.host(short) else {
             return false;
         };
+        self.post_pressure(pressure);
+        true
+    }
+
+    fn post_pressure(&self, pressure: Pressure) {
         let state = HostState {
             pressure,
             used_bytes: self.domain.used(),
             ..self.events.state()
         };
         self.post_event(EventType::Pressure, state);
-        true
     }
 
     /// Notes that the operator changed what the guest may have: `limit_bytes` as in [`TmemConfig`]. A
@@ -233,7 +248,7 @@ impl TmemDevice {
         let eased = !lowered && self.pressure.ease();
         let state = HostState {
             pressure: if eased {
-                Pressure::None
+                self.pressure.at_ease()
             } else {
                 before.pressure
             },
@@ -451,9 +466,7 @@ impl<M: GuestMemory> Exchange<'_, M> {
                     Err(error.into())
                 }
             };
-            if result == Err(Status::NoSpace) {
-                self.device.pressure.note_refusal();
-            }
+            self.device.pressure.note(result);
             let after = Instant::now();
             self.metrics.store_ns.record(nanoseconds(before, after));
             before = after;

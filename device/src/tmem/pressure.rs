@@ -1,8 +1,9 @@
-//! When the guest hears that its stores are being refused, and when that there is room again.
+//! When the guest hears that its stores are being refused or that the host is short of memory, and when that there is room
+//! again.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use tmem_protocol::Pressure;
+use tmem_protocol::{Pressure, Status};
 
 /// There is room again when a guest uses at most this many eighths of what it used at the refusal:
 /// a guest that stays at its limit hears of it once, not with every page.
@@ -10,15 +11,26 @@ const ROOM_EIGHTHS: u64 = 7;
 
 #[derive(Debug, Default)]
 pub(super) struct PressureWatch {
-    /// A store was refused for want of space since the level changed last.
+    /// A store was refused since the level changed last.
     refused: AtomicBool,
     /// Bytes in use when the level became full; 0 while there is room.
     full_at: AtomicU64,
+    /// A store was refused because the host had no memory: it is room when the host has some.
+    for_host: AtomicBool,
+    /// The host is short of memory.
+    short: AtomicBool,
+    /// The host told something that the transport has not seen.
+    told: AtomicBool,
 }
 
 impl PressureWatch {
-    /// A store was refused for want of space.
-    pub(super) fn note_refusal(&self) {
+    /// What came of a store: some refusals are for want of space or memory.
+    pub(super) fn note(&self, result: Result<(), Status>) {
+        match result {
+            Err(Status::NoMemory) => self.for_host.store(true, Relaxed),
+            Err(Status::NoSpace) => {}
+            _ => return,
+        }
         if !self.refused.load(Relaxed) {
             self.refused.store(true, Relaxed);
         }
@@ -27,7 +39,34 @@ impl PressureWatch {
     /// There may be room again: the next refusal counts as the first. Returns whether the level was full.
     pub(super) fn ease(&self) -> bool {
         self.refused.store(false, Relaxed);
+        self.for_host.store(false, Relaxed);
         self.full_at.swap(0, Relaxed) != 0
+    }
+
+    /// What the level is when no store is refused.
+    pub(super) fn at_ease(&self) -> Pressure {
+        if self.short.load(Relaxed) {
+            Pressure::Some
+        } else {
+            Pressure::None
+        }
+    }
+
+    /// Notes whether the host is short of memory. The new level, if it changed.
+    pub(super) fn host(&self, short: bool) -> Option<Pressure> {
+        let was_short = self.short.swap(short, Relaxed);
+        let is_full = self.full_at.load(Relaxed) != 0;
+        let eased = !short && is_full && self.for_host.load(Relaxed) && self.ease();
+        let changed = eased || (was_short != short && !is_full);
+        if changed {
+            self.told.store(true, Relaxed);
+        }
+        changed.then(|| self.at_ease())
+    }
+
+    /// Whether [`Self::host`] changed the level since this was asked last.
+    pub(super) fn take_told(&self) -> bool {
+        self.told.load(Relaxed) && self.told.swap(false, Relaxed)
     }
 
     /// The new level, if it changed. Of several threads that ask at once one hears of it.
@@ -43,7 +82,8 @@ impl PressureWatch {
             if used() > room {
                 return None;
             }
-            (0, Pressure::None)
+            self.for_host.store(false, Relaxed);
+            (0, self.at_ease())
         };
         self.full_at
             .compare_exchange(full_at, next, Relaxed, Relaxed)
@@ -57,30 +97,78 @@ impl PressureWatch {
 mod tests {
     use super::*;
 
+    const FULL: Result<(), Status> = Err(Status::NoSpace);
+
     #[test]
     fn a_guest_at_its_limit_hears_of_it_once() {
         let watch = PressureWatch::default();
         assert_eq!(watch.update(|| 800), None);
-        watch.note_refusal();
+        watch.note(FULL);
         assert_eq!(watch.update(|| 800), Some(Pressure::Full));
-        watch.note_refusal();
+        watch.note(FULL);
         assert_eq!(watch.update(|| 800), None);
         assert_eq!(watch.update(|| 701), None);
         assert_eq!(watch.update(|| 700), Some(Pressure::None));
         assert_eq!(watch.update(|| 700), None);
-        watch.note_refusal();
+        watch.note(FULL);
         assert_eq!(watch.update(|| 700), Some(Pressure::Full));
     }
 
     #[test]
     fn a_guest_that_got_more_room_hears_of_the_next_refusal() {
         let watch = PressureWatch::default();
-        watch.note_refusal();
+        watch.note(FULL);
         assert_eq!(watch.update(|| 800), Some(Pressure::Full));
         assert!(watch.ease());
         assert!(!watch.ease());
         assert_eq!(watch.update(|| 800), None);
-        watch.note_refusal();
+        watch.note(FULL);
         assert_eq!(watch.update(|| 900), Some(Pressure::Full));
+    }
+
+    #[test]
+    fn a_host_that_is_short_is_heard_of_once_and_again_when_it_is_not() {
+        let watch = PressureWatch::default();
+        assert_eq!(watch.host(false), None);
+        assert_eq!(watch.host(true), Some(Pressure::Some));
+        assert!(watch.take_told());
+        assert!(!watch.take_told());
+        assert_eq!(watch.host(true), None);
+        assert_eq!(watch.host(false), Some(Pressure::None));
+        assert!(watch.take_told());
+    }
+
+    #[test]
+    fn stores_that_the_host_refused_are_heard_of_until_it_has_memory() {
+        let watch = PressureWatch::default();
+        assert_eq!(watch.host(true), Some(Pressure::Some));
+        watch.note(Err(Status::NoMemory));
+        assert_eq!(watch.update(|| 800), Some(Pressure::Full));
+        assert_eq!(watch.host(true), None, "still");
+        assert_eq!(watch.host(false), Some(Pressure::None));
+        // A guest that gave pages up while the host is short has room, and not much.
+        assert_eq!(watch.host(true), Some(Pressure::Some));
+        watch.note(Err(Status::NoMemory));
+        assert_eq!(watch.update(|| 800), Some(Pressure::Full));
+        assert_eq!(watch.update(|| 700), Some(Pressure::Some));
+    }
+
+    #[test]
+    fn a_host_with_memory_is_no_room_for_a_guest_at_its_limit() {
+        let watch = PressureWatch::default();
+        watch.note(FULL);
+        assert_eq!(watch.update(|| 800), Some(Pressure::Full));
+        assert_eq!(watch.host(true), None);
+        assert_eq!(watch.host(false), None);
+        assert_eq!(watch.update(|| 700), Some(Pressure::None));
+    }
+
+    #[test]
+    fn what_is_no_refusal_for_want_of_room_is_not_heard_of() {
+        let watch = PressureWatch::default();
+        for result in [Ok(()), Err(Status::Frozen), Err(Status::Invalid)] {
+            watch.note(result);
+        }
+        assert_eq!(watch.update(|| 800), None);
     }
 }
