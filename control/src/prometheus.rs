@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::stats::{Connections, Device, Domain, Histogram, Pool, Stats};
+use crate::stats::{Connections, Device, Domain, Histogram, Host, Pool, Stats};
 
 /// The text formats of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +91,9 @@ enum Value {
     Sockets(fn(&Connections) -> u64),
     /// The same for each reason, label `reason`.
     SocketReasons(fn(&Connections) -> &BTreeMap<String, u64>),
+    /// No sample where nothing says what the host has.
+    Host(fn(&Host) -> u64),
+    HostCounter(fn(&Host) -> u64),
     Gauge(fn(&Domain) -> Option<u64>),
     Counter(fn(&Domain) -> Option<u64>),
     /// A counter for each reason, label `reason`.
@@ -182,6 +185,48 @@ pub const METRICS: &[Metric] = &[
         "",
         "Connections to a control socket without the reply that they asked for, by reason.",
         Value::SocketReasons(|c| &c.rejected),
+    ),
+    metric(
+        "tmem_host_limit",
+        "bytes",
+        "Memory of the machine, or limit of the control group above the process that has the least to spare.",
+        Value::Host(|h| h.limit),
+    ),
+    metric(
+        "tmem_host_available",
+        "bytes",
+        "Memory that can be had there without ending a process or writing to swap.",
+        Value::Host(|h| h.available),
+    ),
+    metric(
+        "tmem_host_floor",
+        "bytes",
+        "Part of that which is left alone: pages that would need it are refused.",
+        Value::Host(|h| h.floor),
+    ),
+    metric(
+        "tmem_host_stalled",
+        "",
+        "1 while processes wait for memory there, and twice as much is left alone.",
+        Value::Host(|h| h.stalled.into()),
+    ),
+    metric(
+        "tmem_host_short",
+        "",
+        "1 while ephemeral pages are given up because the host is short of memory.",
+        Value::Host(|h| h.short.into()),
+    ),
+    metric(
+        "tmem_host_refusals",
+        "",
+        "Times that memory was refused to keep the floor.",
+        Value::HostCounter(|h| h.refusals),
+    ),
+    metric(
+        "tmem_host_bad",
+        "pages",
+        "Pages of host memory that were found bad, with the guests' pages on them.",
+        Value::HostCounter(|h| h.bad_pages),
     ),
     metric(
         "tmem_domain_used",
@@ -455,9 +500,11 @@ impl Metric {
         let mut name = self.family();
         name.push_str(match self.value {
             Value::Version => "_info",
-            Value::Counter(_) | Value::Reasons(_) | Value::Sockets(_) | Value::SocketReasons(_) => {
-                "_total"
-            }
+            Value::Counter(_)
+            | Value::Reasons(_)
+            | Value::Sockets(_)
+            | Value::SocketReasons(_)
+            | Value::HostCounter(_) => "_total",
             _ => "",
         });
         name
@@ -479,9 +526,11 @@ impl Metric {
     fn kind(&self) -> MetricType {
         match self.value {
             Value::Version => MetricType::Info,
-            Value::Counter(_) | Value::Reasons(_) | Value::Sockets(_) | Value::SocketReasons(_) => {
-                MetricType::Counter
-            }
+            Value::Counter(_)
+            | Value::Reasons(_)
+            | Value::Sockets(_)
+            | Value::SocketReasons(_)
+            | Value::HostCounter(_) => MetricType::Counter,
             Value::Latency(_) => MetricType::Histogram,
             _ => MetricType::Gauge,
         }
@@ -520,6 +569,14 @@ impl Metric {
                 }
                 Ok(())
             }
+            Value::Host(value) => match &stats.host {
+                Some(host) => family.encode_gauge(&value(host)),
+                None => Ok(()),
+            },
+            Value::HostCounter(value) => match &stats.host {
+                Some(host) => encode_count(&mut family, value(host)),
+                None => Ok(()),
+            },
             _ => stats
                 .domains
                 .iter()
@@ -562,7 +619,9 @@ impl Metric {
             | Value::ProcessSeconds(_)
             | Value::Process(_)
             | Value::Sockets(_)
-            | Value::SocketReasons(_) => {}
+            | Value::SocketReasons(_)
+            | Value::Host(_)
+            | Value::HostCounter(_) => {}
         }
         Ok(())
     }
@@ -654,6 +713,7 @@ mod tests {
                 mappings_limit: Some(65530),
                 ..Default::default()
             }),
+            host: Some(Host::default()),
             domains: vec![Domain {
                 name: "guest \"one\"\n".into(),
                 limit: Some(77),

@@ -118,7 +118,7 @@ fn refused(error: ConfigError) -> Refused {
     let text = error.to_string();
     match error {
         ConfigError::NoWeight | ConfigError::NoBudget => Refused::Invalid(text),
-        ConfigError::Host(_) => Refused::Failed(text),
+        ConfigError::Host(_) | ConfigError::Lock(_) => Refused::Failed(text),
         // The other one may be what it was before.
         ConfigError::ReserveAboveLimit
         | ConfigError::ReservesAboveBudget { .. }
@@ -141,6 +141,7 @@ fn stats(
         used: store.used,
         saved: store.saved,
         freeable: store.freeable,
+        host: None,
         service: None,
         clients: BTreeMap::new(),
         process: None,

@@ -30,6 +30,9 @@ pub struct Stats {
     pub freeable: u64,
     /// The guests, in the order of their names.
     pub domains: Vec<Domain>,
+    /// The memory of the host, as the process sees it that has the pages; `null` where nothing says what the host has.
+    #[serde(default)]
+    pub host: Option<Host>,
     /// The service that has the pages, where this process only runs a guest. Then the figures above are empty: the
     /// service's control socket has them.
     #[serde(default)]
@@ -62,6 +65,25 @@ pub struct Process {
     pub mappings: u64,
     /// Mappings that there may be (vm.max_map_count); `null` where it cannot be read.
     pub mappings_limit: Option<u64>,
+}
+
+/// The memory of the host: of the machine, or of the control group above the process that has the least to spare.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// Most that may be in use there, in bytes.
+    pub limit: u64,
+    /// Bytes that can be had there without ending a process or writing to swap.
+    pub available: u64,
+    /// Bytes of that which are left alone: pages that would need them are refused.
+    pub floor: u64,
+    /// Whether processes wait for memory there. Twice as much is left alone then.
+    pub stalled: bool,
+    /// Whether the host is short: ephemeral pages are being given up.
+    pub short: bool,
+    /// Times that memory was refused to keep the floor.
+    pub refusals: u64,
+    /// Pages of host memory that were found bad, with the guests' pages on them.
+    pub bad_pages: u64,
 }
 
 /// What a VMM knows of the service that has its guest's pages.

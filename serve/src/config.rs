@@ -37,6 +37,12 @@ pub struct Config {
     pub statistics: Option<PathBuf>,
     /// Who can connect to it.
     pub statistics_access: Access,
+    /// Memory of the host that is left alone, in bytes; `None` is a part of what it has.
+    pub host_reserve: Option<u64>,
+    /// Whether the reserves of guests are taken from the host before a guest needs them.
+    pub reserve_populate: bool,
+    /// Whether pages of guests stay in the memory of the host, which may else swap them out.
+    pub mlock: bool,
     /// The guests to begin with.
     pub guests: Vec<GuestConfig>,
 }
@@ -231,6 +237,12 @@ pub struct ConfigFile {
     pub statistics_mode: Option<u32>,
     /// [`Access::group`] of it.
     pub statistics_group: Option<u32>,
+    /// [`Config::host_reserve`].
+    pub host_reserve: Option<Size>,
+    /// [`Config::reserve_populate`]; not when absent.
+    pub reserve_populate: Option<bool>,
+    /// [`Config::mlock`]; not when absent.
+    pub mlock: Option<bool>,
     /// [`Config::guests`].
     pub guests: Vec<GuestFile>,
 }
@@ -298,7 +310,7 @@ impl ConfigFile {
     }
 
     fn of_table(table: &DeTable<'_>) -> Result<Self, Bad> {
-        let keys = Keys::of_table(0, table, KEYS)?;
+        let keys = Keys::of_table(0, table, SERVICE_KEYS)?;
         let tables = |value| match value {
             Value::Toml(DeValue::Array(tables)) => tables
                 .iter()
@@ -315,6 +327,9 @@ impl ConfigFile {
             statistics: keys.get("statistics", "the path of a socket", path)?,
             statistics_mode: keys.get("statistics-mode", access::MODE, access::mode)?,
             statistics_group: keys.get("statistics-group", access::GROUP, access::group)?,
+            host_reserve: keys.get("host-reserve", SIZE, Value::size)?,
+            reserve_populate: keys.get("reserve-populate", "true or false", Value::boolean)?,
+            mlock: keys.get("mlock", "true or false", Value::boolean)?,
             guests: guests
                 .into_iter()
                 .map(|(at, table)| GuestFile::of_keys(&Keys::of_table(at, table, GUEST_KEYS)?))
@@ -328,12 +343,15 @@ fn path(value: Value<'_>) -> Option<PathBuf> {
 }
 
 /// Keys of the service.
-const KEYS: &[&str] = &[
+const SERVICE_KEYS: &[&str] = &[
     "memory",
     "control",
     "statistics",
     "statistics-mode",
     "statistics-group",
+    "host-reserve",
+    "reserve-populate",
+    "mlock",
     "guest",
 ];
 
@@ -486,6 +504,9 @@ impl TryFrom<ConfigFile> for Config {
             control: file.control,
             statistics: file.statistics,
             statistics_access: Access::new(file.statistics_mode, file.statistics_group),
+            host_reserve: file.host_reserve.map(|size| size.0),
+            reserve_populate: file.reserve_populate.unwrap_or(false),
+            mlock: file.mlock.unwrap_or(false),
             guests,
         })
     }
@@ -591,6 +612,9 @@ mod tests {
             statistics = "/run/tmem/stats.sock"
             statistics-mode = 0o666
             statistics-group = 7
+            host-reserve = "2G"
+            reserve-populate = true
+            mlock = true
             [[guest]]
             name = "vm1"
             socket = "/run/tmem/vm1.sock"
@@ -618,6 +642,9 @@ mod tests {
             statistics: Some("/run/tmem/stats.sock".into()),
             statistics_mode: Some(0o666),
             statistics_group: Some(7),
+            host_reserve: Some("2G".parse().expect("a size")),
+            reserve_populate: Some(true),
+            mlock: Some(true),
             guests: vec![
                 "name=vm1,socket=/run/tmem/vm1.sock,socket-mode=0640,socket-group=0,reserve=256M,limit=1G,weight=200,swap=1G,queues=2,keep-seconds=30,group=web,compression=dense,group=db,dedup=off,frozen=true,memory=8G,first-touch=64M,memory-backing=any"
                     .parse()
@@ -626,6 +653,8 @@ mod tests {
         })
         .expect("valid");
         assert_eq!(file, flags);
+        assert_eq!(file.host_reserve, Some(2 << 30));
+        assert!(file.reserve_populate && file.mlock);
         assert_eq!(file.guests[0].limit, Some(1 << 30));
         assert_eq!(file.guests[0].keep, Duration::from_secs(30));
         assert_eq!(file.guests[0].groups, ["web", "db"]);
@@ -686,6 +715,8 @@ mod tests {
         let config = parse("memory = 4096\n[[guest]]\nname='a'\nsocket='/a'").expect("valid");
         assert_eq!(config.control, None);
         assert_eq!(config.statistics, None);
+        assert_eq!(config.host_reserve, None);
+        assert!(!config.reserve_populate && !config.mlock);
         let guest = &config.guests[0];
         assert_eq!(guest.access, Access::default());
         assert_eq!((guest.reserve, guest.limit, guest.weight), (0, None, 100));
@@ -776,6 +807,17 @@ mod tests {
             error.contains("line 1: memory is 1.5; it takes a size: bytes, or"),
             "{error}"
         );
+        for (key, takes) in [
+            ("host-reserve", "a size"),
+            ("reserve-populate", "true or false"),
+            ("mlock", "true or false"),
+        ] {
+            let error = refusal(&format!("memory = 1\n{key} = 'much'"));
+            assert!(
+                error.contains(&format!("line 2: {key} is \"much\"; it takes {takes}")),
+                "{error}"
+            );
+        }
         assert!(
             refusal("memory = 1\ncontrol = 2").contains("line 2: control is 2; it takes the path")
         );

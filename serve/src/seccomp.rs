@@ -35,6 +35,8 @@ pub enum Thread {
     Memory,
     /// The server of figures, which changes nothing.
     Statistics,
+    /// Tells the service manager that the service lives.
+    Watchdog,
 }
 
 /// Why a thread was not confined.
@@ -77,7 +79,8 @@ const G: u8 = 1 << Thread::Guest as u8;
 const U: u8 = 1 << Thread::Upkeep as u8;
 const H: u8 = 1 << Thread::Memory as u8;
 const S: u8 = 1 << Thread::Statistics as u8;
-const ALL: u8 = M | C | G | U | H | S;
+const W: u8 = 1 << Thread::Watchdog as u8;
+const ALL: u8 = M | C | G | U | H | S | W;
 /// The flags that std opens a file with to read it, and no wait for a writer.
 const TO_READ: u32 = (libc::O_CLOEXEC | libc::O_NONBLOCK).cast_unsigned();
 
@@ -91,6 +94,7 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_mremap, ALL, Any, "heap: large lists grow"),
     (libc::SYS_munmap, ALL, Any, "heap, stacks, guest memory, segments of a domain that ends"),
     (libc::SYS_madvise, ALL, Any, "heap; frames for segments, stacks given back"),
+    (libc::SYS_mlock2, ALL, Any, "segments that the host may not swap out"),
     (libc::SYS_futex, ALL, Any, "locks, waiting for a thread"),
     (libc::SYS_sched_yield, ALL, Any, "upkeep lets others go first"),
     (libc::SYS_getrandom, ALL, Any, "keys of hash tables"),
@@ -124,14 +128,14 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_epoll_create1, M | C | G, Any, "a connection's rings and messages"),
     (libc::SYS_epoll_ctl, M | C | G | S, Any, "as above"),
     (libc::SYS_epoll_pwait, M | C | G | S, Any, "as above"),
-    (libc::SYS_ppoll, M | C | G, Any, "a connection or a wake-up; a signal"),
+    (libc::SYS_ppoll, M | C | G | H, Any, "a connection or a wake-up; a signal; processes that wait for memory"),
     (libc::SYS_eventfd2, M | C | G, Any, "wake-ups of a guest that is added"),
-    (libc::SYS_read, M | C | G | S, Any, "eventfds: kicks, wake-ups; signals"),
+    (libc::SYS_read, M | C | G | H | S, Any, "eventfds: kicks, wake-ups; signals"),
     (libc::SYS_readv, M | C | G | S, Any, "requests of clients"),
     (libc::SYS_recvfrom, M | C | G | S, Any, "requests of clients; signals"),
     (libc::SYS_sendto, ALL, Any, "calls of rings that are sockets; replies; a signal, on any thread, wakes the first"),
     (libc::SYS_recvmsg, M | C | G, Any, "messages of a front end, and requests of clients, with descriptors"),
-    (libc::SYS_sendmsg, M | C | G, Any, "replies to a front end; the service manager"),
+    (libc::SYS_sendmsg, M | C | G | W, Any, "replies to a front end; the service manager"),
     (libc::SYS_accept4, M | C | G | S, Any, "connections"),
     (libc::SYS_shutdown, M | C | G | S, Any, "ends connections"),
     (libc::SYS_fstat, M | C | G, Any, "size of the file behind guest memory"),
@@ -146,17 +150,17 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     // Guests that are added and removed, and the end.
     (libc::SYS_clone3, M | C, Any, "answered with ENOSYS by a second filter: its flags are in memory, where no filter looks"),
     (libc::SYS_clone, M | C, Has(libc::CLONE_THREAD as u32), "a thread for a guest, and no process"),
-    (libc::SYS_socket, M | C, Is(0, libc::AF_UNIX as u32), "socket of a guest; the service manager"),
+    (libc::SYS_socket, M | C | W, Is(0, libc::AF_UNIX as u32), "socket of a guest; the service manager"),
     (libc::SYS_bind, M | C, Any, "socket of a guest"),
     (libc::SYS_listen, M | C, Any, "as above"),
-    (libc::SYS_connect, M | C, Any, "is the owner of a socket file alive; the service manager"),
+    (libc::SYS_connect, M | C | W, Any, "is the owner of a socket file alive; the service manager"),
     (libc::SYS_ioctl, M | C | G, Requests(IOCTLS), "a socket becomes non-blocking; pages that nobody touched"),
     (libc::SYS_fchmod, M | C, Any, "mode of a socket, before it listens"),
     (libc::SYS_fchownat, M | C, Group, "group of a socket, before it listens"),
     (libc::SYS_unlinkat, M | C, Any, "socket files are removed"),
     (libc::SYS_statx, M | C, Any, "is a socket file still ours"),
     (libc::SYS_newfstatat, M | C, Any, "as above"),
-    (libc::SYS_pread64, H | C | S, Any, "figures of the host's memory; number of mappings"),
+    (libc::SYS_pread64, M | C | H | S | W, Any, "figures of the host's memory; number of mappings"),
     (libc::SYS_setpriority, C | S, Is(0, libc::PRIO_PROCESS), "the control thread steps behind guests"),
 ];
 
@@ -165,7 +169,7 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
 #[rustfmt::skip]
 const OLD_CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_epoll_wait, M | C | G | S, Any, "as `epoll_pwait`"),
-    (libc::SYS_poll, M | C | G, Any, "as `ppoll`"),
+    (libc::SYS_poll, M | C | G | H, Any, "as `ppoll`"),
     (libc::SYS_unlink, M | C, Any, "as `unlinkat`"),
     (libc::SYS_stat, M | C, Any, "as `statx`"),
 ];
@@ -323,12 +327,14 @@ mod tests {
         Thread::Upkeep,
         Thread::Memory,
         Thread::Statistics,
+        Thread::Watchdog,
     ];
     /// Those that read streams.
-    const READERS: [Thread; 4] = [
+    const READERS: [Thread; 5] = [
         Thread::Main,
         Thread::Control,
         Thread::Guest,
+        Thread::Memory,
         Thread::Statistics,
     ];
 

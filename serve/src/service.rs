@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
 use tmem_device::TmemDevice;
 use tmem_device::tmem::MetricsSnapshot;
-use tmem_store::{DomainConfig, Gate, Store, StoreConfig};
+use tmem_store::{Domain, DomainConfig, Gate, Store, StoreConfig};
 
 use crate::activation;
 use crate::config::{Compression, Config, GuestConfig, MAX_GUESTS};
@@ -20,6 +21,12 @@ use crate::seccomp::{Thread, confine_or_abort, prepare};
 
 /// How long the guests of a service together may take to stop.
 const STOP: Duration = Duration::from_millis(700);
+
+/// How long a reserve waits for the host to have memory.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Time between two looks whether it has some.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Descriptors of a ring: kick, call, error.
 const RING_DESCRIPTORS: u64 = 3;
@@ -62,6 +69,18 @@ pub enum StartError {
         /// The limit.
         limit: u64,
     },
+    /// The host does not have what was reserved.
+    #[error(
+        "The reserve of guest {guest:?} cannot be populated: the host has memory for {populated} of {reserve} bytes. Make the reserve smaller, or do without reserve-populate"
+    )]
+    Populate {
+        /// Name of the guest.
+        guest: String,
+        /// Bytes that are there.
+        populated: u64,
+        /// Bytes that were promised.
+        reserve: u64,
+    },
     /// No thread, or no descriptor for it.
     #[error("Cannot start a thread")]
     Thread(#[source] io::Error),
@@ -72,6 +91,8 @@ pub enum StartError {
 pub struct Service {
     store: Store,
     gate: Option<Arc<dyn Gate>>,
+    /// Reserves are taken from the host before they are needed.
+    populates: bool,
     /// Most descriptors of the process; asked for while that is allowed.
     descriptors: Option<u64>,
     guests: Mutex<BTreeMap<String, Guest>>,
@@ -112,23 +133,30 @@ impl Service {
         gate: Option<Arc<dyn Gate>>,
     ) -> Result<Self, StartError> {
         prepare();
+        crate::sigbus::install();
         let store = Store::new(StoreConfig {
             budget: config.memory,
             background_start: Some(|| confine_or_abort(Thread::Upkeep)),
             gate: gate.clone(),
+            locked: config.mlock,
             ..StoreConfig::default()
         })
         .map_err(StartError::Store)?;
         let service = Self {
             store,
             gate,
+            populates: config.reserve_populate,
             descriptors: getrlimit(Resource::Nofile).current,
             guests: Mutex::new(BTreeMap::new()),
         };
         for guest in config.guests {
-            match sockets.remove(&guest.name) {
-                Some(socket) => service.add_guest_on(guest, socket)?,
-                None => service.add_guest(guest)?,
+            let socket = sockets.remove(&guest.name);
+            let domain = match socket {
+                Some(socket) => service.add_on(guest, socket)?,
+                None => service.add(guest, None)?,
+            };
+            if service.populates {
+                populate(&domain)?;
             }
         }
         Ok(service)
@@ -139,7 +167,9 @@ impl Service {
     /// # Errors
     /// See [`StartError`]. Nothing is left behind then.
     pub fn add_guest(&self, config: GuestConfig) -> Result<(), StartError> {
-        self.add(config, None)
+        let domain = self.add(config, None)?;
+        self.populate_later(domain);
+        Ok(())
     }
 
     /// Adds a guest whose socket somebody else made. Its path is that of the socket, whatever its configuration says;
@@ -152,6 +182,12 @@ impl Service {
         config: GuestConfig,
         socket: UnixListener,
     ) -> Result<(), StartError> {
+        let domain = self.add_on(config, socket)?;
+        self.populate_later(domain);
+        Ok(())
+    }
+
+    fn add_on(&self, config: GuestConfig, socket: UnixListener) -> Result<Domain, StartError> {
         let path = activation::address(&socket);
         let config = GuestConfig {
             socket: path,
@@ -160,7 +196,32 @@ impl Service {
         self.add(config, Some(socket))
     }
 
-    fn add(&self, config: GuestConfig, socket: Option<UnixListener>) -> Result<(), StartError> {
+    /// Takes what a guest's reserve lacks from the host, if that is how the service was started; after the reserve was changed.
+    pub fn populate(&self, name: &str) {
+        if let Some(domain) = self.store.domain(name) {
+            self.populate_later(domain);
+        }
+    }
+
+    /// In a thread of its own: nobody is to wait for gigabytes.
+    fn populate_later(&self, domain: Domain) {
+        if !self.populates {
+            return;
+        }
+        let name = domain.name().to_owned();
+        let thread = thread::Builder::new().name("tmem-populate".to_owned());
+        let started = thread.spawn(move || {
+            confine_or_abort(Thread::Upkeep);
+            if let Err(error) = populate(&domain) {
+                log::warn!("{error}");
+            }
+        });
+        if let Err(error) = started {
+            log::warn!("The reserve of guest {name} is not populated: {error}");
+        }
+    }
+
+    fn add(&self, config: GuestConfig, socket: Option<UnixListener>) -> Result<Domain, StartError> {
         let mut guests = self.guests();
         if guests.contains_key(&config.name) {
             return Err(StartError::SameName(config.name));
@@ -214,7 +275,7 @@ impl Service {
             StartError::Thread(error)
         })?;
         guests.insert(name, guest);
-        Ok(())
+        Ok(domain)
     }
 
     /// Removes a guest: cuts its connection off and frees its pages. Returns whether there was one.
@@ -253,6 +314,23 @@ impl Service {
         }
     }
 
+    /// Tells all guests whether the host is short of memory; those that know it already hear nothing. `false` when guests are
+    /// just being added or removed, which is not waited for: to be called again then.
+    pub fn announce_host(&self, short: bool) -> bool {
+        let guests = match self.guests.try_lock() {
+            Ok(guests) => guests,
+            Err(TryLockError::Poisoned(guests)) => guests.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        for guest in guests.values() {
+            if guest.device.note_host(short) {
+                // Its thread writes to its ring.
+                guest.link.wake();
+            }
+        }
+        true
+    }
+
     /// The store behind it.
     pub fn store(&self) -> &Store {
         &self.store
@@ -280,6 +358,26 @@ impl Service {
     fn guests(&self) -> MutexGuard<'_, BTreeMap<String, Guest>> {
         // Every critical section leaves the map whole.
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes the reserve of a guest from the host. Waits for memory, as long as it gets some.
+fn populate(domain: &Domain) -> Result<(), StartError> {
+    let mut last = Instant::now();
+    loop {
+        match domain.populate_reserve() {
+            Ok(false) => return Ok(()),
+            Ok(true) => last = Instant::now(),
+            // What the host grants at a time is less than what it has.
+            Err(_) if last.elapsed() < PATIENCE => thread::sleep(PAUSE),
+            Err(_) => {
+                return Err(StartError::Populate {
+                    guest: domain.name().to_owned(),
+                    populated: domain.used(),
+                    reserve: domain.stats().reserve,
+                });
+            }
+        }
     }
 }
 

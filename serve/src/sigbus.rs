@@ -134,7 +134,7 @@ pub(crate) fn take_allowed(pages: u64) {
 }
 
 /// Makes the handler that of this process, once.
-fn install() {
+pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         if let Err(error) = vmm_sys_util::signal::register_signal_handler(libc::SIGBUS, on_sigbus) {
@@ -157,7 +157,7 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, _context: *mu
     // SAFETY: in a SIGBUS of the kernel (code above 0) this field is an address; otherwise it is a
     // number that is not used.
     let address = unsafe { info.si_addr() }.addr();
-    if code > 0 && guest_memory(code, address) {
+    if code > 0 && (guest_memory(code, address) || tmem_store::repair(address)) {
         // SAFETY: as above.
         unsafe { *errno = before };
         return;

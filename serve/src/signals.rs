@@ -30,6 +30,12 @@ pub fn ignore_file_size_limit() {
     ignore_one(libc::SIGXFSZ);
 }
 
+/// Has a page of the store's memory that goes bad cost the pages of guests on it, and not the process. For every process that
+/// has a store and no [`crate::Service`], which does it too.
+pub fn survive_bad_memory() {
+    crate::sigbus::install();
+}
+
 fn ignore_one(signal: c_int) {
     // SAFETY: no handler, so nothing that runs in one. A number that is no signal is refused.
     if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {

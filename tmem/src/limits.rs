@@ -3,7 +3,7 @@
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::host_memory::figures::Figures;
+use crate::host_memory::figures::{Figures, Room};
 use crate::stats::Bytes;
 
 /// Says what makes a budget of so many bytes impossible.
@@ -14,6 +14,37 @@ pub(crate) fn warn(budget: u64, figures: &Figures) {
     {
         log::warn!("{what}");
     }
+}
+
+/// Says what of the host makes a budget of so many bytes impossible. A confined thread may do it.
+pub(crate) fn warn_of_host(budget: u64, figures: &Figures) {
+    if let Some(what) = of_host(budget, figures) {
+        log::warn!("{what}");
+    }
+}
+
+/// Says what makes it impossible to have what all guests were promised.
+pub(crate) fn warn_of_reserves(reserved: u64, figures: &Figures) {
+    if let Some(what) = of_reserves(reserved, figures) {
+        log::warn!("{what}");
+    }
+}
+
+fn of_reserves(reserved: u64, figures: &Figures) -> Option<String> {
+    let (name, room) = figures.least(within)?;
+    (within(room) < reserved).then(|| {
+        format!(
+            "{name} is {}, of which {} are left alone, less than what guests have reserved, {}: pages within a reserve can be refused",
+            Bytes(room.limit),
+            Bytes(room.floor),
+            Bytes(reserved)
+        )
+    })
+}
+
+/// What pages can have there at most.
+fn within(room: Room) -> u64 {
+    room.limit.saturating_sub(room.floor)
 }
 
 fn of_process(budget: u64, limit: impl Fn(Resource) -> Option<u64>) -> Vec<String> {
@@ -43,7 +74,14 @@ fn of_process(budget: u64, limit: impl Fn(Resource) -> Option<u64>) -> Vec<Strin
 
 /// The machine's memory, and the limits of the cgroups that this process is in.
 fn of_host(budget: u64, figures: &Figures) -> Option<String> {
-    let (name, room) = figures.least(|room| room.limit)?;
+    let (name, room) = figures.least(within)?;
+    if room.floor >= room.limit {
+        return Some(format!(
+            "{name} is {}, and {} are to be left alone (host-reserve): no page is taken",
+            Bytes(room.limit),
+            Bytes(room.floor)
+        ));
+    }
     (room.limit < budget).then(|| {
         format!(
             "{name} is {}, less than the memory for pages, {}: pages are refused before it is full",
@@ -77,5 +115,21 @@ mod tests {
         let found = of_host(u64::MAX, &figures).expect("no machine has it");
         assert!(found.starts_with("The memory of "), "{found}");
         assert_eq!(of_host(1, &figures), None);
+    }
+
+    #[test]
+    fn reserves_beyond_the_machine_are_named_and_those_within_are_not() {
+        let figures = Figures::open();
+        let found = of_reserves(u64::MAX, &figures).expect("no machine has it");
+        assert!(found.contains("guests have reserved"), "{found}");
+        assert_eq!(of_reserves(1, &figures), None);
+    }
+
+    #[test]
+    fn a_host_reserve_that_leaves_nothing_is_named() {
+        let figures = Figures::open();
+        figures.leave(Some(1 << 60));
+        let found = of_host(1, &figures).expect("no machine has more");
+        assert!(found.contains("no page is taken"), "{found}");
     }
 }

@@ -68,6 +68,10 @@ pub(crate) struct Args {
     /// Host memory for the guest's pages; without it, or with 0, the guest has no tmem device.
     #[arg(long, value_name = "SIZE", default_value = "0")]
     tmem: String,
+    /// Memory of the host that is left alone: pages that would need it are refused. Without it, a 32nd part of what there is,
+    /// but 8M to 512M
+    #[arg(long, value_name = "SIZE")]
+    host_reserve: Option<String>,
     /// The guest's pages go to a running `tmem serve`: the socket that it made for this guest.
     #[arg(long, value_name = "SOCKET", conflicts_with = "tmem")]
     tmem_socket: Option<PathBuf>,

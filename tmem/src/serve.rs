@@ -5,7 +5,9 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
+use rustix::process::DumpableBehavior;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXCPU};
 use signal_hook::iterator::Signals;
@@ -15,15 +17,17 @@ use tmem_serve::listen::listen_for;
 use tmem_serve::seccomp::{Thread, confine, confine_or_abort, prepare};
 use tmem_serve::{Access, Config, ConfigError, ConfigFile, GuestFile, Service, Size};
 
-use crate::host_memory::HostMemory;
 use crate::host_memory::figures::Figures;
+use crate::host_memory::{HostMemory, Relief};
 use crate::own_process::OwnProcess;
 use crate::run::one_line;
 use operator::Operator;
 use reload::Reload;
+use watchdog::Watchdog;
 
 mod operator;
 mod reload;
+mod watchdog;
 
 /// Exit code for arguments that cannot be meant.
 const USAGE: u8 = 2;
@@ -34,7 +38,7 @@ const BACKLOG: i32 = 64;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Configuration in TOML; instead of the other options
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["memory", "control", "statistics", "statistics_mode", "statistics_group", "guest"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["memory", "control", "statistics", "statistics_mode", "statistics_group", "guest", "host_reserve", "reserve_populate", "mlock"])]
     config: Option<PathBuf>,
     /// Host memory for the pages of all guests: bytes, or a number with K, M, G or T
     #[arg(long, value_name = "SIZE", required_unless_present = "config")]
@@ -51,6 +55,16 @@ pub(crate) struct Args {
     /// Its group, by name or number
     #[arg(long, value_name = "GROUP", requires = "statistics")]
     statistics_group: Option<String>,
+    /// Memory of the host that is left alone: pages that would need it are refused. Without it, a 32nd part of what there is,
+    /// but 8M to 512M
+    #[arg(long, value_name = "SIZE")]
+    host_reserve: Option<String>,
+    /// Take the reserves of guests from the host at the start, or do not start
+    #[arg(long)]
+    reserve_populate: bool,
+    /// Keep the pages of guests in memory: the host may not swap them out
+    #[arg(long)]
+    mlock: bool,
     /// A guest, and the vhost-user socket to make for it; can be given several times
     #[arg(
         long,
@@ -79,6 +93,13 @@ impl TryFrom<Args> for Config {
                     .as_deref()
                     .map(Access::parse_group)
                     .transpose()?,
+                host_reserve: args
+                    .host_reserve
+                    .as_deref()
+                    .map(str::parse::<Size>)
+                    .transpose()?,
+                reserve_populate: Some(args.reserve_populate),
+                mlock: Some(args.mlock),
                 guests: args
                     .guest
                     .iter()
@@ -137,16 +158,23 @@ fn serve(
     rustix::thread::set_no_new_privs(true)?;
     quiet_panics();
     let figures = Figures::open();
+    // No core file and no other process of this user has the pages of guests. From here on files of /proc/self are root's.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    figures.leave(config.host_reserve);
     crate::limits::warn(config.memory, &figures);
+    let reserved = config.guests.iter().map(|guest| guest.reserve).sum();
+    crate::limits::warn_of_reserves(reserved, &figures);
     // Its thread is the first to be confined.
     prepare();
     // Dropped last, after the store that asks it.
-    let memory = HostMemory::watch(figures, || confine_or_abort(Thread::Memory))?;
+    let memory = Arc::new(HostMemory::watch(figures, || {
+        confine_or_abort(Thread::Memory);
+    })?);
     let own_process = OwnProcess::open()
         .inspect_err(|error| log::warn!("Cannot look at own descriptors and mappings: {error}"));
     let control = config.control.clone();
     let (statistics, statistics_access) = (config.statistics.clone(), config.statistics_access);
-    let mut reload = Reload::new(file, config.clone());
+    let mut reload = Reload::new(file, config.clone(), Arc::clone(&memory));
     let service = Service::start_with(config, sockets.guests, Some(memory.gate()))?;
     // The file of a socket goes when this function ends, or with its server.
     let (statistics, _file) = match (sockets.statistics, statistics) {
@@ -162,7 +190,7 @@ fn serve(
         statistics.as_ref().map(address),
     ];
     let own_sockets = own_sockets.into_iter().flatten().collect();
-    let operator = Arc::new(Operator::new(service, own_process.ok(), own_sockets));
+    let operator = Arc::new(Operator::new(service, Arc::clone(&memory), own_process.ok(), own_sockets));
     let source = Arc::clone(&operator) as Arc<dyn Source>;
     let monitor = statistics
         .map(|listener| {
@@ -179,7 +207,12 @@ fn serve(
         }
         (None, None) => None,
     };
+    let watchdog = sd_notify::watchdog_enabled()
+        .map(|patience| watch(patience, Arc::clone(&operator)))
+        .transpose()?;
     confine(Thread::Main)?;
+    // From here on nothing fails: it has to be let go of.
+    memory.relieve(Guests(Arc::clone(&operator)));
     notify(NotifyState::Ready);
     for signal in signals.forever() {
         match signal {
@@ -195,11 +228,45 @@ fn serve(
         }
     }
     notify(NotifyState::Stopping);
+    memory.let_be();
+    drop(watchdog);
     // No more changes; then the guests finish what they are at.
     drop(server);
     drop(monitor);
     drop(operator);
     Ok(())
+}
+
+/// Tells the service manager that guests and control clients can be served, as long as they can.
+fn watch(patience: Duration, operator: Arc<Operator>) -> std::io::Result<Watchdog> {
+    let prove = move || {
+        // Takes the locks of the service and of the store.
+        operator.stats();
+        watchdog::prove_memory();
+    };
+    Watchdog::start(
+        patience,
+        || confine_or_abort(Thread::Watchdog),
+        prove,
+        || notify(NotifyState::Watchdog),
+    )
+}
+
+/// The guests, for a host that is short of memory.
+struct Guests(Arc<Operator>);
+
+impl Relief for Guests {
+    fn has_any(&self) -> bool {
+        self.0.service().store().is_freeable()
+    }
+
+    fn shrink(&self) -> bool {
+        self.0.service().store().shrink()
+    }
+
+    fn announce(&self, short: bool) -> bool {
+        self.0.service().announce_host(short)
+    }
 }
 
 /// A panic is one line in the log. A backtrace would read files, which no thread here may.
@@ -260,12 +327,32 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_to_the_host_is_chosen_by_flags_too() {
+        let config = parse(&[
+            "--memory=4G",
+            "--host-reserve=1G",
+            "--mlock",
+            "--reserve-populate",
+        ])
+        .expect("valid");
+        assert_eq!(config.host_reserve, Some(1 << 30));
+        assert!(config.mlock && config.reserve_populate);
+        let config = parse(&["--memory=4G"]).expect("valid");
+        assert_eq!(config.host_reserve, None);
+        assert!(!config.mlock && !config.reserve_populate);
+        for option in ["--mlock", "--reserve-populate", "--host-reserve=1G"] {
+            assert!(parse(&["--config=/x", option]).is_err(), "{option}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused_on_one_line() {
         assert!(parse(&[]).is_err(), "no memory");
         assert!(parse(&["--config=/x", "--memory=1G"]).is_err());
         for words in [
             &["--memory=0"][..],
             &["--memory=much"],
+            &["--memory=1G", "--host-reserve=some"],
             &["--config=/does/not/exist"],
             &["--memory=1G", "--guest=name=a"],
             &["--memory=1G", "--statistics=/a", "--statistics-mode=660x"],

@@ -10,7 +10,7 @@ use std::{
 use crate::reply::{self, Target, plain};
 use tmem_control::{
     Client, ClientError, Stats,
-    stats::{Counters, Device, Domain, Histogram, PAGE_SIZE, Service},
+    stats::{Counters, Device, Domain, Histogram, Host, PAGE_SIZE, Service},
 };
 
 /// Arguments of `tmem stats`.
@@ -82,6 +82,9 @@ impl Display for Report<'_> {
             Bytes(stats.used),
             Bytes(stats.budget),
         )?;
+        if let Some(host) = &stats.host {
+            write_host(f, host)?;
+        }
         if stats.domains.is_empty() {
             writeln!(f, "no guests")?;
         }
@@ -90,6 +93,27 @@ impl Display for Report<'_> {
             write_domain(f, domain)
         })
     }
+}
+
+/// What is wrong with the host; nothing where all is well.
+fn write_host(f: &mut fmt::Formatter<'_>, host: &Host) -> fmt::Result {
+    if host.short {
+        writeln!(
+            f,
+            "the host is short of memory: {} left of {}, {} are left alone",
+            Bytes(host.available),
+            Bytes(host.limit),
+            Bytes(host.floor)
+        )?;
+    }
+    if host.bad_pages > 0 {
+        writeln!(
+            f,
+            "{} pages of host memory were found bad, with the pages of guests on them",
+            host.bad_pages
+        )?;
+    }
+    Ok(())
 }
 
 fn write_service(f: &mut fmt::Formatter<'_>, stats: &Stats, service: &Service) -> fmt::Result {
@@ -370,6 +394,7 @@ its figures: tmem stats --control with the control socket of tmem serve
             used: 2_400_000,
             saved: 0,
             freeable: 0,
+            host: None,
             service: None,
             domains: vec![Domain {
                 name: "guest".into(),
@@ -404,6 +429,29 @@ guest
   pool 0       persistent, 2000 (7.8 MiB as 2.1 MiB, 3.7 to 1), 100 same-filled, 5 raw
 ";
         assert_eq!(Report(&stats).to_string(), expected);
+    }
+
+    #[test]
+    fn a_host_that_is_short_or_bad_is_in_the_report() {
+        let mut stats = Stats {
+            host: Some(Host {
+                limit: 300 << 20,
+                available: 70 << 20,
+                floor: 64 << 20,
+                ..Host::default()
+            }),
+            ..Stats::default()
+        };
+        assert_eq!(Report(&stats).to_string().lines().count(), 2);
+        if let Some(host) = &mut stats.host {
+            (host.short, host.bad_pages) = (true, 3);
+        }
+        let report = Report(&stats).to_string();
+        assert!(
+            report.contains("short of memory: 70.0 MiB left of 300.0 MiB, 64.0 MiB are"),
+            "{report}"
+        );
+        assert!(report.contains("3 pages of host memory were"), "{report}");
     }
 
     #[test]

@@ -10,9 +10,15 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use guest::{TestGuest, page};
-use service::{GUESTS, Serve, eventually};
-use tmem_protocol::{Op, Status};
+use guest::{BUFFERS, TestGuest, page};
+use rustix::process::{Pid, Signal, kill_process};
+use service::{GUESTS, Serve, configuration, eventually};
+use tmem_control::operate::NewGuest;
+use tmem_control::stats::{Domain, Host};
+use tmem_control::{Client, Stats};
+use tmem_protocol::{Event, Op, Pressure, Status};
+use vm_memory::{Bytes, GuestAddress};
+use zerocopy::{FromZeros, IntoBytes};
 
 const MIB: u64 = 1 << 20;
 /// More than the group holds.
@@ -44,7 +50,7 @@ impl Group {
             group.set(limit).is_ok().then_some(group)
         });
         if made.is_none() {
-            println!("no memory cgroup can be made here: nothing was tested");
+            eprintln!("WARNING: no memory cgroup can be made here: nothing was tested");
         }
         made
     }
@@ -209,4 +215,221 @@ fn a_guest_whose_memory_nobody_touched_cannot_have_the_service_killed() {
     assert_eq!(bad.load(pool, 1), Ok(page(1)));
     assert!(serve.child.try_wait().expect("is ours").is_none());
     drop(serve);
+}
+fn stats(serve: &Serve) -> Stats {
+    Client::new(serve.path("control")).stats().expect("answers")
+}
+
+fn host(serve: &Serve) -> Host {
+    stats(serve).host.expect("this machine has figures")
+}
+
+fn domain(serve: &Serve, name: &str) -> Domain {
+    let domains = stats(serve).domains.into_iter();
+    let mut named = domains.filter(|domain| domain.name == name);
+    named.next().expect("is there")
+}
+
+/// Where the guest has its buffer for events, apart from those of requests.
+const EVENT: u64 = BUFFERS - 0x1000;
+
+/// Offers one buffer for an event.
+fn listen(guest: &mut TestGuest) {
+    guest.descriptor(0, 0, EVENT, 24, 2, 0);
+    guest.offer(0, 0);
+    guest.kick(0);
+}
+
+/// The level of the next event.
+fn hears(guest: &TestGuest) -> u32 {
+    eventually("an event", || guest.is_used(0));
+    let mut event = Event::new_zeroed();
+    let read = guest
+        .memory
+        .read_slice(event.as_mut_bytes(), GuestAddress(EVENT));
+    read.expect("in memory");
+    assert_eq!(event.event_type.get(), 1, "about pressure");
+    event.level.get()
+}
+
+#[test]
+fn ephemeral_pages_go_first_guests_hear_of_it_and_the_floor_is_the_operators() {
+    let Some(group) = Group::make("first", 300 * MIB) else {
+        return;
+    };
+    let guests = format!("host-reserve = '64M'\n{GUESTS}");
+    let mut serve = Serve::configured("2G", &guests, |command| group.holds(command));
+    assert_eq!(host(&serve).floor, 64 * MIB);
+    let mut cache = TestGuest::boot(&serve.path("a"));
+    // An ephemeral pool.
+    let pool = cache.request(Op::CreatePool, 1, [0; 3], &[], &[]);
+    assert_eq!(pool.status(), Status::Ok);
+    let cached = pool.response.pool.get();
+    let pages = fill(&mut cache, cached, 0..30_000);
+    assert!(pages.len() > 29_000, "{} pages", pages.len());
+
+    let mut swap = TestGuest::boot(&serve.path("b"));
+    let pool = swap.create_pool();
+    listen(&mut swap);
+    let kept = fill(&mut swap, pool, 0..PAGES + 8000);
+    println!("{} pages in 300 MiB of which 64 are left alone", kept.len());
+    // With the cache they would be 28,000; 236 MiB are 60,000.
+    assert!((45_000..60_400).contains(&kept.len()), "{}", kept.len());
+    let evictions = domain(&serve, "a").counters.evictions;
+    assert!(evictions > 20_000, "{evictions}");
+    eventually("nothing is left to be given up", || {
+        domain(&serve, "a").freeable == 0
+    });
+    // No page that may vanish is taken meanwhile.
+    assert!(fill(&mut cache, cached, 0..10).is_empty());
+    let short = host(&serve);
+    assert!(short.short && short.refusals > 0, "{short:?}");
+    // That the host is short comes before a refusal, as a rule; the last word is that pages are refused.
+    let mut level = hears(&swap);
+    if level == Pressure::Some as u32 {
+        listen(&mut swap);
+        level = hears(&swap);
+    }
+    assert_eq!(level, Pressure::Full as u32);
+    keeps(&mut swap, pool, &kept);
+
+    // The operator leaves less alone: there is room at once.
+    listen(&mut swap);
+    let text = configuration(serve.dir.path(), "2G", GUESTS);
+    let text = format!("host-reserve = '16M'\nmlock = true\n{text}");
+    fs::write(serve.path("tmem.toml"), text).expect("writes");
+    kill_process(Pid::from_child(&serve.child), Signal::HUP).expect("is running");
+    assert_eq!(hears(&swap), Pressure::None as u32);
+    assert_eq!(host(&serve).floor, 16 * MIB);
+    let log = serve.log();
+    assert!(
+        log.contains("A change of mlock waits for a restart"),
+        "{log}"
+    );
+    let more = gain(&mut swap, pool, 2 * PAGES, 5000);
+    keeps(&mut swap, pool, &more);
+    keeps(&mut swap, pool, &kept);
+    assert!(serve.child.try_wait().expect("is ours").is_none());
+    assert!(serve.log().lines().count() < 40, "{}", serve.log());
+    drop(serve);
+}
+
+#[test]
+fn memory_that_others_take_while_nobody_stores_is_given_back_from_ephemeral_pages() {
+    let Some(group) = Group::make("others", 300 * MIB) else {
+        return;
+    };
+    let serve = Serve::configured("2G", GUESTS, |command| group.holds(command));
+    let mut cache = TestGuest::boot(&serve.path("a"));
+    let pool = cache.request(Op::CreatePool, 1, [0; 3], &[], &[]);
+    let pool = pool.response.pool.get();
+    let pages = fill(&mut cache, pool, 0..30_000);
+    assert!(pages.len() > 29_000, "{} pages", pages.len());
+    // As if others had taken all but 160 MiB. The kernel itself takes nothing back: the group may not swap, or has to.
+    let used = |serve: &Serve| stats(serve).used;
+    assert!(used(&serve) > 110 * MIB);
+    let limit = used(&serve) + 24 * MIB;
+    group.set(limit).expect("is ours");
+    eventually("given back", || {
+        !host(&serve).short && used(&serve) + 12 * MIB < limit
+    });
+    let left = domain(&serve, "a").counters.pages;
+    assert!(left > 10_000, "{left} pages: no more goes than has to");
+}
+
+#[test]
+fn a_reserve_is_taken_at_the_start_and_one_that_the_host_does_not_have_ends_it_with_a_reason() {
+    let guests = GUESTS.replace("queues = 1\n", "queues = 1\nreserve = '40M'\n");
+    let text = format!("reserve-populate = true\n{guests}");
+    let serve = Serve::configured("100M", &text, |_| {});
+    let resident = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", serve.child.id()));
+        let status = status.expect("is running");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssShmem:"));
+        let kib = line.expect("has it").trim().trim_end_matches(" kB");
+        kib.parse::<u64>().expect("a number") * 1024
+    };
+    let (used, taken) = (stats(&serve).used, resident());
+    assert!((75 * MIB..=80 * MIB).contains(&used), "{used}");
+    assert!((75 * MIB..=80 * MIB).contains(&taken), "{taken}");
+    // It is used, and not taken once more.
+    let mut guest = TestGuest::boot(&serve.path("a"));
+    let pool = guest.create_pool();
+    let pages = fill(&mut guest, pool, 0..5000);
+    keeps(&mut guest, pool, &pages);
+    assert!(stats(&serve).used <= 80 * MIB);
+    // A guest that comes later has its reserve a moment later.
+    let added = NewGuest {
+        name: "c".to_owned(),
+        socket: serve.path("c").display().to_string(),
+        reserve: Some(16 * MIB),
+        ..NewGuest::default()
+    };
+    Client::new(serve.path("control"))
+        .add_guest(&added)
+        .expect("is added");
+    eventually("populated", || resident() > 90 * MIB);
+    drop(serve);
+
+    // A host that has to keep more for itself than it has.
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let file = dir.path().join("tmem.toml");
+    let text = format!("host-reserve = '100T'\nreserve-populate = true\n{guests}");
+    let text = configuration(dir.path(), "100M", &text);
+    fs::write(&file, text).expect("writes");
+    let output = service::command(&["serve", "--config", file.to_str().expect("utf-8")])
+        .output()
+        .expect("runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains("The reserve of guest \"a\" cannot be populated: the host has memory for 0 of 41943040 bytes"),
+        "{error}"
+    );
+    assert!(error.contains("no page is taken"), "{error}");
+    assert!(!dir.path().join("a").exists(), "nothing is left behind");
+}
+
+#[test]
+fn what_guests_are_promised_beyond_the_host_is_said_at_the_start_and_when_a_guest_is_added() {
+    let serve = Serve::configured("100T", GUESTS, |_| {});
+    assert!(
+        !serve.log().contains("guests have reserved"),
+        "{}",
+        serve.log()
+    );
+    let added = NewGuest {
+        name: "c".to_owned(),
+        socket: serve.path("c").display().to_string(),
+        reserve: Some(90 << 40),
+        ..NewGuest::default()
+    };
+    Client::new(serve.path("control"))
+        .add_guest(&added)
+        .expect("is added");
+    let said = |count| {
+        eventually("said", || {
+            serve
+                .log()
+                .matches("less than what guests have reserved, ")
+                .count()
+                == count
+        });
+    };
+    said(1);
+    let set = serve.ask(&["set", "a", "reserve=1T"]);
+    assert_eq!(set.0, Some(0), "{}", set.1);
+    said(2);
+    drop(serve);
+    let guests = GUESTS.replace("queues = 1\n", "queues = 1\nreserve = '40T'\n");
+    let serve = Serve::configured("100T", &guests, |_| {});
+    assert!(
+        serve
+            .log()
+            .contains("less than what guests have reserved, 81920.0 GiB"),
+        "{}",
+        serve.log()
+    );
 }

@@ -103,6 +103,34 @@ fn a_pipe_in_place_of_the_configuration_holds_up_nothing() {
 }
 
 #[test]
+fn what_is_left_to_the_host_changes_at_once() {
+    let serve = Serve::configured("64M", KEPT, |_| {});
+    let mut kept = TestGuest::boot(&serve.path("kept"));
+    let pool = kept.create_pool();
+    assert_eq!(kept.store(pool, 0, &page(0)), Status::Ok);
+    // More than any machine has.
+    let guests = ["host-reserve = '100T'\nreserve-populate = true\n", KEPT].concat();
+    let text = configuration(serve.dir.path(), "64M", &guests);
+    reload(&serve, &text, "no page is taken", 1);
+    eventually("waits", || {
+        serve
+            .log()
+            .contains("A change of reserve-populate waits for a restart")
+    });
+    let mut next = 1;
+    let mut store = |kept: &mut TestGuest| {
+        next += 1;
+        kept.store(pool, next, &page(next.into()))
+    };
+    eventually("refused", || store(&mut kept) == Status::NoMemory);
+    assert_eq!(kept.load(pool, 0), Ok(page(0)));
+    let text = configuration(serve.dir.path(), "64M", KEPT);
+    reload(&serve, &text, "0 guests added, 0 removed, 0 changed", 2);
+    eventually("accepted", || store(&mut kept) == Status::Ok);
+    ends_well(serve);
+}
+
+#[test]
 fn a_change_that_waits_for_a_restart_is_named() {
     let serve = Serve::configured("64M", KEPT, |_| {});
     let guests = [KEPT, "queues = 2\nswap = '1G'\nweight = 9\n"].concat();

@@ -46,8 +46,8 @@ impl Manager {
 
     /// `tmem serve` with these options, and descriptors by name.
     fn serve(&self, options: &[String], passed: Vec<(&str, OwnedFd)>) -> Command {
-        // The shell is the process that becomes tmem: LISTEN_PID must be its number.
-        let script = "LISTEN_PID=$$ exec \"$0\" \"$@\"";
+        // The shell is the process that becomes tmem: LISTEN_PID must be its number, and WATCHDOG_PID.
+        let script = "LISTEN_PID=$$ WATCHDOG_PID=$$ exec \"$0\" \"$@\"";
         let mut command = Command::new("sh");
         command
             .args(["-c", script, env!("CARGO_BIN_EXE_tmem"), "serve"])
@@ -364,6 +364,53 @@ fn expand(word: &str) -> Option<Vec<String>> {
         .map(expand)
         .collect::<Option<Vec<_>>>()
         .map(|sets| sets.concat())
+}
+
+#[test]
+fn a_service_with_a_watchdog_says_that_it_lives_again_and_again_and_one_without_does_not() {
+    let manager = Manager::new();
+    let mut command = manager.serve(&[manager.guest("vm1")], Vec::new());
+    command.env("WATCHDOG_USEC", "200000");
+    if let Some(allowed) = allowed_calls() {
+        let filter = filter::compile(&allowed);
+        let apply = move || seccompiler::apply_filter(&filter).map_err(std::io::Error::other);
+        // SAFETY: one prctl and one seccomp call between fork and exec; the filter was made before.
+        unsafe { command.pre_exec(apply) };
+    }
+    let serve = Serve(command.spawn().expect("starts"));
+    assert_eq!(manager.message(), "READY=1\n");
+    for _ in 0..5 {
+        assert_eq!(manager.message(), "WATCHDOG=1\n");
+    }
+    assert!(serve.end().success());
+    while manager.message() != "STOPPING=1\n" {}
+
+    let serve = manager.started(&[manager.guest("vm1")], Vec::new());
+    assert_eq!(manager.message(), "READY=1\n");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(serve.end().success());
+    assert_eq!(manager.message(), "STOPPING=1\n");
+}
+
+/// The value of a key of the unit.
+fn in_unit(key: &str) -> String {
+    let unit = include_str!("../../packaging/tmem.service");
+    let value = unit
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    value.unwrap_or_else(|| panic!("no {key}")).to_owned()
+}
+
+#[test]
+fn the_unit_keeps_the_pages_of_guests_in_memory_and_notices_a_service_that_hangs() {
+    let score: i32 = in_unit("OOMScoreAdjust").parse().expect("a number");
+    assert!((-1000..0).contains(&score));
+    assert_eq!(in_unit("MemorySwapMax"), "0");
+    assert_eq!(in_unit("LimitMEMLOCK"), "infinity");
+    assert_eq!(in_unit("LimitCORE"), "0");
+    // Long enough for a busy machine: a quarter of it lies between two signs of life.
+    let watchdog: u64 = in_unit("WatchdogSec").parse().expect("seconds");
+    assert!((60..=300).contains(&watchdog));
 }
 
 #[test]

@@ -3,8 +3,13 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::stalls::{self, Stalls};
 
 /// Cgroups that are looked at, from the innermost on: each has files that stay open.
 const MAX_GROUPS: usize = 16;
@@ -16,6 +21,11 @@ const FILE_BYTES: usize = 16 << 10;
 const FLOOR_PART: u64 = 32;
 const FLOOR_LEAST: u64 = 8 << 20;
 const FLOOR_MOST: u64 = 512 << 20;
+/// Times of the floor that are left alone while processes wait for memory. A trigger alone is no reason to refuse: processes in a
+/// cgroup wait for memory when they are at its limit, however much the machine has.
+const STALLED_FLOORS: u64 = 2;
+/// No floor was chosen.
+const BY_SIZE: u64 = u64::MAX;
 /// Less than this is nothing: it is gone before it is measured again.
 const LEAST: u64 = 256 << 10;
 
@@ -23,6 +33,8 @@ const LEAST: u64 = 256 << 10;
 #[derive(Debug)]
 pub(crate) struct Figures {
     sources: Vec<Source>,
+    /// The floor that the operator chose, or [`BY_SIZE`].
+    reserve: AtomicU64,
 }
 
 /// What one place has, in bytes.
@@ -32,23 +44,37 @@ pub(crate) struct Room {
     pub(crate) limit: u64,
     /// Can be had without ending or swapping out anything.
     pub(crate) available: u64,
+    /// What is left alone.
+    pub(crate) floor: u64,
+    /// Processes wait for memory there.
+    pub(crate) stalled: bool,
 }
 
 impl Room {
-    /// What is left alone.
-    pub(crate) fn floor(self) -> u64 {
-        (self.limit / FLOOR_PART).clamp(FLOOR_LEAST, FLOOR_MOST)
+    /// What is left alone of so many bytes where the operator chose nothing.
+    fn floor_of(limit: u64) -> u64 {
+        (limit / FLOOR_PART).clamp(FLOOR_LEAST, FLOOR_MOST)
     }
 
     /// What may be taken for pages.
     pub(crate) fn spare(self) -> u64 {
-        let spare = self.available.saturating_sub(self.floor());
+        let spare = self.available.saturating_sub(self.floor);
         if spare < LEAST { 0 } else { spare }
     }
 
     /// What may be taken for empty pools.
     pub(crate) fn spare_for_pools(self) -> u64 {
-        self.available.saturating_sub(self.floor() / 2)
+        self.available.saturating_sub(self.floor / 2)
+    }
+
+    /// Whether pages that may vanish are to go, so that none that must stay is refused: there is half a floor left above it.
+    pub(crate) fn is_short(self) -> bool {
+        self.available < self.floor.saturating_add(self.floor / 2).max(LEAST)
+    }
+
+    /// Whether that is over: there is a whole floor above it.
+    pub(crate) fn is_enough(self) -> bool {
+        self.available >= self.floor.saturating_mul(2).max(2 * LEAST)
     }
 }
 
@@ -57,6 +83,7 @@ struct Source {
     /// Subject of a sentence.
     name: String,
     files: Files,
+    stalls: Option<Stalls>,
 }
 
 #[derive(Debug)]
@@ -75,11 +102,36 @@ impl Figures {
     /// Those of this process.
     pub(crate) fn open() -> Self {
         let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        Self::open_in(
+        let mut figures = Self::open_in(
             Path::new("/proc/meminfo"),
             &groups,
             Path::new("/sys/fs/cgroup"),
-        )
+        );
+        figures.watch(Stalls::open(Path::new("/proc/pressure/memory")));
+        figures
+    }
+
+    /// Has the machine's memory count as short when the trigger fires.
+    pub(super) fn watch(&mut self, stalls: Option<Stalls>) {
+        let is_machine = |source: &&mut Source| matches!(source.files, Files::Machine(_));
+        if let Some(machine) = self.sources.iter_mut().find(is_machine) {
+            machine.stalls = stalls;
+        }
+    }
+
+    /// Leaves so many bytes alone everywhere; `None` for a part of what there is.
+    pub(crate) fn leave(&self, reserve: Option<u64>) {
+        let reserve = reserve.map_or(BY_SIZE, |reserve| reserve.min(BY_SIZE - 1));
+        self.reserve.store(reserve, Relaxed);
+    }
+
+    /// See [`stalls::wait`].
+    pub(super) fn wait(&self, wake: BorrowedFd<'_>, time: Option<Duration>) {
+        let triggers = self
+            .sources
+            .iter()
+            .filter_map(|source| source.stalls.as_ref());
+        stalls::wait(wake, triggers, time);
     }
 
     /// Those of a machine, and of the cgroups in the text of a `/proc/PID/cgroup`. What is not there has no say.
@@ -88,6 +140,7 @@ impl Figures {
             Ok(file) => Some(Source {
                 name: "The memory of this machine".to_owned(),
                 files: Files::Machine(file),
+                stalls: None,
             }),
             Err(error) => {
                 log::warn!(
@@ -103,16 +156,33 @@ impl Figures {
             .filter_map(|(folder, version)| Source::group(&folder, version).ok());
         Self {
             sources: machine.into_iter().chain(groups).collect(),
+            reserve: AtomicU64::new(BY_SIZE),
         }
     }
 
     /// Reads all of them, and returns the one with the least of `what`.
     pub(crate) fn least<K: Ord>(&self, what: impl Fn(Room) -> K) -> Option<(&str, Room)> {
-        let rooms = self.sources.iter().filter_map(|source| {
-            let room = source.files.read()?;
+        self.rooms().min_by_key(|(_, room)| what(*room))
+    }
+
+    /// Reads all of them.
+    pub(super) fn rooms(&self) -> impl Iterator<Item = (&str, Room)> {
+        let reserve = self.reserve.load(Relaxed);
+        self.sources.iter().filter_map(move |source| {
+            let (limit, available) = source.files.read()?;
+            let stalled = source.stalls.as_ref().is_some_and(Stalls::is_firing);
+            let floor = match reserve {
+                BY_SIZE => Room::floor_of(limit),
+                chosen => chosen,
+            };
+            let room = Room {
+                limit,
+                available,
+                floor: floor.saturating_mul(if stalled { STALLED_FLOORS } else { 1 }),
+                stalled,
+            };
             Some((source.name.as_str(), room))
-        });
-        rooms.min_by_key(|(_, room)| what(*room))
+        })
     }
 }
 
@@ -168,13 +238,17 @@ impl Source {
                 stat: open(&"memory.stat")?,
                 keys,
             },
+            stalls: match version {
+                Version::One => None,
+                Version::Two => Stalls::open(&folder.join("memory.pressure")),
+            },
         })
     }
 }
 
 impl Files {
-    /// `None` without a limit, and where there is nothing to read.
-    fn read(&self) -> Option<Room> {
+    /// Limit and what is available; `None` without a limit, and where there is nothing to read.
+    fn read(&self) -> Option<(u64, u64)> {
         match self {
             Self::Machine(meminfo) => machine(&text(meminfo)?),
             Self::Group {
@@ -190,10 +264,7 @@ impl Files {
                 let limit = limits.min().filter(|limit| *limit < 1 << 60)?;
                 let used: u64 = text(used)?.trim().parse().ok()?;
                 let used = used.saturating_sub(reclaimable(&text(stat)?, keys));
-                Some(Room {
-                    limit,
-                    available: limit.saturating_sub(used),
-                })
+                Some((limit, limit.saturating_sub(used)))
             }
         }
     }
@@ -206,16 +277,13 @@ fn text(file: &File) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-fn machine(meminfo: &str) -> Option<Room> {
+fn machine(meminfo: &str) -> Option<(u64, u64)> {
     let bytes = |key: &str| {
         let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
         let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
         kib.checked_mul(1024)
     };
-    Some(Room {
-        limit: bytes("MemTotal:")?,
-        available: bytes("MemAvailable:")?,
-    })
+    Some((bytes("MemTotal:")?, bytes("MemAvailable:")?))
 }
 
 /// File pages of a `memory.stat`, which the kernel takes back before it ends a process.
@@ -271,6 +339,8 @@ mod tests {
         let expected = Room {
             limit: 1024 * MIB,
             available: 600 * MIB,
+            floor: 32 * MIB,
+            stalled: false,
         };
         assert_eq!(room, expected);
         assert_eq!(room.spare(), (600 - 32) * MIB);
@@ -303,6 +373,8 @@ mod tests {
         let expected = Room {
             limit: 200 * MIB,
             available: (50 + 15) * MIB,
+            floor: 8 * MIB,
+            stalled: false,
         };
         assert_eq!(room, expected);
         assert_eq!(room.spare(), (65 - 8) * MIB);
@@ -312,8 +384,8 @@ mod tests {
         let (_, room) = least(&figures);
         assert_eq!((room.available, room.spare()), (0, 0));
         let little = Room {
-            limit: 200 * MIB,
             available: 8 * MIB + LEAST - 1,
+            ..expected
         };
         assert_eq!(little.spare(), 0);
     }
@@ -339,8 +411,29 @@ mod tests {
         let expected = Room {
             limit: 100 * MIB,
             available: 20 * MIB + 4096,
+            floor: 8 * MIB,
+            stalled: false,
         };
         assert_eq!(room, expected);
+    }
+
+    #[test]
+    fn the_operator_chooses_what_is_left_alone_and_can_go_back() {
+        let (_dir, figures) = figures("", &[]);
+        figures.leave(Some(500 * MIB));
+        let (_, room) = least(&figures);
+        assert_eq!((room.spare(), room.is_short()), (100 * MIB, true));
+        figures.leave(Some(100 * MIB));
+        let (_, room) = least(&figures);
+        assert_eq!((room.spare(), room.is_short()), (500 * MIB, false));
+        assert!(room.is_enough());
+        figures.leave(Some(u64::MAX));
+        assert_eq!(least(&figures).1.spare_for_pools(), 0);
+        figures.leave(None);
+        assert_eq!(least(&figures).1.floor, 32 * MIB);
+        // Nothing at all: what is there can be taken.
+        figures.leave(Some(0));
+        assert_eq!(least(&figures).1.spare(), 600 * MIB);
     }
 
     #[test]

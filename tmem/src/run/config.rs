@@ -22,7 +22,7 @@ pub(crate) struct DiskConfig {
 }
 
 /// A guest to start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) kernel: PathBuf,
     pub(crate) initrd: PathBuf,
@@ -32,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) memory: u64,
     /// Budget of the store in bytes; 0: no tmem device.
     pub(crate) tmem: u64,
+    /// Bytes of host memory to leave alone; `None` is a part of what there is.
+    pub(crate) host_reserve: Option<u64>,
     /// Socket of a service that has the store; then `tmem` is 0.
     pub(crate) tmem_socket: Option<PathBuf>,
     /// Complete, but for the entries of the devices.
@@ -99,6 +101,10 @@ impl TryFrom<Args> for Config {
             cpus: cpus.ok_or(ConfigError::Cpus(args.cpus))?,
             memory,
             tmem,
+            host_reserve: args
+                .host_reserve
+                .map(|text| size("host-reserve", &text))
+                .transpose()?,
             tmem_socket: args.tmem_socket,
             cmdline,
             control: args.control,
@@ -213,6 +219,7 @@ mod tests {
                 cpus: 1,
                 memory: 256 << 20,
                 tmem: 0,
+                host_reserve: None,
                 tmem_socket: None,
                 cmdline: CMDLINE.into(),
                 control: None,
@@ -224,7 +231,7 @@ mod tests {
 
     #[test]
     fn every_option_reaches_the_config() {
-        let words = "--cpus 2 --memory 96M --tmem 1G --disk path=/a,readonly --disk path=b --control s --cmdline tmem=1 \
+        let words = "--cpus 2 --memory 96M --tmem 1G --disk path=/a,readonly --disk path=b --control s --host-reserve 2G --cmdline tmem=1 \
                      --console file=/c,limit=1M --grace 0";
         let config = parse(&words.split(' ').collect::<Vec<_>>()).unwrap();
         assert_eq!(
@@ -252,6 +259,7 @@ mod tests {
             limit: 1 << 20,
         };
         assert_eq!((config.console, config.grace), (console, Duration::ZERO));
+        assert_eq!(config.host_reserve, Some(2 << 30));
     }
 
     #[test]
@@ -325,6 +333,7 @@ mod tests {
             );
         }
         assert!(error(&["--tmem", "much"]).starts_with("--tmem: "));
+        assert!(error(&["--host-reserve", "much"]).starts_with("--host-reserve: "));
         for disk in [
             "file",
             "path=",

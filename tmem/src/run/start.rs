@@ -1,13 +1,13 @@
 //! Starts what a [`Config`] describes and waits for its end.
 
 use std::error::Error;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use tmem_control::stats::Service;
-use tmem_control::{Live, Server, Source, Stats};
+use tmem_control::{Done, Live, Operation, Refused, Server, Source, Stats};
 use tmem_device::{TmemConfig, TmemDevice};
-use tmem_store::{DomainConfig, Gate, Store, StoreConfig};
+use tmem_store::{DomainConfig, Store, StoreConfig};
 use tmem_vmm::virtio::VirtioDevice;
 use tmem_vmm::virtio::block::{Block, Disk};
 use tmem_vmm::virtio::tmem::Tmem;
@@ -15,8 +15,8 @@ use tmem_vmm::virtio::vhost_user::{Patience, VhostUser};
 use tmem_vmm::{ExitReason, Signals, Vm, VmConfig};
 
 use super::Config;
-use crate::host_memory::HostMemory;
 use crate::host_memory::figures::Figures;
+use crate::host_memory::{HostMemory, Relief};
 
 /// The only domain of this process.
 const DOMAIN: &str = "guest";
@@ -35,12 +35,14 @@ pub(super) fn start(config: &Config) -> Result<ExitReason, Box<dyn Error>> {
     // The console and the store's memory are files. One that meets its limit is an error there.
     tmem_serve::signals::ignore_file_size_limit();
     if config.tmem > 0 {
+        tmem_serve::signals::survive_bad_memory();
         let figures = Figures::open();
+        figures.leave(config.host_reserve);
         crate::limits::warn(config.tmem, &figures);
-        let watched = memory.insert(HostMemory::watch(figures, || ())?);
-        let (device, live) = tmem(config, watched.gate())?;
-        devices.push(device);
-        source = live;
+        let watched = memory.insert(Arc::new(HostMemory::watch(figures, || ())?));
+        let inline = Inline::new(config, store(config, watched)?, watched)?;
+        devices.push(Arc::clone(&inline.transport) as Arc<dyn VirtioDevice>);
+        source = Arc::new(inline);
     }
     if let Some(socket) = &config.tmem_socket {
         let device = Arc::new(VhostUser::connect(socket, Patience::default())?);
@@ -76,24 +78,81 @@ pub(super) fn start(config: &Config) -> Result<ExitReason, Box<dyn Error>> {
 }
 
 /// The store with its one domain, and the device in front of it: a request queue for each vCPU.
-fn tmem(config: &Config, gate: Arc<dyn Gate>) -> Result<(Arc<Tmem>, Arc<Live>), Box<dyn Error>> {
-    let store = Store::new(StoreConfig {
+struct Inline {
+    transport: Arc<Tmem>,
+    live: Live,
+    memory: Weak<HostMemory>,
+}
+
+fn store(config: &Config, memory: &HostMemory) -> Result<Store, tmem_store::ConfigError> {
+    Store::new(StoreConfig {
         budget: config.tmem,
-        gate: Some(gate),
+        gate: Some(memory.gate()),
         ..StoreConfig::default()
-    })?;
-    let domain = store.add_domain(DOMAIN, DomainConfig::default())?;
-    let request_queues = u16::from(config.cpus);
-    let device = TmemConfig {
-        request_queues,
-        limit_bytes: config.tmem,
-        swap_bytes: config.tmem.saturating_mul(SWAP_FACTOR),
-        ..TmemConfig::default()
-    };
-    let device = Arc::new(TmemDevice::new(domain, device));
-    let live = Arc::new(Live::new(store));
-    live.connect(DOMAIN, Arc::clone(&device));
-    Ok((Arc::new(Tmem::new(device, request_queues)), live))
+    })
+}
+
+impl Inline {
+    fn new(
+        config: &Config,
+        store: Store,
+        memory: &Arc<HostMemory>,
+    ) -> Result<Self, Box<dyn Error>> {
+        let domain = store.add_domain(DOMAIN, DomainConfig::default())?;
+        let request_queues = u16::from(config.cpus);
+        let device = TmemConfig {
+            request_queues,
+            limit_bytes: config.tmem,
+            swap_bytes: config.tmem.saturating_mul(SWAP_FACTOR),
+            ..TmemConfig::default()
+        };
+        let device = Arc::new(TmemDevice::new(domain, device));
+        memory.relieve(Guest {
+            store: store.clone(),
+            device: Arc::clone(&device),
+        });
+        let live = Live::new(store);
+        live.connect(DOMAIN, Arc::clone(&device));
+        Ok(Self {
+            transport: Arc::new(Tmem::new(device, request_queues)),
+            live,
+            memory: Arc::downgrade(memory),
+        })
+    }
+}
+
+impl Source for Inline {
+    fn stats(&self) -> Stats {
+        Stats {
+            host: self.memory.upgrade().and_then(|memory| memory.report()),
+            ..self.live.stats()
+        }
+    }
+
+    fn operate(&self, operation: Operation) -> Result<Done, Refused> {
+        self.live.operate(operation)
+    }
+}
+
+/// The guest, for a host that is short of memory. It hears of it with the next answer.
+struct Guest {
+    store: Store,
+    device: Arc<TmemDevice>,
+}
+
+impl Relief for Guest {
+    fn has_any(&self) -> bool {
+        self.store.is_freeable()
+    }
+
+    fn shrink(&self) -> bool {
+        self.store.shrink()
+    }
+
+    fn announce(&self, short: bool) -> bool {
+        self.device.note_host(short);
+        true
+    }
 }
 
 /// The statistics of a guest without tmem.
@@ -131,5 +190,73 @@ impl Source for AtService {
             }),
             ..Stats::default()
         }
+    }
+}
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tmem_protocol::Pressure;
+    use tmem_store::{ObjectId, PoolSpec, StoreError};
+
+    use super::*;
+
+    /// A machine of 256 MiB with so much available.
+    fn machine(dir: &tempfile::TempDir, available_kib: u64) -> std::path::PathBuf {
+        let path = dir.path().join("meminfo");
+        let text = format!("MemTotal: 262144 kB\nMemAvailable: {available_kib:>8} kB\n");
+        std::fs::write(&path, text).expect("writes");
+        path
+    }
+
+    fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_guest_of_a_host_without_memory_is_refused_and_hears_of_it_and_goes_on_when_there_is_some()
+    {
+        let config = Config {
+            tmem: 64 << 20,
+            cpus: 1,
+            ..Config::default()
+        };
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let figures = Figures::open_in(&machine(&dir, 8 << 10), "", dir.path());
+        let memory = HostMemory::watch(figures, || ()).expect("starts");
+        let memory = Arc::new(memory);
+        let store = store(&config, &memory).expect("a store");
+        let inline = Inline::new(&config, store.clone(), &memory).expect("a device");
+        let domain = store.domain(DOMAIN).expect("is there");
+        let pool = domain.create_pool(PoolSpec::Persistent).expect("a pool");
+        // Not one word over and over, which would need no memory of its own.
+        let page = std::array::from_fn(|at| u8::try_from(at % 251).expect("small"));
+        let put = |index| domain.store(pool, ObjectId([0; 3]), index, &page);
+        assert_eq!(put(0), Err(StoreError::NoMemory));
+        let pressure = || {
+            let mut config = [0; size_of::<tmem_protocol::Config>()];
+            inline.transport.read_config(0, &mut config);
+            let config: tmem_protocol::Config = zerocopy::transmute!(config);
+            config.pressure.get()
+        };
+        eventually("told", || pressure() == Pressure::Some as u32);
+        let host = inline.stats().host.expect("has figures");
+        assert_eq!(
+            (host.available, host.floor, host.short),
+            (8 << 20, 8 << 20, true)
+        );
+        assert!(host.refusals > 0);
+        machine(&dir, 64 << 10);
+        eventually("accepted", || put(1).is_ok());
+        eventually("told", || pressure() == Pressure::None as u32);
+        let mut back = [0; 4096];
+        domain
+            .load(pool, ObjectId([0; 3]), 1, &mut back)
+            .expect("is there");
+        assert_eq!(back, page);
     }
 }

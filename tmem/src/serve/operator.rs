@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tmem_control::clients::Clients;
 use tmem_control::operate::{self, NewGuest, Passed};
@@ -14,14 +15,15 @@ use tmem_serve::{
     Compression, ConfigError, Dedup, GuestConfig, GuestFile, Service, Size, StartError,
 };
 
+use crate::host_memory::HostMemory;
 use crate::own_process::OwnProcess;
 use crate::run::one_line;
 
 /// A service and its figures.
-#[derive(Debug)]
 pub(super) struct Operator {
     service: Service,
     live: Live,
+    memory: Arc<HostMemory>,
     process: Option<OwnProcess>,
     /// Where the control sockets of the process are, which are no guest's.
     own_sockets: Vec<PathBuf>,
@@ -30,10 +32,12 @@ pub(super) struct Operator {
 impl Operator {
     pub(super) fn new(
         service: Service,
+        memory: Arc<HostMemory>,
         process: Option<OwnProcess>,
         own_sockets: Vec<PathBuf>,
     ) -> Self {
         let operator = Self {
+            memory,
             live: Live::new(service.store().clone()),
             service,
             process,
@@ -43,6 +47,17 @@ impl Operator {
             operator.show(&guest.config.name);
         }
         operator
+    }
+
+    pub(super) fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// Says so when the guests were promised what the host does not have.
+    fn check_reserves(&self) {
+        let domains = self.service.store().stats().domains;
+        let reserved = domains.iter().map(|domain| domain.reserve).sum();
+        crate::limits::warn_of_reserves(reserved, self.memory.figures());
     }
 
     fn show(&self, name: &str) {
@@ -144,6 +159,7 @@ impl Operator {
             .add_guest(config)
             .map_err(|error| refused(&error))?;
         self.show(&name);
+        self.check_reserves();
         Ok(())
     }
 }
@@ -152,6 +168,7 @@ impl Source for Operator {
     fn stats(&self) -> Stats {
         let mut stats = self.live.stats();
         stats.process = self.process.as_ref().and_then(OwnProcess::figures);
+        stats.host = self.memory.report();
         let guests = self.service.report();
         for domain in &mut stats.domains {
             let guest = guests.iter().find(|guest| guest.config.name == domain.name);
@@ -186,10 +203,17 @@ impl Source for Operator {
                     Err(Refused::Unknown(name))
                 }
             }
-            Operation::Change { ref domain, .. } => {
-                let name = domain.clone();
+            Operation::Change {
+                ref domain,
+                ref change,
+            } => {
+                let (name, raised) = (domain.clone(), change.reserve.is_some());
                 let done = self.live.operate(operation)?;
                 self.service.announce(&name);
+                if raised {
+                    self.service.populate(&name);
+                    self.check_reserves();
+                }
                 Ok(done)
             }
             Operation::Flush { .. } => self.live.operate(operation),

@@ -4,12 +4,14 @@
 //! the control socket meanwhile stays, unless the file changes it too. A file that cannot be used changes nothing.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tmem_control::operate::{self, Change};
 use tmem_control::{Operation, Refused, Source};
 use tmem_serve::{Compression, Config, ConfigError, ConfigFile, GuestConfig};
 
 use super::operator::Operator;
+use crate::host_memory::HostMemory;
 use crate::logger::NOTICE;
 use crate::run::one_line;
 
@@ -17,6 +19,7 @@ use crate::run::one_line;
 pub(super) struct Reload {
     file: Option<PathBuf>,
     now: Config,
+    memory: Arc<HostMemory>,
 }
 
 /// What was done, for the line that says so.
@@ -28,8 +31,8 @@ struct Count {
 }
 
 impl Reload {
-    pub(super) fn new(file: Option<PathBuf>, now: Config) -> Self {
-        Self { file, now }
+    pub(super) fn new(file: Option<PathBuf>, now: Config, memory: Arc<HostMemory>) -> Self {
+        Self { file, now, memory }
     }
 
     /// Reads the file and does what it says. Each thing that cannot be done is a line, and is tried again the next time.
@@ -48,11 +51,23 @@ impl Reload {
                 return;
             }
         };
-        if new.memory != self.now.memory {
-            log::warn!("A change of memory waits for a restart");
+        for (key, differs) in [
+            ("memory", new.memory != self.now.memory),
+            ("control", new.control != self.now.control),
+            (
+                "reserve-populate",
+                new.reserve_populate != self.now.reserve_populate,
+            ),
+            ("mlock", new.mlock != self.now.mlock),
+        ] {
+            if differs {
+                log::warn!("A change of {key} waits for a restart");
+            }
         }
-        if new.control != self.now.control {
-            log::warn!("A change of control waits for a restart");
+        if new.host_reserve != self.now.host_reserve {
+            self.memory.leave(new.host_reserve);
+            self.now.host_reserve = new.host_reserve;
+            crate::limits::warn_of_host(self.now.memory, self.memory.figures());
         }
         if (&new.statistics, new.statistics_access)
             != (&self.now.statistics, self.now.statistics_access)
