@@ -320,7 +320,7 @@ mod tests {
     /// Calls that no thread may make.
     const ATTEMPTS: usize = 10;
 
-    const KINDS: [Thread; 6] = [
+    const KINDS: [Thread; 7] = [
         Thread::Main,
         Thread::Control,
         Thread::Guest,

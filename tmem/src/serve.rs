@@ -190,7 +190,12 @@ fn serve(
         statistics.as_ref().map(address),
     ];
     let own_sockets = own_sockets.into_iter().flatten().collect();
-    let operator = Arc::new(Operator::new(service, Arc::clone(&memory), own_process.ok(), own_sockets));
+    let operator = Arc::new(Operator::new(
+        service,
+        Arc::clone(&memory),
+        own_process.ok(),
+        own_sockets,
+    ));
     let source = Arc::clone(&operator) as Arc<dyn Source>;
     let monitor = statistics
         .map(|listener| {

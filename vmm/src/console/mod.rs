@@ -22,9 +22,10 @@ pub(crate) use output::Opened;
 pub const MIN_CONSOLE_LIMIT: u64 = 2 * output::CHUNK as u64;
 
 /// Where the console is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum ConsoleConfig {
     /// Standard input and output.
+    #[default]
     Stdio,
     /// Output goes to a file, and there is no input.
     File {
