@@ -9,16 +9,12 @@ use crate::config::{Dedup, DomainChange, DomainConfig, PoolSpec};
 use crate::error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
 use crate::ledger::{Account, Short};
 use crate::page::{Key, ObjectId, Page, PoolId};
-use crate::pool::{Pool, PoolParts, Unplaced};
+use crate::pool::{Pool, PoolParts};
 use crate::share::Group;
 use crate::space::{Refusal, Space};
 use crate::stats::{DomainStats, PoolKind, PoolStats};
 use crate::store::StoreInner;
 use crate::sync::Mutex;
-
-/// Times that a store makes room and tries again. Each time frees something, and a store is refused
-/// only when nothing is left to free; the bound is for a host where others take what was freed.
-const ATTEMPTS: usize = 10_000;
 
 /// Frames that are given back for a pool that finds no room: more than the tables of an empty one.
 const POOL_FRAMES: usize = 64;
@@ -337,29 +333,15 @@ impl Domain {
         if joined.pool.kind != PoolKind::Persistent && self.store.is_host_short() {
             return refuse(StoreError::NoMemory);
         }
-        joined.pool.with_encoded(page, |encoded| {
-            let class = encoded.class();
-            let mut last = StoreError::NoSpace;
-            for attempt in 0..ATTEMPTS {
-                match joined.pool.place(joined.member, key, encoded) {
-                    Ok(()) => return Ok(()),
-                    Err(Unplaced::PoolGone) => return Err(StoreError::NoPool),
-                    Err(Unplaced::Refused(Refusal::NoMemory)) => {
-                        return refuse(StoreError::NoMemory);
-                    }
-                    Err(Unplaced::Refused(Refusal::Short(short))) => {
-                        last = match short {
-                            Short::Limit | Short::Budget => StoreError::NoSpace,
-                            Short::Host => StoreError::NoMemory,
-                        };
-                        if !self.store.make_room(&self.inner, class, short, attempt) {
-                            break;
-                        }
-                    }
-                }
-            }
-            refuse(last)
-        })
+        joined
+            .pool
+            .with_encoded(page, |encoded| {
+                self.store.place(&self.inner, joined, key, encoded)
+            })
+            .or_else(|error| match error {
+                StoreError::NoPool => Err(error),
+                error => refuse(error),
+            })
     }
 
     /// Loads a page.
@@ -433,7 +415,9 @@ impl Domain {
             .space
             .populate_reserve()
             .map_err(|refusal| match refusal {
-                Refusal::NoMemory | Refusal::Short(Short::Host) => StoreError::NoMemory,
+                Refusal::NoMemory | Refusal::Frames | Refusal::Short(Short::Host) => {
+                    StoreError::NoMemory
+                }
                 Refusal::Short(_) => StoreError::NoSpace,
             })
     }
@@ -485,7 +469,9 @@ impl Domain {
 
 pub(crate) fn refused(refusal: Refusal) -> CreatePoolError {
     match refusal {
-        Refusal::Short(Short::Host) | Refusal::NoMemory => CreatePoolError::NoMemory,
+        Refusal::Short(Short::Host) | Refusal::NoMemory | Refusal::Frames => {
+            CreatePoolError::NoMemory
+        }
         Refusal::Short(_) => CreatePoolError::NoSpace,
     }
 }

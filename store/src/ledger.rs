@@ -3,7 +3,9 @@
 //! One lock guards all amounts, and it is the innermost of the crate. It is taken when a frame or a
 //! piece of index comes or goes, not for each page, and held for a few additions.
 
-use crate::sync::{Counter, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::sync::{Counter, InnerMutex, Sum};
 
 /// The bytes of one domain, or of one share group (which reserves nothing and has no limit).
 /// Written under the ledger's lock, read by anybody.
@@ -16,9 +18,23 @@ pub(crate) struct Account {
     reserve: Counter,
     limit: Counter,
     weight: Counter,
+    /// Shards of private pools, and of shared ones, with pages of the domain that may be evicted.
+    evictable: [AtomicU64; 2],
+}
+
+/// Whose pool an ephemeral page is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PageOf {
+    Private = 0,
+    Shared = 1,
 }
 
 impl Account {
+    /// Whether the domain has pages that may be evicted.
+    pub(crate) fn has_evictable(&self, pages: PageOf) -> bool {
+        self.evictable[pages as usize].load(Ordering::Relaxed) > 0
+    }
+
     pub(crate) fn used(&self) -> u64 {
         self.used.get()
     }
@@ -65,7 +81,15 @@ pub(crate) enum Short {
 pub(crate) struct Ledger {
     budget: u64,
     used: Counter,
-    state: Mutex<State>,
+    state: InnerMutex<State>,
+    /// Changes after which a charge may be granted that was refused before.
+    changes: Counter,
+    /// Shards with pages that may be evicted, of all pools.
+    evictable: Sum,
+    /// Owners with frames to give back.
+    pub(crate) owners_with_idle: Sum,
+    /// A store was refused for want of budget: what compaction can win is wanted now.
+    shortage: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -79,7 +103,11 @@ impl Ledger {
         Self {
             budget,
             used: Counter::default(),
-            state: Mutex::new(State { unreserved: budget }),
+            state: InnerMutex::new(State { unreserved: budget }),
+            changes: Counter::default(),
+            evictable: Sum::default(),
+            owners_with_idle: Sum::default(),
+            shortage: AtomicBool::new(false),
         }
     }
 
@@ -117,7 +145,51 @@ impl Ledger {
         account.reserve.set(reserve);
         account.limit.set(limit);
         account.weight.set(weight);
+        self.changes.add(1);
         Ok(())
+    }
+
+    /// Grows with whatever may make a charge succeed that was refused before.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.get()
+    }
+
+    /// Whether these bytes would be granted now.
+    pub(crate) fn has_room(&self, account: &Account, bytes: u64) -> bool {
+        let state = self.state.lock();
+        let used = account.used();
+        let wanted = used.saturating_add(bytes);
+        wanted.saturating_add(account.shared()) <= account.limit()
+            && account.over(wanted) - account.over(used) <= state.unreserved
+    }
+
+    /// Counts a shard that has pages to evict from now on, or has none any more: those of an account, unless the domain
+    /// is gone.
+    pub(crate) fn count_evictable(&self, account: Option<&Account>, pages: PageOf, some: bool) {
+        self.evictable.add(if some { 1 } else { -1 });
+        let Some(count) = account.map(|account| &account.evictable[pages as usize]) else {
+            return;
+        };
+        if some {
+            count.fetch_add(1, Ordering::Relaxed);
+        } else {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether anybody has pages that may be evicted.
+    pub(crate) fn has_evictable(&self) -> bool {
+        self.evictable.is_some()
+    }
+
+    /// A store was refused for want of budget. Returns whether that is news.
+    pub(crate) fn report_shortage(&self) -> bool {
+        !self.shortage.load(Ordering::Relaxed) && !self.shortage.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether a store was refused since this was asked the last time.
+    pub(crate) fn take_shortage(&self) -> bool {
+        self.shortage.swap(false, Ordering::Relaxed)
     }
 
     /// Takes bytes for frames or metadata of the account.
@@ -147,6 +219,7 @@ impl Ledger {
         state.unreserved += account.over(used) - account.over(left);
         account.used.set(left);
         self.used.sub(used - left);
+        self.changes.add(1);
     }
 
     /// Counts a page of a share group against its domain's limit.
@@ -164,6 +237,7 @@ impl Ledger {
         let _state = self.state.lock();
         debug_assert!(bytes <= account.shared());
         account.shared.set(account.shared().saturating_sub(bytes));
+        self.changes.add(1);
     }
 }
 

@@ -10,14 +10,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::mm::{Advice, MapFlags, MlockFlags, ProtFlags};
 
 use crate::bad_memory;
 use crate::entry::MAX_SEGMENTS;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, assert_no_lock_is_held};
 
 /// Bytes of a segment.
 pub(crate) const SEGMENT_BYTES: usize = 256 * 1024;
@@ -27,6 +27,22 @@ pub(crate) const FRAME_BYTES: usize = 4096;
 const FIRST_EXTENT: u32 = 64;
 /// Extents that [`MAX_SEGMENTS`] need.
 const EXTENTS: usize = 17;
+
+/// The kernel is known to give files in memory single frames only.
+static ALWAYS_SMALL_PAGES: AtomicBool = AtomicBool::new(false);
+
+/// Finds out whether a file in memory that is told to allocate a frame gets that frame, or perhaps a huge page around
+/// it, which nobody pays for. Opens a file: to be called before a thread is confined.
+pub(crate) fn learn_page_sizes() {
+    let policy = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+    let small = match policy {
+        Ok(policy) => ["[never]", "[advise]", "[deny]"]
+            .iter()
+            .any(|choice| policy.contains(choice)),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    ALWAYS_SMALL_PAGES.store(small, Ordering::Relaxed);
+}
 
 /// The memory of one owner.
 #[derive(Debug)]
@@ -179,30 +195,47 @@ impl Memory {
     }
 
     /// Takes memory for frames of a mapped segment, so that touching them can not fail.
+    ///
+    /// Where [`learn_page_sizes`] found that to be the same, the file gets the frames first: the kernel may have to reclaim
+    /// memory for them, and for a populated mapping it would do so with the lock of the address space held, which
+    /// every thread of the process waits for that maps anything.
     pub(crate) fn populate(&self, segment: u32, first: usize, frames: usize) -> io::Result<()> {
-        let words = self.words(segment, first * FRAME_BYTES, frames * FRAME_BYTES);
+        assert_no_lock_is_held();
+        let bytes = frames * FRAME_BYTES;
+        let allocate = || {
+            rustix::io::retry_on_intr(|| {
+                rustix::fs::fallocate(
+                    &self.file,
+                    FallocateFlags::KEEP_SIZE,
+                    u64::from(segment) * SEGMENT_BYTES as u64 + (first * FRAME_BYTES) as u64,
+                    bytes as u64,
+                )
+            })
+        };
+        let small_pages = ALWAYS_SMALL_PAGES.load(Ordering::Relaxed);
+        if small_pages {
+            allocate()?;
+        }
+        let words = self.words(segment, first * FRAME_BYTES, bytes);
         // SAFETY: the range is a part of our mapping; populating changes no byte of it.
         let populated = unsafe {
             rustix::mm::madvise(
                 words.as_ptr().cast_mut().cast(),
-                frames * FRAME_BYTES,
+                bytes,
                 Advice::LinuxPopulateWrite,
             )
         };
         match populated {
             // Kernels before 5.14 do not know the advice.
-            Err(rustix::io::Errno::INVAL) => Ok(rustix::fs::fallocate(
-                &self.file,
-                FallocateFlags::KEEP_SIZE,
-                u64::from(segment) * SEGMENT_BYTES as u64 + (first * FRAME_BYTES) as u64,
-                (frames * FRAME_BYTES) as u64,
-            )?),
+            Err(rustix::io::Errno::INVAL) if small_pages => Ok(()),
+            Err(rustix::io::Errno::INVAL) => Ok(allocate()?),
             other => Ok(other?),
         }
     }
 
     /// Gives frames back to the kernel; they read as zeroes afterwards.
     pub(crate) fn punch(&self, segment: u32, first: usize, frames: usize) -> io::Result<()> {
+        assert_no_lock_is_held();
         let offset = u64::from(segment) * SEGMENT_BYTES as u64 + (first * FRAME_BYTES) as u64;
         let bytes = frames * FRAME_BYTES;
         rustix::fs::fallocate(
@@ -390,6 +423,7 @@ mod tests {
     fn bytes_come_back_with_the_same_check_and_a_changed_bit_shows() {
         let memory = Memory::new("test").expect("memfd");
         memory.map(200).expect("map");
+        learn_page_sizes();
         for len in [1, 7, 8, 31, 32, 33, 64, 1000, 4095, 4096] {
             let bytes: Vec<u8> = (0..len).map(|i| (i * 7 + len) as u8).collect();
             memory.populate(200, 0, 2).expect("populate");

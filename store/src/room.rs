@@ -1,26 +1,45 @@
 //! Making room: trimming, compacting and evicting when a limit or the budget is reached.
+//!
+//! A store looks only where counters say that something is to be won, and each of its steps is bounded: a few frames to
+//! give back, a few pages to evict, and as many slots to move as one frame holds. Of other owners it takes idle frames
+//! and evicts pages of the domain furthest over its weight; what they waste otherwise is the background's to win.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::domain::{DomainInner, Joined};
+use crate::error::StoreError;
 use crate::index::{Holder, SHARDS};
-use crate::ledger::Short;
-use crate::pool::Pool;
-use crate::segment::CLASSES;
+use crate::ledger::{Ledger, PageOf, Short};
+use crate::memory::FRAME_BYTES;
+use crate::page::Key;
+use crate::pool::{Encoded, Pool, Unplaced};
 use crate::share::Group;
-use crate::space::Space;
+use crate::space::{Refusal, Space};
 use crate::stats::PoolKind;
 use crate::store::StoreInner;
 
+/// Times that a store makes room and tries again. Each time frees something, and a store is refused
+/// only when nothing is left to free; the bound is for a host where others take what was freed.
+const ATTEMPTS: usize = 10_000;
+/// Times that a store tries again because another thread freed something after it was refused, though nothing was left
+/// that it could have freed itself. Each time others took it first.
+const RETRIES: usize = 4;
+/// Times that a store lets other threads of its guest go on which are getting frames or giving some back.
+const YIELDS: usize = 32;
 /// Frames that one step of a store gives back at most. Each may be a call of the kernel's.
 const TRIM_FRAMES: usize = 2;
-/// Slots that one step of a store moves at most.
-const MOVES: usize = 4;
+/// Slots that one step of a store moves at most: those of one frame, of any class.
+const MOVES: usize = 65;
 /// Pages that one step of a store evicts at most.
 const EVICTIONS: usize = 4;
 /// Slots that a store looks at for a page of a class to evict, and pages of a class that it evicts for a frame.
 const CLASS_TRIES: usize = 8;
+/// Slots that a store looks at for pages to evict for a frame, of all classes.
+const FRAME_TRIES: usize = 64;
+/// Domains that one step of a store tries to evict from.
+const VICTIMS: usize = 4;
 /// Times that a store frees memory of which the host is short.
 const HOST_ATTEMPTS: usize = 32;
 /// Pages that one step for a host that is short of memory evicts at most.
@@ -30,17 +49,107 @@ const BACKGROUND_FRAMES: usize = 64;
 /// Slots that one step of the background moves at most, for a space.
 const BACKGROUND_MOVES: usize = 64;
 
+/// All domains and share groups, as whoever is short of budget sees them.
+#[derive(Debug, Default)]
+pub(crate) struct Everybody {
+    pub(crate) domains: Vec<Arc<DomainInner>>,
+    pub(crate) groups: Vec<std::sync::Weak<Group>>,
+    /// Where idle frames were found last.
+    hand: AtomicUsize,
+}
+
+impl Everybody {
+    pub(crate) fn new(domains: Vec<Arc<DomainInner>>, groups: Vec<std::sync::Weak<Group>>) -> Self {
+        Self {
+            domains,
+            groups,
+            hand: AtomicUsize::new(0),
+        }
+    }
+}
+
 impl StoreInner {
-    /// Frees memory after a refusal, the store's `attempt`th, of a page that needs a slot of `class`. `false` when
-    /// nothing is left that could be freed.
-    pub(crate) fn make_room(
+    /// Puts an encoded page under a key, and makes room for it if need be.
+    pub(crate) fn place(
         &self,
         domain: &Arc<DomainInner>,
+        joined: &Joined,
+        key: Key,
+        encoded: &Encoded<'_>,
+    ) -> Result<(), StoreError> {
+        let space = &joined.pool.space;
+        let class = encoded.class();
+        let mut held = None;
+        let (mut attempt, mut retries, mut yields) = (0, 0, 0);
+        loop {
+            let changes = self.ledger.changes();
+            let mut refusal = match joined.pool.place(joined.member, key, encoded, &mut held) {
+                Ok(()) => return Ok(()),
+                Err(Unplaced::PoolGone) => return Err(StoreError::NoPool),
+                Err(Unplaced::Refused(refusal)) => refusal,
+            };
+            let wants_slot = refusal == Refusal::Frames;
+            if let (true, Some(class)) = (wants_slot, class) {
+                match space.hold(class) {
+                    Ok(slot) => {
+                        held = Some(slot);
+                        continue;
+                    }
+                    Err(why) => refusal = why,
+                }
+            }
+            let Refusal::Short(short) = refusal else {
+                return Err(StoreError::NoMemory);
+            };
+            if attempt < ATTEMPTS && self.make_room(domain, joined, class, short, attempt) {
+                attempt += 1;
+                continue;
+            }
+            // Memory goes from pages to idle frames to whoever wants some: what was in neither when this looked, and is
+            // not to be had now, somebody else has.
+            let slot_came = wants_slot && class.is_some_and(|class| space.has_ready(class));
+            if retries < RETRIES && (slot_came || self.room_came(domain, space, short, changes)) {
+                retries += 1;
+                continue;
+            }
+            if yields < YIELDS && space.has_frames_on_the_way() {
+                yields += 1;
+                std::thread::yield_now();
+                continue;
+            }
+            if short == Short::Budget && self.ledger.report_shortage() {
+                self.wakes.upkeep.ask();
+            }
+            return Err(match short {
+                Short::Limit | Short::Budget => StoreError::NoSpace,
+                Short::Host => StoreError::NoMemory,
+            });
+        }
+    }
+
+    /// Whether somebody gave memory back after the ledger counted so many changes, and it is still there.
+    fn room_came(&self, domain: &DomainInner, space: &Space, short: Short, changes: u64) -> bool {
+        let account = match short {
+            Short::Limit => &domain.account,
+            Short::Budget => &space.purse().account,
+            // The host says so itself when it is asked.
+            Short::Host => return false,
+        };
+        self.ledger.changes() != changes && self.ledger.has_room(account, FRAME_BYTES as u64)
+    }
+
+    /// Frees memory after a refusal, the store's `attempt`th, of a page that needs a slot of `class`. `false` when
+    /// nothing is left that could be freed.
+    fn make_room(
+        &self,
+        domain: &Arc<DomainInner>,
+        joined: &Joined,
         class: Option<usize>,
         short: Short,
         attempt: usize,
     ) -> bool {
         match short {
+            Short::Limit if !has_evictable(domain) => tighten_domain(domain),
             Short::Limit => {
                 // The slot of an evicted page serves a new one as it is, which costs a tenth of giving frames back:
                 // that is for when there are too many free slots that nobody needs. Where the pages whose turn it
@@ -55,13 +164,25 @@ impl StoreInner {
             // Those who store meanwhile may take what was freed: no store waits for more than a few.
             Short::Host if attempt >= HOST_ATTEMPTS => false,
             Short::Budget | Short::Host => {
-                if tighten_domain(domain) {
-                    return true;
-                }
-                let (domains, groups) = self.everybody();
-                reclaim(Some((domain, attempt)), &domains, &groups)
+                tighten_domain(domain)
+                    || (joined.pool.kind == PoolKind::Shared && tighten_pool(&joined.pool))
+                    || self.reclaim_from_others(domain, attempt)
             }
         }
+    }
+
+    /// Frees memory of other owners, or ephemeral pages of the domain's own: a bounded step.
+    fn reclaim_from_others(&self, asking: &Arc<DomainInner>, attempt: usize) -> bool {
+        let (idle, evictable) = (
+            self.ledger.owners_with_idle.is_some(),
+            self.ledger.has_evictable(),
+        );
+        if !idle && !evictable {
+            return false;
+        }
+        let everybody = self.everybody.load();
+        idle && take_idle(&everybody)
+            || evictable && evict_furthest(Some((asking, attempt)), &everybody.domains)
     }
 
     /// Evicts ephemeral pages of a domain until `bytes` bytes of slots are free.
@@ -89,42 +210,39 @@ impl StoreInner {
 }
 
 /// Frees memory that the ledger counts against the budget: first what nobody needs, then ephemeral
-/// pages of the domain furthest over its weight. `asking` is who asks, and how often it has before; it may use what it frees
-/// even within its own reserve.
-pub(crate) fn reclaim(
-    asking: Option<(&Arc<DomainInner>, usize)>,
-    domains: &[Arc<DomainInner>],
-    groups: &[Arc<Group>],
-) -> bool {
+/// pages of the domain furthest over its weight.
+pub(crate) fn reclaim(domains: &[Arc<DomainInner>], groups: &[Arc<Group>]) -> bool {
     let mut freed = false;
     for domain in domains {
-        freed |=
-            domain.space.is_wasteful() && domain.space.spendable() > 0 && tighten_domain(domain);
+        freed |= domain.account.used() > domain.account.reserve()
+            && domain.space.spendable() > 0
+            && tighten_domain(domain);
     }
     for group in groups {
-        freed |= group.pool.space.is_wasteful() && tighten_group(group);
+        freed |= tighten_pool(&group.pool);
     }
-    if freed {
-        return true;
-    }
-    let mut order: Vec<_> = domains.iter().collect();
-    order.sort_by_cached_key(|domain| Reverse(overuse(domain)));
-    for domain in order {
-        // What a domain holds within its reserve is nobody else's to win.
-        let own = asking.is_some_and(|(asking, _)| Arc::ptr_eq(asking, domain))
-            || domain.account.used() > domain.account.reserve();
-        // The first pages were those whose turn it was, and left no frame free.
-        if asking.is_some_and(|(_, attempt)| attempt > 0) && own && evict_frame(domain) {
-            return true;
-        }
-        let evicted = evict_where(domain, EVICTIONS, |joined| {
-            own || joined.pool.kind == PoolKind::Shared
-        });
-        if evicted.pages > 0 {
-            tighten_domain(domain);
-            for group in groups {
-                tighten_group(group);
+    freed || evict_furthest(None, domains)
+}
+
+/// Gives back idle frames of one owner that has more than its reserve.
+fn take_idle(everybody: &Everybody) -> bool {
+    let domains = everybody.domains.len();
+    let owners = domains + everybody.groups.len();
+    let first = everybody.hand.load(Ordering::Relaxed);
+    for turn in 0..owners {
+        let at = (first + turn) % owners;
+        let freed = match everybody.domains.get(at) {
+            Some(domain) => {
+                domain.space.has_idle()
+                    && domain.account.used() > domain.account.reserve()
+                    && domain.space.trim(TRIM_FRAMES.min(domain.space.spendable())) > 0
             }
+            None => everybody.groups[at - domains]
+                .upgrade()
+                .is_some_and(|group| group.pool.space.trim(TRIM_FRAMES) > 0),
+        };
+        if freed {
+            everybody.hand.store(at, Ordering::Relaxed);
             return true;
         }
     }
@@ -140,6 +258,64 @@ pub(crate) fn evict_for_host(domains: &[Arc<DomainInner>]) -> bool {
     order
         .into_iter()
         .any(|domain| evict_from(domain, HOST_EVICTIONS).pages > 0)
+}
+
+/// Evicts ephemeral pages of the domain furthest over its weight, and gives back what that frees. `asking` is who asks,
+/// and how often it has before; it may use what it frees even within its own reserve.
+fn evict_furthest(
+    asking: Option<(&Arc<DomainInner>, usize)>,
+    domains: &[Arc<DomainInner>],
+) -> bool {
+    let mut tried: [Option<&Arc<DomainInner>>; VICTIMS] = [None; VICTIMS];
+    for turn in 0..VICTIMS {
+        // What a domain holds within its reserve is nobody else's to win.
+        let own = |domain: &Arc<DomainInner>| {
+            asking.is_some_and(|(asking, _)| Arc::ptr_eq(asking, domain))
+                || domain.account.used() > domain.account.reserve()
+        };
+        let victim = domains
+            .iter()
+            .filter(|domain| {
+                domain.account.has_evictable(PageOf::Shared)
+                    || domain.account.has_evictable(PageOf::Private) && own(domain)
+            })
+            .filter(|domain| {
+                !tried
+                    .iter()
+                    .flatten()
+                    .any(|tried| Arc::ptr_eq(tried, domain))
+            })
+            .max_by_key(|domain| overuse(domain));
+        let Some(victim) = victim else {
+            return false;
+        };
+        let own = own(victim);
+        // The first pages were those whose turn it was, and left no frame free.
+        if asking.is_some_and(|(_, attempt)| attempt > 0) && own && evict_frame(victim) {
+            return true;
+        }
+        let evicted = evict_where(victim, EVICTIONS, |joined| {
+            own || joined.pool.kind == PoolKind::Shared
+        });
+        if evicted.pages > 0 {
+            tighten_domain(victim);
+            for joined in victim
+                .pools()
+                .filter(|joined| joined.pool.kind == PoolKind::Shared)
+            {
+                tighten_pool(&joined.pool);
+            }
+            return true;
+        }
+        tried[turn] = Some(victim);
+    }
+    false
+}
+
+fn has_evictable(domain: &DomainInner) -> bool {
+    [PageOf::Private, PageOf::Shared]
+        .into_iter()
+        .any(|pages| domain.account.has_evictable(pages))
 }
 
 /// Bytes beyond the reserve for each unit of weight, scaled to keep small differences apart.
@@ -163,12 +339,13 @@ fn evict_from(domain: &DomainInner, most: usize) -> Evicted {
 
 /// Evicts neighbours in a class of large slots until a frame is free, and gives it back.
 fn evict_frame(domain: &DomainInner) -> bool {
-    if domain.own_freeable() == 0 {
+    if !domain.account.has_evictable(PageOf::Private) {
         return false;
     }
-    for class in (0..CLASSES).rev() {
+    let mut tries = FRAME_TRIES;
+    for class in domain.space.occupied() {
         for _ in 0..CLASS_TRIES {
-            if !evict_in_class(domain, class) {
+            if tries == 0 || !evict_looking(domain, class, &mut tries) {
                 break;
             }
             if domain.space.trim_class(class, 1, 0) > 0 {
@@ -181,8 +358,18 @@ fn evict_frame(domain: &DomainInner) -> bool {
 
 /// Evicts an ephemeral page of the domain's own whose slot is of the class.
 fn evict_in_class(domain: &DomainInner, class: usize) -> bool {
-    (0..CLASS_TRIES)
-        .map_while(|_| domain.space.next_victim(class))
+    domain.account.has_evictable(PageOf::Private)
+        && evict_looking(domain, class, &mut FRAME_TRIES.clone())
+}
+
+/// As [`evict_in_class`], and counts the slots that it looks at.
+fn evict_looking(domain: &DomainInner, class: usize, tries: &mut usize) -> bool {
+    let looks = CLASS_TRIES.min(*tries);
+    (0..looks)
+        .map_while(|_| {
+            *tries -= 1;
+            domain.space.next_victim(class)
+        })
         .any(|victim| {
             let Some(holder) = Holder::unpack(victim.backref) else {
                 return false;
@@ -194,76 +381,92 @@ fn evict_in_class(domain: &DomainInner, class: usize) -> bool {
 }
 
 /// Evicts pages of a domain, one from each shard in turn: their shards hash alike, so this comes near
-/// the order that one queue would have.
+/// the order that one queue would have. It finds none only where there are none.
 fn evict_where(domain: &DomainInner, most: usize, choose: impl Fn(&Joined) -> bool) -> Evicted {
     let pools: Vec<_> = domain
         .pools()
         .filter(|joined| joined.pool.kind != PoolKind::Persistent && choose(joined))
         .collect();
     let mut evicted = Evicted::default();
-    let mut empty = 0;
-    while empty < pools.len() * SHARDS && evicted.pages < most as u64 {
+    // Pages that were there at a look, and gone when their turn came: other threads evict, too.
+    let mut lost = 0;
+    while evicted.pages < most as u64 && lost < pools.len() * SHARDS {
+        let mut some = false;
         for joined in &pools {
-            let (pages, bytes) = joined
-                .pool
-                .evict(joined.member, joined.pool.next_shard(), 1);
+            let Some(shard) = joined.pool.next_shard(joined.member) else {
+                continue;
+            };
+            some = true;
+            let (pages, bytes) = joined.pool.evict(joined.member, shard, 1);
             evicted.pages += pages;
             evicted.bytes += bytes;
-            empty = if pages == 0 { empty + 1 } else { 0 };
+            lost = if pages == 0 { lost + 1 } else { 0 };
+        }
+        if !some {
+            break;
         }
     }
     evicted
 }
 
 fn tighten_domain(domain: &DomainInner) -> bool {
-    tighten(&domain.space, 0, |number| {
+    tighten(&domain.space, |number| {
         domain
             .own_pool(number)
             .map(|joined| Arc::clone(&joined.pool))
     })
 }
 
-fn tighten_group(group: &Group) -> bool {
-    tighten(&group.pool.space, 0, |_| Some(Arc::clone(&group.pool)))
+/// As [`tighten_domain`], for a pool of a share group.
+fn tighten_pool(pool: &Arc<Pool>) -> bool {
+    tighten(&pool.space, |_| Some(Arc::clone(pool)))
 }
 
-/// Gives back frames of a space that its slots do not need, moving some slots. Bounded work; `true`
-/// when something was given back.
-fn tighten(space: &Space, per_mille: u64, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
+/// Gives back frames of a space that its slots do not need, and moves the slots of one frame if none is idle. `true`
+/// when something was given back; `false` only when moving slots within the frames that there are wins none, or when
+/// another thread is just changing the pages that would have to move.
+fn tighten(space: &Space, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
     if space.trim(TRIM_FRAMES) > 0 {
         return true;
     }
-    let mut moved = 0;
-    for class in 0..CLASSES {
-        if moved >= MOVES {
-            break;
+    let mut left = MOVES;
+    for class in space.movable() {
+        let Some(moves) = space.moves_to_win(class) else {
+            continue;
+        };
+        if moves > left {
+            continue;
         }
-        if space.is_sparse(class, per_mille) {
-            moved += compact(space, class, MOVES - moved, &pool);
+        left -= compact(space, class, moves, false, &pool);
+        if space.trim(TRIM_FRAMES) > 0 {
+            return true;
         }
     }
-    moved > 0 && space.trim(TRIM_FRAMES) > 0
+    false
 }
 
-/// Moves up to `most` slots of a class from the top of its addresses to the lowest that are free.
+/// Moves up to `most` slots of a class from the top of its addresses to the lowest that are free: in frames with memory,
+/// or with `fill` in any. Returns how many it moved.
 fn compact(
     space: &Space,
     class: usize,
     most: usize,
+    fill: bool,
     pool: impl Fn(u8) -> Option<Arc<Pool>>,
 ) -> usize {
     let mut moved = 0;
     for _ in 0..most {
-        let Some(movable) = space.movable(class) else {
+        let Some(highest) = space.highest(class) else {
             break;
         };
-        let Some(holder) = Holder::unpack(movable.backref) else {
+        let Some(holder) = Holder::unpack(highest.backref) else {
             break;
         };
         let Some(pool) = pool(holder.pool()) else {
             break;
         };
-        if !pool.relocate(holder, movable.slot.0, movable.slot.1) {
+        let mut to = space.hold_below(class, highest.slot, fill);
+        if to.is_none() || !pool.relocate(holder, highest.slot, &mut to) {
             break;
         }
         moved += 1;
@@ -281,21 +484,30 @@ pub(crate) enum Pace {
 }
 
 /// One bounded step of compaction in the background. `true` when there is more to do.
+///
+/// After a store was refused for want of budget, all is won that moving slots can win without more memory, and given back
+/// at once.
 pub(crate) fn compact_step(
+    ledger: &Ledger,
     domains: &[Arc<DomainInner>],
     groups: &[Arc<Group>],
     pace: Pace,
 ) -> bool {
+    let shortage = ledger.take_shortage();
     let mut more = false;
     for domain in domains {
-        more |= compact_space(&domain.space, pace, |number| {
+        more |= compact_space(&domain.space, pace, shortage, |number| {
             domain
                 .own_pool(number)
                 .map(|joined| Arc::clone(&joined.pool))
         });
     }
     for group in groups {
-        more |= compact_space(&group.pool.space, pace, |_| Some(Arc::clone(&group.pool)));
+        let pool = &group.pool;
+        more |= compact_space(&pool.space, pace, shortage, |_| Some(Arc::clone(pool)));
+    }
+    if shortage && more {
+        ledger.report_shortage();
     }
     more
 }
@@ -303,19 +515,37 @@ pub(crate) fn compact_step(
 /// Waste, in thousandths of a class's frames, that the background moves slots for.
 const BACKGROUND_WASTE: u64 = 10;
 
-fn compact_space(space: &Space, pace: Pace, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
+fn compact_space(
+    space: &Space,
+    pace: Pace,
+    shortage: bool,
+    pool: impl Fn(u8) -> Option<Arc<Pool>>,
+) -> bool {
     let mut moved = 0;
-    for class in 0..CLASSES {
-        if moved >= BACKGROUND_MOVES {
+    let classes = if shortage {
+        space.movable()
+    } else {
+        space.occupied()
+    };
+    for class in classes {
+        let left = BACKGROUND_MOVES.saturating_sub(moved);
+        if left == 0 {
             break;
         }
-        if space.is_sparse(class, BACKGROUND_WASTE) {
-            moved += compact(space, class, BACKGROUND_MOVES - moved, &pool);
+        if !shortage {
+            if space.is_sparse(class, BACKGROUND_WASTE) {
+                moved += compact(space, class, left, true, &pool);
+            }
+        } else if let Some(moves) = space.moves_to_win(class) {
+            moved += compact(space, class, moves, false, &pool);
         }
     }
     let trimmed = match pace {
-        Pace::Fast => space.trim(BACKGROUND_FRAMES.min(space.spendable())),
-        Pace::Slow => space.trim_slowly(BACKGROUND_FRAMES),
+        Pace::Slow if !shortage => space.trim_slowly(BACKGROUND_FRAMES),
+        _ => space.trim(BACKGROUND_FRAMES.min(space.spendable())),
     };
     moved > 0 || trimmed > 0
 }
+
+#[cfg(all(test, debug_assertions))]
+mod tests;

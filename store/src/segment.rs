@@ -22,6 +22,22 @@ pub(crate) const fn slots_per_segment(class: usize) -> usize {
     SEGMENT_BYTES / slot_bytes(class)
 }
 
+/// Frames of a segment.
+const FRAMES: usize = SEGMENT_BYTES / FRAME_BYTES;
+
+/// The runs of set bits: first bit and length.
+pub(crate) fn runs(mut bits: u64) -> impl Iterator<Item = (usize, usize)> {
+    std::iter::from_fn(move || {
+        if bits == 0 {
+            return None;
+        }
+        let first = bits.trailing_zeros() as usize;
+        let count = (!(bits >> first)).trailing_zeros() as usize;
+        bits &= !frame_run(first, count);
+        Some((first, count))
+    })
+}
+
 /// Bits for `count` frames (1 to 64) from `first` on, as far as a segment has them.
 pub(crate) fn frame_run(first: usize, count: usize) -> u64 {
     (u64::MAX >> (64 - count)) << first
@@ -37,19 +53,37 @@ fn frames(offset: usize, bytes: usize) -> u64 {
 /// Names the index entry that holds a slot: see `index::Holder`. Zero names none.
 pub(crate) type Backref = u64;
 
+/// Lists of its class that a segment is in: it has a free slot.
+pub(crate) const OPEN: u8 = 1;
+/// It has a free slot whose frames all have memory.
+pub(crate) const READY: u8 = 2;
+/// It has frames that may be given back.
+pub(crate) const IDLE: u8 = 4;
+
 /// A segment of a size class.
 #[derive(Debug)]
 pub(crate) struct Segment {
     class: u8,
+    /// The lists that it is in, as whoever keeps them wrote down.
+    pub(crate) listed: u8,
     /// Slots in use.
     live: u16,
+    /// Free slots whose frames all have memory.
+    ready: u16,
     /// No slot below this word of `used` is free.
     low: u16,
     /// Frames that have memory, and are charged.
-    pub(crate) resident: u64,
-    /// Frames that are charged, and that the kernel is asked for without the class's lock. Until that ends the
-    /// segment stays, and none of its frames is given back.
-    pub(crate) filling: u64,
+    resident: u64,
+    /// Frames that are charged, and that somebody is asking the kernel for, without a lock: they are that thread's until
+    /// it is done. The segment stays meanwhile.
+    filling: u64,
+    /// Frames that are charged still, and that somebody is giving back to the kernel, in the same way. No slot in them is
+    /// in use or taken.
+    leaving: u64,
+    /// Frames that a slot in use touches.
+    busy: u64,
+    /// Slots in use that touch a frame.
+    touching: [u8; FRAMES],
     /// Bit per slot; bits beyond the last slot are set.
     used: Box<[u64]>,
     /// Per slot, up to the highest that was ever used.
@@ -67,15 +101,22 @@ impl Segment {
         if !slots.is_multiple_of(64) {
             used[words - 1] = u64::MAX << (slots % 64);
         }
-        Some(Self {
+        let mut segment = Self {
             class: class as u8,
+            listed: 0,
             live: 0,
+            ready: 0,
             low: 0,
-            resident,
+            resident: 0,
             filling: 0,
+            leaving: 0,
+            busy: 0,
+            touching: [0; FRAMES],
             used: used.into_boxed_slice(),
             backrefs: Vec::new(),
-        })
+        };
+        segment.add_memory(resident);
+        Some(segment)
     }
 
     pub(crate) fn class(&self) -> usize {
@@ -90,6 +131,41 @@ impl Segment {
         self.live() == slots_per_segment(self.class())
     }
 
+    /// Free slots whose frames all have memory.
+    pub(crate) fn ready(&self) -> u64 {
+        u64::from(self.ready)
+    }
+
+    /// Frames that have memory.
+    pub(crate) fn resident(&self) -> u64 {
+        self.resident
+    }
+
+    /// Frames that a thread gets from the kernel or gives back to it.
+    pub(crate) fn on_the_way(&self) -> u64 {
+        self.filling | self.leaving
+    }
+
+    /// Frames that have memory and that no slot in use touches.
+    pub(crate) fn idle(&self) -> u64 {
+        self.resident & !self.busy
+    }
+
+    /// The lists that the segment belongs in.
+    pub(crate) fn lists(&self) -> u8 {
+        let mut lists = 0;
+        if !self.is_full() {
+            lists |= OPEN;
+        }
+        if self.ready > 0 {
+            lists |= READY;
+        }
+        if self.idle() != 0 {
+            lists |= IDLE;
+        }
+        lists
+    }
+
     /// Bytes of bookkeeping, as the allocator rounds them.
     pub(crate) fn metadata_bytes(&self) -> u64 {
         Self::base_bytes(self.class()) + heap_bytes(self.backrefs.capacity() * 8)
@@ -97,28 +173,125 @@ impl Segment {
 
     /// Bytes of bookkeeping of a new segment.
     pub(crate) fn base_bytes(class: usize) -> u64 {
-        // The segment in its table, the segment's number in two sets, the bit map.
-        heap_bytes(size_of::<Self>()) + 48 + heap_bytes(slots_per_segment(class).div_ceil(64) * 8)
+        // The segment in its table, the segment's number in four sets, the bit map.
+        heap_bytes(size_of::<Self>()) + 64 + heap_bytes(slots_per_segment(class).div_ceil(64) * 8)
     }
 
-    /// The lowest free slot; with `resident_only`, the lowest that needs no new frame.
-    pub(crate) fn find(&mut self, resident_only: bool) -> Option<u16> {
-        let mut word = usize::from(self.low);
-        while word < self.used.len() && self.used[word] == u64::MAX {
-            word += 1;
-        }
-        self.low = word as u16;
-        for word in word..self.used.len() {
-            let mut free = !self.used[word];
-            while free != 0 {
-                let slot = (word * 64 + free.trailing_zeros() as usize) as u16;
-                if !resident_only || self.missing(slot) == 0 {
-                    return Some(slot);
+    /// Frames from now on somebody's, who asks the kernel for them.
+    pub(crate) fn begin_filling(&mut self, frames: u64) {
+        debug_assert_eq!(frames & (self.resident | self.on_the_way()), 0);
+        self.filling |= frames;
+    }
+
+    /// The kernel gave `got` of these frames; the others it takes back.
+    pub(crate) fn end_filling(&mut self, frames: u64, got: u64) {
+        debug_assert_eq!(frames & !self.filling, 0);
+        self.filling &= !frames;
+        self.add_memory(frames & got);
+        self.leaving |= frames & !got;
+    }
+
+    /// Idle frames are from now on somebody's, who gives them back to the kernel.
+    pub(crate) fn begin_leaving(&mut self, frames: u64) {
+        debug_assert_eq!(frames & !self.idle(), 0);
+        self.ready -= self.ready_in(frames);
+        self.resident &= !frames;
+        self.leaving |= frames;
+    }
+
+    /// The kernel took these frames, but for those in `left`.
+    pub(crate) fn end_leaving(&mut self, frames: u64, left: u64) {
+        debug_assert_eq!(frames & !self.leaving, 0);
+        self.leaving &= !frames;
+        self.add_memory(frames & left);
+    }
+
+    fn add_memory(&mut self, frames: u64) {
+        self.resident |= frames;
+        self.ready += self.ready_in(frames);
+    }
+
+    /// Free slots that touch one of these frames with memory, and whose frames all have some.
+    fn ready_in(&self, frames: u64) -> u16 {
+        let bytes = slot_bytes(self.class());
+        let slots = slots_per_segment(self.class());
+        let mut ready = 0;
+        // Between two runs lies a frame, and no slot is longer than one: none is counted twice.
+        for (first, count) in runs(frames) {
+            let low = first * FRAME_BYTES / bytes;
+            let high = (((first + count) * FRAME_BYTES - 1) / bytes).min(slots - 1);
+            ready += self.free_between(low, high);
+            // Only the outermost may reach into frames beside the run.
+            for slot in [low, high] {
+                if self.is_free(slot) && self.missing(slot as u16) != 0 {
+                    ready -= 1;
                 }
-                free &= free - 1;
+                if low == high {
+                    break;
+                }
+            }
+        }
+        ready
+    }
+
+    fn is_free(&self, slot: usize) -> bool {
+        self.used[slot / 64] >> (slot % 64) & 1 == 0
+    }
+
+    /// Free slots from `low` to `high`.
+    fn free_between(&self, low: usize, high: usize) -> u16 {
+        let mut free = 0;
+        for word in low / 64..=high / 64 {
+            let mut bits = !self.used[word];
+            if word == low / 64 {
+                bits &= u64::MAX << (low % 64);
+            }
+            if word == high / 64 {
+                bits &= u64::MAX >> (63 - high % 64);
+            }
+            free += bits.count_ones() as u16;
+        }
+        free
+    }
+
+    /// The lowest free slot from `from` on.
+    fn free_from(&self, from: usize) -> Option<usize> {
+        for word in from / 64..self.used.len() {
+            let mut free = !self.used[word];
+            if word == from / 64 {
+                free &= u64::MAX << (from % 64);
+            }
+            if free != 0 {
+                return Some(word * 64 + free.trailing_zeros() as usize);
             }
         }
         None
+    }
+
+    /// The lowest free slot that touches none of these frames.
+    fn find(&mut self, without: u64) -> Option<u16> {
+        let bytes = slot_bytes(self.class());
+        let mut slot = self.free_from(usize::from(self.low) * 64)?;
+        self.low = (slot / 64) as u16;
+        loop {
+            let blocked = frames(slot * bytes, bytes) & without;
+            if blocked == 0 {
+                return Some(slot as u16);
+            }
+            let first = blocked.trailing_zeros();
+            let behind = first + (without >> first).trailing_ones();
+            slot = self.free_from((behind as usize * FRAME_BYTES).div_ceil(bytes))?;
+        }
+    }
+
+    /// The lowest free slot whose frames all have memory.
+    pub(crate) fn find_ready(&mut self) -> Option<u16> {
+        self.find(!self.resident)
+    }
+
+    /// The lowest free slot, of those in frames that no thread has on the way.
+    pub(crate) fn find_free(&mut self) -> Option<u16> {
+        self.find(self.on_the_way())
     }
 
     /// Bits of the frames that the slot needs and that have no memory yet.
@@ -129,13 +302,9 @@ impl Segment {
 
     /// Up to `count` frames from that of the lowest free slot on.
     pub(crate) fn next_frames(&self, count: u64) -> u64 {
-        let bytes = slot_bytes(self.class());
-        let free = (usize::from(self.low)..self.used.len())
-            .find(|word| self.used[*word] != u64::MAX)
-            .map(|word| word * 64 + self.used[word].trailing_ones() as usize);
-        match free {
+        match self.free_from(usize::from(self.low) * 64) {
             Some(slot) if count > 0 => {
-                let first = slot * bytes / FRAME_BYTES;
+                let first = slot * slot_bytes(self.class()) / FRAME_BYTES;
                 frame_run(first, count.min(64) as usize)
             }
             _ => 0,
@@ -146,23 +315,18 @@ impl Segment {
     pub(crate) fn frames_behind(&self, slot: u16) -> u64 {
         let end = (usize::from(slot) + 1) * slot_bytes(self.class());
         let next = end.div_ceil(FRAME_BYTES);
-        let last = slots_per_segment(self.class()) * slot_bytes(self.class());
-        if next >= last.div_ceil(FRAME_BYTES) {
+        if next >= FRAMES {
             return 64;
         }
         let run = ((self.resident | self.filling) >> next).trailing_ones() as usize;
-        if next + run >= last.div_ceil(FRAME_BYTES) {
-            64
-        } else {
-            run as u64
-        }
+        if next + run >= FRAMES { 64 } else { run as u64 }
     }
 
     /// `missing` frames and up to `ahead` more that follow and have no memory.
     pub(crate) fn run_from(&self, missing: u64, ahead: u64) -> u64 {
         let mut run = missing;
         for _ in 0..ahead {
-            let next = run << 1 & !run & !self.resident;
+            let next = run << 1 & !run & !self.resident & !self.on_the_way();
             if next == 0 {
                 break;
             }
@@ -195,15 +359,35 @@ impl Segment {
         self.backrefs.try_reserve_exact(want - len).is_ok()
     }
 
-    /// Marks a free slot used. The caller has grown the list and populated the frames.
+    /// Marks a free slot used. The caller has grown the list, and gets the frames that are missing.
     pub(crate) fn take(&mut self, slot: u16, backref: Backref) {
         let at = usize::from(slot);
+        if self.missing(slot) == 0 {
+            self.ready -= 1;
+        }
         self.used[at / 64] |= 1 << (at % 64);
         self.live += 1;
+        for frame in self.frames_of(slot) {
+            self.touching[frame] += 1;
+            self.busy |= 1 << frame;
+        }
         if self.backrefs.len() <= at {
             self.backrefs.resize(at + 1, 0);
         }
         self.backrefs[at] = backref;
+    }
+
+    /// Says who holds a slot in use.
+    pub(crate) fn set_backref(&mut self, slot: u16, backref: Backref) {
+        if let Some(place) = self.backrefs.get_mut(usize::from(slot)) {
+            *place = backref;
+        }
+    }
+
+    fn frames_of(&self, slot: u16) -> std::ops::RangeInclusive<usize> {
+        let bytes = slot_bytes(self.class());
+        let first = usize::from(slot) * bytes;
+        first / FRAME_BYTES..=(first + bytes - 1) / FRAME_BYTES
     }
 
     /// Marks a slot free. `false` (and nothing done) when it was not in use.
@@ -219,6 +403,15 @@ impl Segment {
         *word &= !bit;
         self.live -= 1;
         self.low = self.low.min((at / 64) as u16);
+        for frame in self.frames_of(slot) {
+            self.touching[frame] -= 1;
+            if self.touching[frame] == 0 {
+                self.busy &= !(1 << frame);
+            }
+        }
+        if self.missing(slot) == 0 {
+            self.ready += 1;
+        }
         true
     }
 
@@ -255,34 +448,48 @@ impl Segment {
         None
     }
 
-    /// Bits of the frames that have memory and no slot in use, and may be given back.
-    pub(crate) fn idle_frames(&self) -> u64 {
-        if self.filling != 0 {
-            return 0;
+    /// How many slots must move so that the highest frame in use holds none, and how many free slots with memory
+    /// are in it or above. `None` without a slot, or while that frame is on its way.
+    pub(crate) fn top(&self) -> Option<(u64, u64)> {
+        let frame = self.busy.checked_ilog2()?;
+        if self.resident >> frame & 1 == 0 {
+            return None;
         }
+        let above = self.ready_in(self.resident & u64::MAX << frame);
+        Some((u64::from(self.touching[frame as usize]), u64::from(above)))
+    }
+
+    /// Compares what is counted with the slots in use.
+    #[cfg(test)]
+    pub(crate) fn recount(&self) {
         let bytes = slot_bytes(self.class());
-        let slots = slots_per_segment(self.class());
-        let mut needed = 0u64;
-        if self.live() == slots {
-            needed = self.resident;
-        }
-        let mut left = self.live();
-        for (number, word) in self.used.iter().enumerate() {
-            if left == 0 || needed == self.resident {
-                break;
+        let (mut live, mut ready, mut touching) = (0, 0, [0; FRAMES]);
+        for slot in 0..slots_per_segment(self.class()) {
+            if self.is_free(slot) {
+                ready += u16::from(self.missing(slot as u16) == 0);
+                continue;
             }
-            let mut used = *word;
-            while used != 0 {
-                let slot = number * 64 + used.trailing_zeros() as usize;
-                if slot >= slots {
-                    break;
-                }
-                needed |= frames(slot * bytes, bytes);
-                left -= 1;
-                used &= used - 1;
+            live += 1;
+            let touched = frames(slot * bytes, bytes);
+            assert_eq!(
+                touched & self.leaving,
+                0,
+                "a slot in use in a frame that leaves"
+            );
+            for (frame, count) in touching.iter_mut().enumerate() {
+                *count += (touched >> frame & 1) as u8;
             }
         }
-        self.resident & !needed
+        assert_eq!((self.live, self.ready), (live, ready));
+        assert_eq!(self.touching, touching);
+        for (frame, count) in touching.iter().enumerate() {
+            assert_eq!(self.busy >> frame & 1 == 1, *count > 0);
+        }
+        let [resident, filling, leaving] = [self.resident, self.filling, self.leaving];
+        assert_eq!(
+            resident & filling | filling & leaving | leaving & resident,
+            0
+        );
     }
 }
 
@@ -299,28 +506,37 @@ pub(crate) fn heap_bytes(bytes: usize) -> u64 {
 mod tests {
     use super::*;
 
+    /// Gets the frames that a slot misses, and takes it.
+    fn take(segment: &mut Segment, slot: u16, backref: Backref) {
+        assert!(segment.grow(slot));
+        let missing = segment.missing(slot);
+        segment.begin_filling(missing);
+        segment.take(slot, backref);
+        segment.end_filling(missing, missing);
+    }
+
     #[test]
     fn every_slot_of_every_class_is_given_once_and_lies_in_the_segment() {
         for class in 0..CLASSES {
             let mut segment = Segment::new(class, 0).expect("memory");
             let slots = slots_per_segment(class);
             for expected in 0..slots {
-                let slot = segment.find(false).expect("free slot");
+                let slot = segment.find_free().expect("free slot");
                 assert_eq!(usize::from(slot), expected);
-                assert!(segment.grow(slot));
-                segment.resident |= segment.missing(slot);
-                segment.take(slot, expected as u64 + 1);
+                take(&mut segment, slot, expected as u64 + 1);
             }
-            assert!(segment.is_full() && segment.find(false).is_none());
+            segment.recount();
+            assert!(segment.is_full() && segment.find_free().is_none());
+            assert_eq!(segment.resident, u64::MAX, "slots reach into every frame");
             assert_eq!(segment.next_used(0), Some((0, 1)));
             assert_eq!(segment.next_used(slots as u16), None);
-            assert_eq!(segment.idle_frames(), 0);
+            assert_eq!(segment.idle(), 0);
             assert_eq!(segment.highest(), Some((slots as u16 - 1, slots as u64)));
             assert!(segment.give(0));
             assert!(!segment.give(0));
             assert_eq!(segment.next_used(0), Some((1, 2)));
             assert!(!segment.give(slots as u16));
-            assert_eq!(segment.find(true), Some(0));
+            assert_eq!(segment.find_ready(), Some(0));
         }
     }
 
@@ -329,17 +545,75 @@ mod tests {
         let class = 23; // 1536 bytes: frames 0..3 hold slots 0..8
         let mut segment = Segment::new(class, 0).expect("memory");
         for slot in 0..8 {
-            assert!(segment.grow(slot));
-            segment.resident |= segment.missing(slot);
-            segment.take(slot, 1);
+            take(&mut segment, slot, 1);
         }
         assert_eq!(segment.resident, 0b111);
         for slot in 0..5 {
             segment.give(slot);
         }
-        assert_eq!(segment.idle_frames(), 0b001);
-        segment.resident &= !segment.idle_frames();
-        assert_eq!(segment.find(true), Some(3));
-        assert_eq!(segment.find(false), Some(0));
+        assert_eq!(segment.idle(), 0b001);
+        segment.begin_leaving(0b001);
+        assert_eq!(segment.find_ready(), Some(3));
+        assert_eq!(
+            segment.find_free(),
+            Some(3),
+            "slots 0 to 2 are in a frame that leaves"
+        );
+        segment.end_leaving(0b001, 0);
+        assert_eq!(segment.find_ready(), Some(3));
+        assert_eq!(segment.find_free(), Some(0));
+        segment.recount();
+    }
+
+    #[test]
+    fn what_a_segment_counts_is_what_a_recount_finds_after_any_operations() {
+        use rand::rngs::StdRng;
+        use rand::{Rng, SeedableRng};
+
+        let mut rng = StdRng::seed_from_u64(6);
+        for class in [0, 1, 6, 16, 22, 23, 40, 47, 61, 62, 63] {
+            let mut segment = Segment::new(class, rng.random()).expect("memory");
+            let mut slots = Vec::new();
+            let (mut filling, mut leaving) = (0u64, 0u64);
+            for _ in 0..1000 {
+                match rng.random_range(0..10) {
+                    0..4 => {
+                        let found = if rng.random() {
+                            segment.find_ready()
+                        } else {
+                            segment.find_free()
+                        };
+                        let Some(slot) = found else { continue };
+                        assert!(segment.grow(slot));
+                        let missing = segment.missing(slot);
+                        segment.begin_filling(missing);
+                        filling |= missing;
+                        segment.take(slot, 1);
+                        slots.push(slot);
+                    }
+                    4..7 if !slots.is_empty() => {
+                        let slot = slots.swap_remove(rng.random_range(0..slots.len()));
+                        assert!(segment.give(slot));
+                    }
+                    7 => {
+                        // Of frames with slots in use, the kernel takes none back.
+                        let got = rng.random::<u64>() | segment.busy;
+                        segment.end_filling(filling, got);
+                        leaving |= filling & !got;
+                        filling = 0;
+                    }
+                    8 => {
+                        let frames = segment.idle() & rng.random::<u64>();
+                        segment.begin_leaving(frames);
+                        leaving |= frames;
+                    }
+                    _ => {
+                        segment.end_leaving(leaving, rng.random::<u64>() & rng.random::<u64>());
+                        leaving = 0;
+                    }
+                }
+                segment.recount();
+            }
+        }
     }
 }

@@ -4,11 +4,8 @@ use std::sync::Arc;
 
 use crate::error::CreatePoolError;
 use crate::ledger::Account;
-use crate::pool::Pool;
+use crate::pool::{MOST_MEMBERS, Pool};
 use crate::sync::Mutex;
-
-/// Most members of a group at a time.
-const MOST_MEMBERS: usize = 255;
 
 /// A share group and its pool. It lives while a domain has joined it.
 #[derive(Debug)]

@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use arc_swap::ArcSwap;
+
 use crate::codec::Codecs;
 use crate::config::{Dedup, DomainChange, DomainConfig, Gate, StoreConfig};
 use crate::domain::{Domain, DomainInner, refused};
 use crate::error::{ConfigError, CreatePoolError};
 use crate::ledger::{Account, Ledger};
-use crate::memory::can_lock;
+use crate::memory::{self, can_lock};
 use crate::pool::{ColdBuffers, Pool, PoolParts};
-use crate::room;
+use crate::room::{self, Everybody};
 use crate::share::Group;
 use crate::space::{Purse, Space};
 use crate::stats::{PoolKind, StoreStats};
@@ -32,6 +34,8 @@ pub(crate) struct StoreInner {
     gate: Option<Arc<dyn Gate>>,
     locked: bool,
     registry: Mutex<Registry>,
+    /// What the registry holds, for those who must not wait for its lock.
+    pub(crate) everybody: ArcSwap<Everybody>,
     pub(crate) wakes: Arc<Wakes>,
     upkeep: OnceLock<Upkeep>,
     /// No sweep is planned.
@@ -57,6 +61,12 @@ impl Registry {
             .fold(0, u64::saturating_add)
     }
 
+    fn everybody(&self) -> Arc<Everybody> {
+        let domains = self.domains.values().cloned().collect();
+        let groups = self.groups.values().cloned().collect();
+        Arc::new(Everybody::new(domains, groups))
+    }
+
     fn groups(&self) -> impl Iterator<Item = Arc<Group>> {
         self.groups.values().filter_map(Weak::upgrade)
     }
@@ -75,6 +85,7 @@ impl Store {
             // Extents double in size, and address space counts.
             can_lock(config.budget.saturating_mul(2)).map_err(ConfigError::Lock)?;
         }
+        memory::learn_page_sizes();
         let wakes = Arc::new(Wakes::default());
         let inner = Arc::new(StoreInner {
             ledger: Arc::new(Ledger::new(config.budget)),
@@ -83,6 +94,7 @@ impl Store {
             gate: config.gate.clone(),
             locked: config.locked,
             registry: Mutex::default(),
+            everybody: ArcSwap::default(),
             wakes: Arc::clone(&wakes),
             upkeep: OnceLock::new(),
             cold_sleeps: AtomicBool::new(true),
@@ -113,7 +125,7 @@ impl Store {
     pub fn shrink(&self) -> bool {
         let (domains, groups) = self.inner.everybody();
         let evicted = room::evict_for_host(&domains);
-        room::compact_step(&domains, &groups, room::Pace::Fast) || evicted
+        room::compact_step(&self.inner.ledger, &domains, &groups, room::Pace::Fast) || evicted
     }
 
     /// Whether there are ephemeral pages, which [`Self::shrink`] evicts.
@@ -160,6 +172,7 @@ impl Store {
         registry
             .domains
             .insert(name.to_owned(), Arc::clone(&domain));
+        self.inner.everybody.store(registry.everybody());
         Ok(Domain {
             inner: domain,
             store: Arc::clone(&self.inner),
@@ -266,7 +279,6 @@ impl StoreInner {
                 Ok(()) => return Ok(()),
                 Err(_)
                     if room::reclaim(
-                        None,
                         &registry.domains.values().cloned().collect::<Vec<_>>(),
                         &registry.groups().collect::<Vec<_>>(),
                     ) => {}
@@ -328,6 +340,7 @@ impl StoreInner {
                 registry
                     .groups
                     .insert(name.to_owned(), Arc::downgrade(&group));
+                self.everybody.store(registry.everybody());
                 group
             }
         };
@@ -343,6 +356,7 @@ impl StoreInner {
                 return;
             }
             registry.domains.remove(&domain.name);
+            self.everybody.store(registry.everybody());
         }
         domain.end();
         domain.space.end();
@@ -383,7 +397,7 @@ impl StoreInner {
     /// One bounded step of compaction. `true` when there is more to do.
     pub(crate) fn compact_step(&self, pace: room::Pace) -> bool {
         let (domains, groups) = self.everybody();
-        room::compact_step(&domains, &groups, pace)
+        room::compact_step(&self.ledger, &domains, &groups, pace)
     }
 
     /// Whether a cold tier has nothing to do, as far as is known.

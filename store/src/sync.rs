@@ -29,6 +29,83 @@ impl<T> Mutex<T> {
     }
 }
 
+/// A lock that another guest's store may wait for: no thread asks the kernel for memory, or gives it some, while it
+/// holds one. Debug builds count those that a thread has.
+#[derive(Debug, Default)]
+pub(crate) struct InnerMutex<T>(Mutex<T>);
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static HELD: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    static TAKEN: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// How many [`InnerMutex`] this thread took so far.
+#[cfg(all(test, debug_assertions))]
+pub(crate) fn locks_taken() -> u64 {
+    TAKEN.with(std::cell::Cell::get)
+}
+
+impl<T> InnerMutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> InnerGuard<'_, T> {
+        let guard = self.0.lock();
+        #[cfg(debug_assertions)]
+        {
+            HELD.with(|held| held.set(held.get() + 1));
+            TAKEN.with(|taken| taken.set(taken.get() + 1));
+        }
+        InnerGuard(guard)
+    }
+}
+
+/// An [`InnerMutex`] that is held.
+pub(crate) struct InnerGuard<'a, T>(MutexGuard<'a, T>);
+
+impl<T> std::ops::Deref for InnerGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> std::ops::DerefMut for InnerGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+#[cfg(debug_assertions)]
+impl<T> Drop for InnerGuard<'_, T> {
+    fn drop(&mut self) {
+        HELD.with(|held| held.set(held.get() - 1));
+    }
+}
+
+/// Panics in debug builds when the thread holds an [`InnerMutex`].
+pub(crate) fn assert_no_lock_is_held() {
+    #[cfg(debug_assertions)]
+    HELD.with(|held| assert_eq!(held.get(), 0, "a lock is held while the kernel is asked"));
+}
+
+/// A number that any thread changes, each by what it did: exact once they are done.
+#[derive(Debug, Default)]
+pub(crate) struct Sum(std::sync::atomic::AtomicI64);
+
+impl Sum {
+    pub(crate) fn add(&self, n: i64) {
+        self.0.fetch_add(n, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_some(&self) -> bool {
+        self.0.load(std::sync::atomic::Ordering::Relaxed) > 0
+    }
+}
+
 /// A counter that one thread at a time writes (under a lock) and anybody reads.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(std::sync::atomic::AtomicU64);

@@ -338,3 +338,126 @@ fn check_frames_ahead(ends: bool) {
         2000,
     );
 }
+
+/// A guest whose ephemeral pool is full: any store finds a page to evict.
+fn full_cache(pages: u64) -> (Store, Domain, PoolId) {
+    let (store, domain) = store(16 << 20);
+    let pool = domain.create_pool(PoolSpec::Ephemeral).expect("room");
+    // A first page, so that the index is there.
+    domain
+        .store(pool, OBJECT, 1000, &raw_page(7))
+        .expect("room");
+    let change = DomainChange {
+        limit: Some(domain.used() + (pages << 12)),
+        ..DomainChange::default()
+    };
+    domain.set(change).expect("within the budget");
+    (store, domain, pool)
+}
+
+#[test]
+fn no_store_to_an_ephemeral_pool_is_refused_while_another_evicts() {
+    shuttle::check_random(
+        || {
+            let (store, domain, pool) = full_cache(3);
+            let threads: Vec<_> = (0..2u32)
+                .map(|number| {
+                    let domain = domain.clone();
+                    thread::spawn(move || {
+                        for index in 0..4u32 {
+                            let at = number * 4 + index;
+                            let stored = domain.store(pool, OBJECT, at, &raw_page(at));
+                            assert_eq!(stored, Ok(()), "page {at}");
+                        }
+                    })
+                })
+                .collect();
+            for thread in threads {
+                thread.join().expect("no panic");
+            }
+            domain.remove();
+            assert_eq!(store.stats().used, 0);
+        },
+        1000,
+    );
+}
+
+#[test]
+fn two_that_evict_at_once_both_find_pages_that_are_there() {
+    shuttle::check_random(
+        || {
+            let (store, domain) = store(16 << 20);
+            let pool = domain.create_pool(PoolSpec::Ephemeral).expect("room");
+            // In one shard, and more than one of them takes at once.
+            for index in 0..6 {
+                let stored = domain.store(pool, OBJECT, index, &raw_page(index));
+                stored.expect("room");
+            }
+            let threads: Vec<_> = (0..2)
+                .map(|_| {
+                    let domain = domain.clone();
+                    thread::spawn(move || assert!(domain.flush(1) > 0, "nothing was found"))
+                })
+                .collect();
+            for thread in threads {
+                thread.join().expect("no panic");
+            }
+            domain.remove();
+            assert_eq!(store.stats().used, 0);
+        },
+        1000,
+    );
+}
+
+#[test]
+fn a_slot_that_waits_for_its_frames_meets_compaction_invalidation_and_the_end() {
+    for ends in [false, true] {
+        shuttle::check_random(
+            move || {
+                let (store, domain) = store(16 << 20);
+                let pool = domain.create_pool(PoolSpec::Persistent).expect("room");
+                let other = ObjectId([8, 0, 0]);
+                for index in 0..6 {
+                    let page = raw_page(index);
+                    domain.store(pool, other, index, &page).expect("room");
+                }
+                let writers: Vec<_> = (0..2u32)
+                    .map(|number| {
+                        let domain = domain.clone();
+                        thread::spawn(move || {
+                            for at in [number, number + 2] {
+                                let stored = domain.store(pool, OBJECT, at, &raw_page(at));
+                                assert!(stored.is_ok() || ends);
+                            }
+                        })
+                    })
+                    .collect();
+                let keeper = {
+                    let (store, domain) = (store.clone(), domain.clone());
+                    thread::spawn(move || {
+                        for index in 0..5 {
+                            let _ = domain.invalidate_page(pool, other, index);
+                        }
+                        store.maintain();
+                        store.maintain();
+                    })
+                };
+                if ends {
+                    domain.remove();
+                }
+                for thread in writers {
+                    thread.join().expect("no panic");
+                }
+                keeper.join().expect("no panic");
+                for index in (0..4).filter(|_| !ends) {
+                    let mut back = [0; PAGE_SIZE];
+                    assert_eq!(domain.load(pool, OBJECT, index, &mut back), Ok(()));
+                    assert!(back == raw_page(index), "other bytes came back");
+                }
+                domain.remove();
+                assert_eq!(store.stats().used, 0);
+            },
+            1500,
+        );
+    }
+}

@@ -13,13 +13,13 @@ const DOMAINS: usize = 64;
 /// Times of one kind of operation, in nanoseconds: by the clock on the wall, and of this thread's CPU,
 /// which other processes do not lengthen.
 #[derive(Default)]
-struct Times {
-    wall: Vec<u32>,
-    cpu: Vec<u32>,
+pub(crate) struct Times {
+    pub(crate) wall: Vec<u32>,
+    pub(crate) cpu: Vec<u32>,
 }
 
 impl Times {
-    fn take<R>(&mut self, act: impl FnOnce() -> R) -> R {
+    pub(crate) fn take<R>(&mut self, act: impl FnOnce() -> R) -> R {
         let cpu = thread_nanos();
         let wall = Instant::now();
         let result = act();

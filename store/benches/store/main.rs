@@ -12,6 +12,7 @@
 
 mod compare;
 mod latency;
+mod limit;
 mod pages;
 mod path;
 mod report;
@@ -29,6 +30,8 @@ pub(crate) struct Scale {
     pub(crate) latency_pages: usize,
     /// Times that short measurements are repeated.
     pub(crate) rounds: usize,
+    /// How full the stores at a limit are.
+    pub(crate) full: &'static [limit::Size],
 }
 
 fn main() {
@@ -39,18 +42,21 @@ fn main() {
             pages: 240_000,
             latency_pages: 10_000_000,
             rounds: 9,
+            full: &[limit::ONE, limit::FOUR, limit::SIXTEEN],
         }
     } else if has("--quick") {
         Scale {
             pages: 30_000,
             latency_pages: 400_000,
             rounds: 3,
+            full: &[limit::SMALL],
         }
     } else {
         Scale {
             pages: 90_000,
             latency_pages: 1_500_000,
             rounds: 5,
+            full: &[limit::ONE],
         }
     };
     let only = args.iter().find_map(|arg| arg.strip_prefix("--only="));
@@ -75,6 +81,9 @@ fn main() {
     }
     if run("latency") {
         latency::tail(&mix, scale.latency_pages, &mut report);
+    }
+    if run("limit") {
+        limit::full(scale.full, &mut report);
     }
     if run("compare") {
         compare::table(&mix, &mut report);

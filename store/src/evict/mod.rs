@@ -37,6 +37,8 @@ impl Default for Links {
 /// linked node while there is one, leaves it linked, and MUST look at a bounded number of nodes: it runs
 /// under the shard's lock. `fingerprint` is a hash of the page's key.
 pub(crate) trait Policy: Default {
+    /// Whether no node is linked.
+    fn is_empty(&self) -> bool;
     /// The page came.
     fn insert(&mut self, nodes: &mut Slab<Node>, node: u32, fingerprint: u32);
     /// The page was loaded and stays.

@@ -78,6 +78,10 @@ impl S3Fifo {
 }
 
 impl Policy for S3Fifo {
+    fn is_empty(&self) -> bool {
+        self.small.len + self.main.len == 0
+    }
+
     fn insert(&mut self, nodes: &mut Slab<Node>, node: u32, fingerprint: u32) {
         let ghost = self.ghost(fingerprint);
         let known = ghost.is_some_and(|ghost| {

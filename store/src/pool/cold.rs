@@ -160,6 +160,10 @@ impl Pool {
         (bytes, encoding): (&[u8], Encoding),
         again: &mut [u8],
     ) -> bool {
+        let Ok(held) = self.space.hold(class_of(bytes.len() as u16)) else {
+            return false;
+        };
+        let mut held = Some(held);
         let mut locked = cell.locked.lock();
         let Some(entry) = locked.shard.chunk(chunk).map(|found| found.get(place)) else {
             return false;
@@ -180,7 +184,7 @@ impl Pool {
             chunk,
             place,
         };
-        let Ok(new) = self.space.place(bytes, encoding, holder.pack()) else {
+        let Ok(new) = self.space.place(bytes, encoding, holder.pack(), &mut held) else {
             return false;
         };
         self.exchange(cell, slot, new);

@@ -14,8 +14,8 @@ use crate::entry::{Encoding, Slot};
 use crate::index::{Holder, Item, Slab, reserve, spread, table_bytes};
 use crate::page::Page;
 use crate::segment::{class_of, slot_bytes};
-use crate::space::{Purse, Refusal, Space};
-use crate::sync::{Counter, Mutex};
+use crate::space::{Held, Purse, Refusal, Space};
+use crate::sync::{Counter, InnerMutex};
 
 /// Locks of a table.
 const SHARDS: usize = 16;
@@ -39,7 +39,7 @@ pub(crate) struct DedupTable {
     full: AtomicBool,
     looks: AtomicU32,
     hits: AtomicU32,
-    shards: Box<[Mutex<Records>]>,
+    shards: Box<[InnerMutex<Records>]>,
     gauges: Box<[RecordGauges]>,
 }
 
@@ -81,7 +81,7 @@ impl DedupTable {
             full: AtomicBool::new(true),
             looks: AtomicU32::new(0),
             hits: AtomicU32::new(0),
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| InnerMutex::default()).collect(),
             gauges: (0..SHARDS).map(|_| RecordGauges::default()).collect(),
         }
     }
@@ -183,6 +183,7 @@ impl DedupTable {
         (bytes, encoding): (&[u8], Encoding),
         pool: u8,
         space: &Space,
+        held: &mut Option<Held<'_>>,
     ) -> Result<Inserted, Refusal> {
         let number = Self::shard(hash);
         let gauges = &self.gauges[number];
@@ -216,7 +217,7 @@ impl DedupTable {
         gauges.metadata.add(growth);
         let record = local << SHARD_BITS | number as u32;
         let holder = Holder::Record { pool, record };
-        match space.place(bytes, encoding, holder.pack()) {
+        match space.place(bytes, encoding, holder.pack(), held) {
             Ok(slot) => {
                 if let Some(record) = records.get_mut(local) {
                     record.slot = slot;
@@ -285,8 +286,15 @@ impl DedupTable {
         space.fetch(slot, scratch).then_some(slot)
     }
 
-    /// Moves a record's slot to a lower place.
-    pub(crate) fn relocate(&self, record: u32, place: (u32, u16), pool: u8, space: &Space) -> bool {
+    /// Moves a record's slot to a place that is held.
+    pub(crate) fn relocate(
+        &self,
+        record: u32,
+        place: (u32, u16),
+        pool: u8,
+        space: &Space,
+        to: &mut Option<Held<'_>>,
+    ) -> bool {
         let mut shard = self.shards[record as usize % SHARDS].lock();
         let Some(found) = shard.records.get_mut(record >> SHARD_BITS) else {
             return false;
@@ -296,7 +304,7 @@ impl DedupTable {
             return false;
         }
         let holder = Holder::Record { pool, record };
-        let Some(moved) = space.relocate(slot, holder.pack()) else {
+        let Some(moved) = space.relocate(slot, holder.pack(), to) else {
             return false;
         };
         found.slot = moved;

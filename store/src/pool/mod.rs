@@ -14,7 +14,8 @@ mod upkeep;
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use arc_swap::ArcSwap;
 
@@ -33,12 +34,14 @@ use crate::index::{Holder, Node, SHARDS, Shard, Tags};
 use crate::ledger::{Account, Short};
 use crate::page::Key;
 use crate::segment::{class_of, slot_bytes};
-use crate::space::{Purse, Refusal, Space};
+use crate::space::{Held, Purse, Refusal, Space};
 use crate::stats::{PoolKind, PoolStats};
-use crate::sync::{Counter, Mutex};
+use crate::sync::{Counter, InnerMutex};
 
 /// What a page of a share group costs its domain beside its slot: entry, node and their tables.
 const SHARED_PAGE_METADATA: u64 = 40;
+/// Most members of a shared pool at a time.
+pub(crate) const MOST_MEMBERS: usize = 255;
 
 /// A pool of one domain, or of one share group.
 #[derive(Debug)]
@@ -57,6 +60,8 @@ pub(crate) struct Pool {
     members: ArcSwap<Vec<Option<Arc<Account>>>>,
     /// Where the last eviction was.
     hand: AtomicUsize,
+    /// For each member a bit for each shard where it has pages to evict. A bit is changed under the shard's lock.
+    queued: Box<[AtomicU64]>,
 }
 
 /// A shard, its lock and its counters, on cache lines of their own.
@@ -64,7 +69,7 @@ pub(crate) struct Pool {
 #[repr(C, align(128))]
 struct ShardCell {
     counters: Counters,
-    locked: Mutex<Locked>,
+    locked: InnerMutex<Locked>,
 }
 
 #[derive(Debug, Default)]
@@ -101,7 +106,12 @@ pub(crate) struct PoolParts {
 
 impl Pool {
     pub(crate) fn new(parts: PoolParts) -> Result<Self, Refusal> {
-        let base_bytes = (SHARDS * size_of::<ShardCell>() + size_of::<Pool>()) as u64;
+        let members = match parts.kind {
+            PoolKind::Persistent => 0,
+            PoolKind::Ephemeral => 1,
+            PoolKind::Shared => MOST_MEMBERS,
+        };
+        let base_bytes = (SHARDS * size_of::<ShardCell>() + size_of::<Pool>() + members * 8) as u64;
         parts.space.purse().pay_for(base_bytes, Want::Pool)?;
         Ok(Self {
             kind: parts.kind,
@@ -114,6 +124,7 @@ impl Pool {
             base_bytes,
             members: ArcSwap::default(),
             hand: AtomicUsize::new(0),
+            queued: (0..members).map(|_| AtomicU64::new(0)).collect(),
         })
     }
 
@@ -136,12 +147,14 @@ impl Pool {
         ((hash >> 32) as usize % SHARDS, tags)
     }
 
-    /// Puts an encoded page under a key, in place of what was there.
+    /// Puts an encoded page under a key, in place of what was there; in the slot that is held, if there is one.
+    /// [`Refusal::Frames`] asks for such a slot.
     pub(crate) fn place(
         &self,
         member: u8,
         key: Key,
         encoded: &Encoded<'_>,
+        held: &mut Option<Held<'_>>,
     ) -> Result<(), Unplaced> {
         let (number, tags) = self.tags(key);
         let cell = &self.shards[number];
@@ -167,7 +180,7 @@ impl Pool {
                 locked,
                 (member, fingerprint),
                 (number, chunk, place),
-                encoded,
+                (encoded, held),
             )
         } else {
             let holder = Holder::Chunk {
@@ -176,7 +189,7 @@ impl Pool {
                 chunk,
                 place,
             };
-            self.entry(encoded, holder).inspect(|entry| {
+            self.entry(encoded, holder, held).inspect(|entry| {
                 cell.counters.count(*entry, true);
             })
         };
@@ -192,7 +205,12 @@ impl Pool {
     }
 
     /// The entry of a page, with its bytes in a slot.
-    fn entry(&self, encoded: &Encoded<'_>, holder: Holder) -> Result<Entry, Refusal> {
+    fn entry(
+        &self,
+        encoded: &Encoded<'_>,
+        holder: Holder,
+        held: &mut Option<Held<'_>>,
+    ) -> Result<Entry, Refusal> {
         match encoded {
             Encoded::Fill(entry) => Ok(*entry),
             Encoded::Bytes {
@@ -202,11 +220,11 @@ impl Pool {
             } => {
                 if let (Some(dedup), Some(hash)) = (&self.dedup, hash)
                     && let Inserted::Record(record) =
-                        dedup.insert(*hash, (bytes, *encoding), self.number, &self.space)?
+                        dedup.insert(*hash, (bytes, *encoding), self.number, &self.space, held)?
                 {
                     return Ok(Entry::record(record));
                 }
-                let slot = self.space.place(bytes, *encoding, holder.pack())?;
+                let slot = self.space.place(bytes, *encoding, holder.pack(), held)?;
                 Ok(Entry::slot(slot))
             }
             Encoded::Record { record, .. } => match &self.dedup {
@@ -223,7 +241,7 @@ impl Pool {
         locked: &mut Locked,
         (member, fingerprint): (u8, u32),
         (number, chunk, place): (usize, u32, u8),
-        encoded: &Encoded<'_>,
+        (encoded, held): (&Encoded<'_>, &mut Option<Held<'_>>),
     ) -> Result<Entry, Refusal> {
         let shared = self.member(member)?;
         let cost = shared_cost(encoded.len());
@@ -235,7 +253,7 @@ impl Pool {
             locked,
             (member, fingerprint),
             (number, chunk, place),
-            encoded,
+            (encoded, held),
         );
         if let (Err(_), Some(account)) = (&placed, &shared) {
             self.purse().ledger.release_shared(account, cost);
@@ -249,7 +267,7 @@ impl Pool {
         locked: &mut Locked,
         (member, fingerprint): (u8, u32),
         (number, chunk, place): (usize, u32, u8),
-        encoded: &Encoded<'_>,
+        (encoded, held): (&Encoded<'_>, &mut Option<Held<'_>>),
     ) -> Result<Entry, Refusal> {
         let node = locked.shard.add_node(
             self.purse(),
@@ -266,7 +284,7 @@ impl Pool {
             shard: number as u8,
             node,
         };
-        let entry = match self.entry(encoded, holder) {
+        let entry = match self.entry(encoded, holder, held) {
             Ok(entry) => entry,
             Err(refusal) => {
                 locked.shard.remove_node(self.purse(), node);
@@ -287,6 +305,9 @@ impl Pool {
         let growth = queue.growth();
         if growth > 0 && locked.shard.pay(self.purse(), growth) {
             queue.grow();
+        }
+        if queue.is_empty() {
+            self.mark_queued(member, number, true);
         }
         queue.insert(&mut locked.shard.nodes, node, fingerprint);
         cell.counters.count(entry, true);
@@ -325,6 +346,9 @@ impl Pool {
             };
             if let Some((_, queue)) = locked.queues.iter_mut().find(|(m, _)| *m == member) {
                 queue.remove(&mut locked.shard.nodes, number);
+                if queue.is_empty() {
+                    self.mark_queued(member, self.shard_of(locked, number), false);
+                }
             }
             let Some(node) = locked.shard.remove_node(self.purse(), number) else {
                 return;
@@ -403,6 +427,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.kill();
+        debug_assert!(self.queued.iter().all(|shards| shards.load(Relaxed) == 0));
         if let Some(dedup) = &self.dedup {
             dedup.end(self.purse());
         }

@@ -7,15 +7,56 @@ use super::{Locked, Pool, ShardCell, fingerprint};
 use crate::entry::{Entry, Kind, Slot};
 use crate::evict::Policy;
 use crate::index::{Holder, SHARDS};
-use crate::ledger::Account;
+use crate::ledger::{Account, PageOf};
 use crate::page::Key;
 use crate::segment::{class_of, slot_bytes};
+use crate::space::Held;
 use crate::stats::PoolKind;
 
 impl Pool {
-    /// The shard to evict from next.
-    pub(crate) fn next_shard(&self) -> usize {
-        self.hand.fetch_add(1, Ordering::Relaxed) % SHARDS
+    /// The shard to evict a page of a member from: the next in turn of those where it has some.
+    pub(crate) fn next_shard(&self, member: u8) -> Option<usize> {
+        let queued = self
+            .queued
+            .get(usize::from(member))?
+            .load(Ordering::Relaxed);
+        let from = self.hand.fetch_add(1, Ordering::Relaxed) % SHARDS;
+        let next = queued.rotate_right(from as u32).trailing_zeros() as usize;
+        (queued != 0).then_some((from + next) % SHARDS)
+    }
+
+    /// A member has pages to evict in a shard now, or has none any more. The caller holds the shard's lock.
+    pub(super) fn mark_queued(&self, member: u8, shard: usize, some: bool) {
+        let Some(queued) = self.queued.get(usize::from(member)) else {
+            return;
+        };
+        let bit = 1 << (shard % SHARDS);
+        if some {
+            queued.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            queued.fetch_and(!bit, Ordering::Relaxed);
+        }
+        let ledger = &self.purse().ledger;
+        if self.kind == PoolKind::Shared {
+            let account = self.member(member).ok().flatten();
+            ledger.count_evictable(account.as_deref(), PageOf::Shared, some);
+        } else {
+            let account = &self.purse().account;
+            ledger.count_evictable(Some(account), PageOf::Private, some);
+        }
+    }
+
+    /// The shard of a node.
+    pub(super) fn shard_of(&self, locked: &Locked, node: u32) -> usize {
+        let chunk = locked.shard.nodes.get(node).map(|node| node.chunk);
+        let Some(found) = chunk.and_then(|chunk| locked.shard.chunk(chunk)) else {
+            return 0;
+        };
+        let key = Key {
+            object: found.object,
+            index: found.number << 6,
+        };
+        self.tags(key).0
     }
 
     /// Evicts pages of a member from one shard, `most` at most. Returns pages and bytes of slots.
@@ -87,10 +128,15 @@ impl Pool {
             && self.evict_node(cell, &mut locked, 0, node).is_some()
     }
 
-    /// Moves the page in a slot to a lower place. Returns whether it moved.
-    pub(crate) fn relocate(&self, holder: Holder, segment: u32, number: u16) -> bool {
+    /// Moves the page in a slot to a place that is held. Returns whether it moved.
+    pub(crate) fn relocate(
+        &self,
+        holder: Holder,
+        from: (u32, u16),
+        to: &mut Option<Held<'_>>,
+    ) -> bool {
         if let (Holder::Record { record, .. }, Some(dedup)) = (holder, &self.dedup) {
-            return dedup.relocate(record, (segment, number), self.number, &self.space);
+            return dedup.relocate(record, from, self.number, &self.space, to);
         }
         let (Holder::Chunk { shard, .. } | Holder::Node { shard, .. }) = holder else {
             return false;
@@ -110,10 +156,10 @@ impl Pool {
         let Kind::Slot(slot) = entry.kind() else {
             return false;
         };
-        if (slot.segment, slot.number) != (segment, number) {
+        if (slot.segment, slot.number) != from {
             return false;
         }
-        let Some(moved) = self.space.relocate(slot, holder.pack()) else {
+        let Some(moved) = self.space.relocate(slot, holder.pack(), to) else {
             return false;
         };
         let entry = keep_marks(entry, moved);

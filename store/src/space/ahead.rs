@@ -1,12 +1,10 @@
 //! Frames ahead of need. The kernel takes longer to find and clear a frame than a codec needs for a page, so a thread
-//! of its own gets the next frames of a class that is growing, without the class's lock; a store that finds none
-//! gets its own.
+//! of its own gets the next frames of a class that is growing; a store that finds none gets its own.
 
 use std::sync::atomic::Ordering;
 
-use super::{Space, runs};
-use crate::memory::FRAME_BYTES;
-use crate::segment::{CLASSES, Segment, frame_run};
+use super::Space;
+use crate::segment::{CLASSES, Segment};
 
 /// Most frames that a class has ahead.
 const MOST: u64 = 32;
@@ -44,16 +42,11 @@ impl Space {
     }
 
     fn fill_class(&self, class: usize) {
-        let Some((number, frames)) = self.begin_filling(class) else {
-            return;
-        };
-        let mut refused = 0;
-        for (first, count) in runs(frames) {
-            if self.memory.populate(number, first, count).is_err() {
-                refused |= frame_run(first, count);
-            }
+        if let Some((number, frames)) = self.begin_filling(class) {
+            let got = self.populate(number, frames);
+            self.end_filling(class, number, (frames, got), None);
+            self.finish_if_ended();
         }
-        self.end_filling(class, number, refused);
     }
 
     /// Pays for the next frames of the class and marks them.
@@ -62,49 +55,19 @@ impl Space {
         let inner = &mut *guard;
         let number = *inner.open.first()?;
         let segment = inner.segments.get_mut(&number)?;
-        if segment.filling != 0 || self.ended.load(Ordering::Relaxed) {
+        if self.ended.load(Ordering::Relaxed) {
             return None;
         }
-        let frames = segment.next_frames(self.stock(class)) & !segment.resident;
-        let count = u64::from(frames.count_ones());
-        if count == 0 || self.purse.pay(count * FRAME_BYTES as u64).is_err() {
+        let known = segment.resident() | segment.on_the_way();
+        let frames = segment.next_frames(self.stock(class)) & !known;
+        if frames == 0 || self.pay_frames(frames).is_err() {
             return None;
         }
-        segment.filling = frames;
-        self.classes[class].gauges.frames.add(count);
+        self.change(class, inner, number, |segment| {
+            segment.begin_filling(frames)
+        });
+        self.count_begun(class, frames);
         Some((number, frames))
-    }
-
-    /// Makes the marked frames resident, except those that the kernel refused.
-    fn end_filling(&self, class: usize, number: u32, refused: u64) {
-        let mut guard = self.classes[class].locked.lock();
-        let inner = &mut *guard;
-        let Some(segment) = inner.segments.get_mut(&number) else {
-            debug_assert!(false, "a segment went while it was filled");
-            return;
-        };
-        // A store may have taken some in the meantime: those it got from the kernel itself.
-        let mut got = segment.filling & !segment.resident;
-        segment.filling = 0;
-        let ended = self.ended.load(Ordering::Relaxed);
-        let useless = if ended { got } else { got & refused };
-        if useless != 0 {
-            got &= !useless;
-            let left = self.punch(number, useless);
-            self.purse
-                .refund(u64::from(left.count_ones()) * FRAME_BYTES as u64);
-            let gauges = &self.classes[class].gauges;
-            gauges.frames.sub(u64::from(useless.count_ones()));
-        }
-        segment.resident |= got;
-        if segment.live() == 0 {
-            self.close_segment(class, inner, number);
-        }
-        drop(guard);
-        if ended {
-            // Whoever ended the owner could not give this segment back.
-            while self.trim(usize::MAX) > 0 {}
-        }
     }
 }
 
@@ -115,6 +78,7 @@ mod tests {
     use super::*;
     use crate::entry::{Encoding, Slot};
     use crate::ledger::{Account, Ledger};
+    use crate::memory::FRAME_BYTES;
     use crate::space::{Purse, Refusal};
     use crate::upkeep::Wakes;
 
@@ -135,7 +99,8 @@ mod tests {
     }
 
     fn place(space: &Space) -> Result<Slot, Refusal> {
-        space.place(&[7; 4096], Encoding::Raw, 1)
+        let mut held = Some(space.hold(RAW)?);
+        space.place(&[7; 4096], Encoding::Raw, 1, &mut held)
     }
 
     /// A class of so many pages or a few more, and no frame without one.
@@ -183,20 +148,22 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_a_store_needs_while_it_is_on_its_way_is_charged_once() {
+    fn a_frame_on_its_way_is_nobody_elses_and_goes_back_when_the_kernel_refuses() {
         let (ledger, space) = space(u64::MAX);
         fill(&space, &ledger, 64 * 5 + 1);
         let (number, frames) = space.begin_filling(RAW).expect("frames");
         assert_eq!(frames.count_ones(), 5);
-        assert_eq!(space.begin_filling(RAW), None, "one at a time");
+        assert_eq!(space.begin_filling(RAW), None, "they are on their way");
         let slot = place(&space).expect("room");
         let taken = space.usage().frames;
-        assert_eq!(space.trim(64), 0, "what is on its way stays");
-        // The kernel refuses all that the store did not get itself: its own, and three ahead.
-        space.end_filling(RAW, number, frames);
+        assert!(space.has_frames_on_the_way());
+        while space.trim(64) > 0 {}
+        assert_eq!(idle(&space, &ledger), 5, "what is on its way stays");
+        space.end_filling(RAW, number, (frames, 0b11 << frames.trailing_zeros()), None);
         assert!(space.fetch(slot, &mut [0; 4096]));
-        assert_eq!(idle(&space, &ledger), 3);
-        assert_eq!(space.usage().frames, taken - 4096);
+        assert_eq!(idle(&space, &ledger), 2);
+        assert!(space.usage().frames < taken);
+        assert!(!space.has_frames_on_the_way());
     }
 
     #[test]
@@ -204,7 +171,7 @@ mod tests {
         for ends in [false, true] {
             let (ledger, space) = space(u64::MAX);
             let slots = fill(&space, &ledger, 70);
-            let (number, _) = space.begin_filling(RAW).expect("frames");
+            let (number, frames) = space.begin_filling(RAW).expect("frames");
             for slot in slots {
                 space.free(slot);
             }
@@ -213,8 +180,10 @@ mod tests {
             }
             while space.trim(64) > 0 {}
             assert!(idle(&space, &ledger) > 0);
-            space.end_filling(RAW, number, 0);
-            if !ends {
+            space.end_filling(RAW, number, (frames, frames), None);
+            if ends {
+                space.finish_if_ended();
+            } else {
                 while space.trim(64) > 0 {}
             }
             assert_eq!(ledger.used(), 0);

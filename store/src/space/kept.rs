@@ -29,12 +29,16 @@ impl Space {
         };
         let frames = frame_run(0, missing.min(FRAMES) as usize);
         let mapped = self.memory.map(number).map_err(|_| Refusal::NoMemory);
-        match mapped.and_then(|()| self.populate(number, frames, 0)) {
-            Ok(()) => self.retire(number, frames),
-            Err(refusal) => {
-                self.retire(number, 0);
-                return Err(refusal);
-            }
+        if let Err(refusal) = mapped.and_then(|()| self.pay_frames(frames)) {
+            self.retire(number, 0);
+            return Err(refusal);
+        }
+        let got = self.populate(number, frames);
+        self.retire(number, got);
+        let refused = u64::from((frames & !got).count_ones());
+        if refused > 0 {
+            self.purse.refund(refused * FRAME_BYTES as u64);
+            return Err(Refusal::NoMemory);
         }
         Ok(missing > FRAMES)
     }

@@ -3,9 +3,18 @@
 //! Each size class has its own lock, so that two stores meet only when their pages compress to the
 //! same size. Slots are taken lowest address first, so that the high segments empty by themselves and
 //! compaction has little to move.
+//!
+//! Nothing is searched for: a class lists its segments with free slots, with free slots in memory and with frames to
+//! give back, and the owner has a bit for each class that may win something. `hold` gets frames for a slot, `ahead` for
+//! slots to come, `trim` gives them back, `compact` says which slots to move. No lock of the crate is held while the
+//! kernel is asked.
 
 mod ahead;
+mod compact;
+mod hold;
 mod kept;
+#[cfg(test)]
+mod tests;
 mod trim;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +22,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+pub(crate) use hold::Held;
 use trim::Look;
 
 use crate::config::{Gate, Want};
@@ -20,18 +30,10 @@ use crate::entry::{Encoding, MAX_SEGMENTS, Slot};
 use crate::ledger::{Account, Ledger, Short};
 use crate::memory::{FRAME_BYTES, Memory};
 use crate::segment::{
-    Backref, CLASSES, Segment, class_of, frame_run, slot_bytes, slots_per_segment,
+    Backref, CLASSES, IDLE, OPEN, READY, Segment, class_of, slot_bytes, slots_per_segment,
 };
-use crate::sync::{Counter, Mutex};
+use crate::sync::{Counter, InnerMutex};
 use crate::upkeep::Wakes;
-
-/// Frames that a class of `frames` frames takes ahead of its need: few when it is small, so that a small guest pays for
-/// little that it does not use, and never many, because whoever stores waits until the kernel has found and
-/// cleared them. In the bench `store`, `p999_over_p50` was 33 with seven ahead, 20 with three and 18 with one; with
-/// one, half of the stores took 3 % longer, since more of them call the kernel.
-fn ahead(frames: u64) -> u64 {
-    (frames / 8).min(3)
-}
 
 /// Slots given back to a class between two looks at its waste.
 const FREES_PER_LOOK: u64 = 64;
@@ -45,6 +47,8 @@ pub(crate) enum Refusal {
     Short(Short),
     /// The host has no memory.
     NoMemory,
+    /// No slot of the class lies in frames with memory: [`Space::hold`] gets one, once no lock is held.
+    Frames,
 }
 
 impl From<Short> for Refusal {
@@ -125,13 +129,26 @@ pub(crate) struct Space {
     memory: Memory,
     purse: Purse,
     classes: Box<[ClassCell]>,
-    spare: Mutex<Spare>,
+    spare: InnerMutex<Spare>,
     /// Frames of retired segments. Written under the lock of `spare`.
     retired_frames: Counter,
     /// Of those, what the background may still give back. Written by whoever looks.
     retired_allowed: Counter,
     /// Bit per size class that wants frames ahead.
     wanting: AtomicU64,
+    /// Bit per size class with idle frames. A bit is changed under the class's lock.
+    idle: AtomicU64,
+    /// Bit per size class where moving slots may free a frame: set by whatever could make it so, and taken away by
+    /// whoever finds under the class's lock that it does not.
+    movable: AtomicU64,
+    /// Bit per size class that has segments. A bit is changed under the class's lock.
+    occupied: AtomicU64,
+    /// Kinds of frames to give back: classes with idle ones, and one for retired segments.
+    sources: AtomicU64,
+    /// Frames that a thread is getting from the kernel or giving back to it.
+    on_the_way: AtomicU64,
+    /// More memory holds no slot than the owner should keep, as of the last look at it.
+    wasteful: AtomicBool,
     /// The owner is gone: no frames are taken ahead.
     ended: AtomicBool,
     /// The background leaves the owner's reserve alone.
@@ -142,18 +159,21 @@ pub(crate) struct Space {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct ClassCell {
-    locked: Mutex<SizeClass>,
+    locked: InnerMutex<SizeClass>,
     gauges: Gauges,
     look: Look,
 }
 
-/// What a size class holds, for statistics. Written under the class's lock.
+/// What a size class holds. Written under the class's lock.
 #[derive(Debug, Default)]
 struct Gauges {
+    /// Frames that are charged.
     frames: Counter,
     metadata: Counter,
     live: Counter,
     frees: Counter,
+    /// Free slots in frames with memory.
+    ready: Counter,
 }
 
 /// The segments of one size class.
@@ -162,6 +182,10 @@ struct SizeClass {
     segments: BTreeMap<u32, Box<Segment>>,
     /// Segments with a free slot.
     open: BTreeSet<u32>,
+    /// Segments with a free slot in frames that have memory.
+    ready: BTreeSet<u32>,
+    /// Segments with idle frames.
+    idle: BTreeSet<u32>,
     /// Where the next victim is looked for.
     hand: (u32, u16),
 }
@@ -201,10 +225,16 @@ impl Space {
             memory: Memory::new(name)?.locked(purse.locked),
             purse,
             classes: (0..CLASSES).map(|_| ClassCell::default()).collect(),
-            spare: Mutex::default(),
+            spare: InnerMutex::default(),
             retired_frames: Counter::default(),
             retired_allowed: Counter::default(),
             wanting: AtomicU64::new(0),
+            idle: AtomicU64::new(0),
+            movable: AtomicU64::new(0),
+            occupied: AtomicU64::new(0),
+            sources: AtomicU64::new(0),
+            on_the_way: AtomicU64::new(0),
+            wasteful: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             kept: AtomicBool::new(false),
         })
@@ -214,16 +244,20 @@ impl Space {
         &self.purse
     }
 
-    /// Takes a slot and writes `bytes` (1 to 4096) to it.
+    /// Takes a slot in frames with memory, or the one in `held`, and writes `bytes` (1 to 4096) to it.
     pub(crate) fn place(
         &self,
         bytes: &[u8],
         encoding: Encoding,
         backref: Backref,
+        held: &mut Option<Held<'_>>,
     ) -> Result<Slot, Refusal> {
         let len = bytes.len() as u16;
         let class = class_of(len);
-        let (segment, number) = self.take(class, backref)?;
+        let (segment, number) = match held.take_if(|held| held.is_of(self, class)) {
+            Some(held) => held.keep(backref),
+            None => self.take(class, backref)?,
+        };
         let offset = usize::from(number) * slot_bytes(class);
         let check = self.memory.write(segment, offset, bytes);
         Ok(Slot {
@@ -243,50 +277,35 @@ impl Space {
             == slot.check
     }
 
+    /// Takes the lowest free slot in frames with memory.
     fn take(&self, class: usize, backref: Backref) -> Result<(u32, u16), Refusal> {
         let mut guard = self.classes[class].locked.lock();
-        let inner = &mut *guard;
-        let number = match inner.open.first() {
-            Some(number) => *number,
-            None => self.open_segment(class, inner)?,
-        };
-        let taken = self.take_from(class, inner, number, backref, false);
-        if taken.is_err() && inner.segments.get(&number).is_some_and(|s| s.live() == 0) {
-            self.close_segment(class, inner, number);
-        }
-        match taken {
-            Err(Refusal::Short(short)) => {
-                // No new frame is granted; a few segments may have room in the frames they have.
-                let open: [u32; 4] = {
-                    let mut numbers = inner.open.iter().copied();
-                    std::array::from_fn(|_| numbers.next().unwrap_or(u32::MAX))
-                };
-                for number in open {
-                    if inner.segments.contains_key(&number)
-                        && let Ok(taken) = self.take_from(class, inner, number, backref, true)
-                    {
-                        return Ok(taken);
-                    }
-                }
-                Err(Refusal::Short(short))
-            }
-            other => other,
-        }
+        let number = *guard.ready.first().ok_or(Refusal::Frames)?;
+        self.take_ready(class, &mut guard, number, backref)
     }
 
-    fn take_from(
+    /// Takes the lowest free slot in frames with memory of a segment that has one.
+    fn take_ready(
         &self,
         class: usize,
         inner: &mut SizeClass,
         number: u32,
         backref: Backref,
-        resident_only: bool,
     ) -> Result<(u32, u16), Refusal> {
-        let none = Refusal::Short(Short::Limit);
-        let segment = inner.segments.get_mut(&number).ok_or(none)?;
-        let slot = segment.find(resident_only).ok_or(none)?;
-        let gauges = &self.classes[class].gauges;
+        let taken = self.change(class, inner, number, |segment| {
+            let slot = segment.find_ready().ok_or(Refusal::Frames)?;
+            self.grow(class, segment, slot)?;
+            segment.take(slot, backref);
+            self.look_ahead(class, segment, slot);
+            Ok((number, slot))
+        });
+        let place = taken.unwrap_or(Err(Refusal::Frames))?;
+        self.classes[class].gauges.live.add(1);
+        Ok(place)
+    }
 
+    /// Makes room for the slot's backref.
+    fn grow(&self, class: usize, segment: &mut Segment, slot: u16) -> Result<(), Refusal> {
         let growth = segment.growth(slot);
         if growth > 0 {
             self.purse.pay(growth)?;
@@ -294,84 +313,109 @@ impl Space {
                 self.purse.refund(growth);
                 return Err(Refusal::NoMemory);
             }
-            gauges.metadata.add(growth);
-        }
-        let missing = segment.missing(slot);
-        if missing != 0 {
-            let paid = segment.filling;
-            let wanted = segment.run_from(missing, ahead(gauges.frames.get()));
-            // What is taken ahead is only taken while it is there for the asking.
-            let got = match self.populate(number, wanted, paid) {
-                Err(Refusal::Short(_)) if wanted != missing => {
-                    self.populate(number, missing, paid)?;
-                    missing
-                }
-                other => other.map(|()| wanted)?,
-            };
-            segment.resident |= got;
-            gauges.frames.add(u64::from((got & !paid).count_ones()));
-        }
-        segment.take(slot, backref);
-        gauges.live.add(1);
-        self.look_ahead(class, segment, slot);
-        if segment.is_full() {
-            inner.open.remove(&number);
-        }
-        Ok((number, slot))
-    }
-
-    /// Pays for frames, except for those that are paid, and gets them from the kernel.
-    fn populate(&self, segment: u32, frames: u64, paid: u64) -> Result<(), Refusal> {
-        let unpaid = frames & !paid;
-        let bytes = u64::from(unpaid.count_ones()) * FRAME_BYTES as u64;
-        self.purse.pay(bytes)?;
-        for (first, count) in runs(frames) {
-            if self.memory.populate(segment, first, count).is_err() {
-                for (first, count) in runs(unpaid) {
-                    let _ = self.memory.punch(segment, first, count);
-                }
-                self.purse.refund(bytes);
-                return Err(Refusal::NoMemory);
-            }
+            self.classes[class].gauges.metadata.add(growth);
         }
         Ok(())
     }
 
-    fn open_segment(&self, class: usize, inner: &mut SizeClass) -> Result<u32, Refusal> {
-        let metadata = Segment::base_bytes(class);
-        self.purse.pay(metadata)?;
-        let taken = self.spare_segment();
-        let opened = taken.and_then(|(number, resident)| {
-            match self
-                .memory
-                .map(number)
-                .ok()
-                .and_then(|()| Segment::new(class, resident))
-            {
-                Some(segment) => Some((number, segment)),
-                None => {
-                    self.retire(number, resident);
-                    None
-                }
+    /// Changes a segment, and then the lists and counts that it is in.
+    fn change<R>(
+        &self,
+        class: usize,
+        inner: &mut SizeClass,
+        number: u32,
+        act: impl FnOnce(&mut Segment) -> R,
+    ) -> Option<R> {
+        let SizeClass {
+            segments,
+            open,
+            ready,
+            idle,
+            ..
+        } = inner;
+        let segment = segments.get_mut(&number)?;
+        let before = segment.ready();
+        let result = act(segment);
+        let after = segment.ready();
+        let gauge = &self.classes[class].gauges.ready;
+        gauge.set(gauge.get() + after - before);
+        let (was, is) = (segment.listed, segment.lists());
+        segment.listed = is;
+        if was != is {
+            enlist(open, number, was & OPEN, is & OPEN);
+            enlist(ready, number, was & READY, is & READY);
+            if (was ^ is) & IDLE != 0 {
+                let none_before = idle.is_empty();
+                enlist(idle, number, was & IDLE, is & IDLE);
+                self.mark_idle(class, none_before, idle.is_empty());
             }
-        });
-        let Some((number, segment)) = opened else {
-            self.purse.refund(metadata);
-            return Err(Refusal::NoMemory);
-        };
-        let gauges = &self.classes[class].gauges;
-        gauges.metadata.add(metadata);
-        gauges.frames.add(u64::from(segment.resident.count_ones()));
-        inner.segments.insert(number, Box::new(segment));
-        inner.open.insert(number);
-        Ok(number)
+        }
+        // A slot that is taken where there is memory is nothing that moving could win by.
+        if after >= before {
+            self.mark_movable(class);
+        }
+        Some(result)
+    }
+
+    /// A class has idle frames now, or has none any more.
+    fn mark_idle(&self, class: usize, none_before: bool, none_now: bool) {
+        let bit = 1 << class;
+        match (none_before, none_now) {
+            (true, false) => {
+                self.idle.fetch_or(bit, Ordering::Relaxed);
+                self.add_source();
+            }
+            (false, true) => {
+                self.idle.fetch_and(!bit, Ordering::Relaxed);
+                self.remove_source();
+            }
+            _ => {}
+        }
+    }
+
+    fn add_source(&self) {
+        if self.sources.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.purse.ledger.owners_with_idle.add(1);
+        }
+    }
+
+    fn remove_source(&self) {
+        if self.sources.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.purse.ledger.owners_with_idle.add(-1);
+        }
+    }
+
+    fn mark_movable(&self, class: usize) {
+        let bit = 1 << class;
+        if self.movable.load(Ordering::Relaxed) & bit == 0 {
+            self.movable.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether there are frames to give back.
+    pub(crate) fn has_idle(&self) -> bool {
+        self.sources.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether a slot of the class is free in frames with memory.
+    pub(crate) fn has_ready(&self, class: usize) -> bool {
+        self.classes[class].gauges.ready.get() > 0
+    }
+
+    /// Whether a thread is getting frames from the kernel or giving some back.
+    pub(crate) fn has_frames_on_the_way(&self) -> bool {
+        self.on_the_way.load(Ordering::Relaxed) > 0
+    }
+
+    /// Classes that have segments.
+    pub(crate) fn occupied(&self) -> Classes {
+        Classes(self.occupied.load(Ordering::Relaxed))
     }
 
     fn spare_segment(&self) -> Option<(u32, u64)> {
         let mut spare = self.spare.lock();
-        if let Some((number, resident)) = spare.retired.pop() {
-            self.retired_frames.sub(u64::from(resident.count_ones()));
-            return Some((number, resident));
+        if let Some(retired) = self.pop_retired(&mut spare) {
+            return Some(retired);
         }
         if let Some(number) = spare.numbers.pop() {
             return Some((number, 0));
@@ -389,10 +433,22 @@ impl Space {
             spare.numbers.push(number);
         } else {
             self.retired_frames.add(u64::from(resident.count_ones()));
+            if spare.retired.is_empty() {
+                self.add_source();
+            }
             spare.retired.push((number, resident));
             drop(spare);
             self.purse.wakes.upkeep.ask();
         }
+    }
+
+    fn pop_retired(&self, spare: &mut Spare) -> Option<(u32, u64)> {
+        let (number, resident) = spare.retired.pop()?;
+        self.retired_frames.sub(u64::from(resident.count_ones()));
+        if spare.retired.is_empty() {
+            self.remove_source();
+        }
+        Some((number, resident))
     }
 
     /// Gives a slot back. Its frames stay charged until [`Space::trim`].
@@ -403,43 +459,52 @@ impl Space {
     fn give(&self, class: usize, number: u32, slot: u16) {
         let mut guard = self.classes[class].locked.lock();
         let inner = &mut *guard;
-        let Some(segment) = inner.segments.get_mut(&number) else {
-            debug_assert!(false, "slot of an unknown segment given back");
-            return;
-        };
-        let was_full = segment.is_full();
-        if !segment.give(slot) {
-            debug_assert!(false, "slot given back twice");
-            return;
-        }
-        self.classes[class].gauges.live.sub(1);
-        if segment.live() == 0 {
-            self.close_segment(class, inner, number);
-        } else if was_full {
-            inner.open.insert(number);
-        }
-        let frees = &self.classes[class].gauges.frees;
-        frees.add(1);
-        if frees.get().is_multiple_of(FREES_PER_LOOK) && self.is_sparse(class, WAKE_WASTE) {
-            self.purse.wakes.upkeep.ask();
-        }
-    }
-
-    fn close_segment(&self, class: usize, inner: &mut SizeClass, number: u32) {
-        if inner.segments.get(&number).is_some_and(|s| s.filling != 0) {
-            // Whoever fills it closes it.
-            return;
-        }
-        inner.open.remove(&number);
-        let Some(segment) = inner.segments.remove(&number) else {
+        let given = self.change(class, inner, number, |segment| {
+            segment.give(slot).then(|| segment.live() == 0)
+        });
+        let Some(empty) = given.flatten() else {
+            debug_assert!(false, "slot given back twice, or of an unknown segment");
             return;
         };
         let gauges = &self.classes[class].gauges;
+        gauges.live.sub(1);
+        if empty {
+            self.close_empty(class, inner, number);
+        }
+        gauges.frees.add(1);
+        if gauges.frees.get().is_multiple_of(FREES_PER_LOOK) {
+            if self.is_sparse(class, WAKE_WASTE) {
+                self.purse.wakes.upkeep.ask();
+            }
+            if !self.wasteful.load(Ordering::Relaxed) {
+                self.look_at_waste();
+            }
+        }
+    }
+
+    /// Closes a segment without slots in use, unless frames of it are on the way: then whoever has them does.
+    fn close_empty(&self, class: usize, inner: &mut SizeClass, number: u32) {
+        let Some(segment) = inner.segments.get(&number) else {
+            return;
+        };
+        if segment.live() > 0 || segment.on_the_way() != 0 {
+            return;
+        }
+        let resident = segment.resident();
         let metadata = segment.metadata_bytes();
+        let gauges = &self.classes[class].gauges;
+        gauges.ready.sub(segment.ready());
         gauges.metadata.sub(metadata);
-        gauges.frames.sub(u64::from(segment.resident.count_ones()));
-        let resident = segment.resident;
-        drop(segment);
+        gauges.frames.sub(u64::from(resident.count_ones()));
+        inner.segments.remove(&number);
+        inner.open.remove(&number);
+        inner.ready.remove(&number);
+        let none_before = inner.idle.is_empty();
+        inner.idle.remove(&number);
+        self.mark_idle(class, none_before, inner.idle.is_empty());
+        if inner.segments.is_empty() {
+            self.occupied.fetch_and(!(1 << class), Ordering::Relaxed);
+        }
         self.purse.refund(metadata);
         self.retire(number, resident);
     }
@@ -462,21 +527,6 @@ impl Space {
         for cell in &self.classes {
             drop(cell.locked.lock());
         }
-    }
-
-    /// The slot at the highest address of the class, if a slot at a lower one is free.
-    pub(crate) fn movable(&self, class: usize) -> Option<Movable> {
-        let inner = self.classes[class].locked.lock();
-        let (number, segment) = inner.segments.last_key_value()?;
-        let (slot, backref) = segment.highest()?;
-        let lowest = *inner.open.first()?;
-        if lowest == *number && segment.live() == usize::from(slot) + 1 {
-            return None;
-        }
-        Some(Movable {
-            slot: (*number, slot),
-            backref,
-        })
     }
 
     /// A slot in use of the class: all of them in turn.
@@ -502,32 +552,6 @@ impl Space {
         })
     }
 
-    /// Copies a slot to the lowest free place of its class, if that is lower. The caller holds the
-    /// lock of the entry that names the slot, changes the entry, and frees the old slot.
-    pub(crate) fn relocate(&self, slot: Slot, backref: Backref) -> Option<Slot> {
-        let class = class_of(slot.len);
-        let (segment, number) = self.take(class, backref).ok()?;
-        if (segment, number) >= (slot.segment, slot.number) {
-            self.give(class, segment, number);
-            return None;
-        }
-        let bytes = slot_bytes(class);
-        let copied = self.memory.copy(
-            (slot.segment, usize::from(slot.number) * bytes),
-            (segment, usize::from(number) * bytes),
-            usize::from(slot.len),
-        );
-        if !copied {
-            self.give(class, segment, number);
-            return None;
-        }
-        Some(Slot {
-            segment,
-            number,
-            ..slot
-        })
-    }
-
     /// Sums for statistics.
     pub(crate) fn usage(&self) -> SpaceUse {
         let mut usage = SpaceUse {
@@ -548,18 +572,44 @@ impl Drop for Space {
     fn drop(&mut self) {
         let usage = self.usage();
         self.purse.refund(usage.frames + usage.metadata);
+        if self.has_idle() {
+            self.purse.ledger.owners_with_idle.add(-1);
+        }
     }
 }
 
-/// The runs of set bits: first bit and length.
-fn runs(mut bits: u64) -> impl Iterator<Item = (usize, usize)> {
-    std::iter::from_fn(move || {
-        if bits == 0 {
-            return None;
-        }
-        let first = bits.trailing_zeros() as usize;
-        let count = (!(bits >> first)).trailing_zeros() as usize;
-        bits &= !frame_run(first, count);
-        Some((first, count))
-    })
+/// The lowest free slot in frames with memory.
+fn ready_place(inner: &mut SizeClass) -> Option<(u32, u16)> {
+    let number = *inner.ready.first()?;
+    let slot = inner.segments.get_mut(&number)?.find_ready()?;
+    Some((number, slot))
+}
+
+/// The lowest free slot, of those in frames that no thread has on the way.
+fn free_place(inner: &mut SizeClass) -> Option<(u32, u16)> {
+    let SizeClass { segments, open, .. } = inner;
+    open.iter()
+        .find_map(|number| Some((*number, segments.get_mut(number)?.find_free()?)))
+}
+
+fn enlist(list: &mut BTreeSet<u32>, number: u32, was: u8, is: u8) {
+    if was == 0 && is != 0 {
+        list.insert(number);
+    } else if was != 0 && is == 0 {
+        list.remove(&number);
+    }
+}
+
+/// Size classes, those of large slots first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Classes(u64);
+
+impl Iterator for Classes {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let class = self.0.checked_ilog2()?;
+        self.0 &= !(1 << class);
+        Some(class as usize)
+    }
 }

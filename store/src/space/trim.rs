@@ -1,13 +1,19 @@
-//! Giving memory back: frames that hold no slot in use are punched out of the file.
+//! Giving memory back: frames that hold no slot in use are punched out of the file. They are marked under the class's
+//! lock and punched without it, so that nobody waits for the kernel who only wants a slot.
 //!
 //! Whoever is short of memory takes what it finds. The background takes its time: at each look half of what is
 //! idle, and nothing of the frames ahead of a class that took slots since the last look, because a frame costs more
 //! to get again than to keep for a moment.
 
-use super::{SizeClass, Space, runs};
+use std::sync::atomic::Ordering;
+
+use super::{Classes, Space};
 use crate::memory::FRAME_BYTES;
-use crate::segment::{CLASSES, frame_run, slot_bytes};
+use crate::segment::{CLASSES, frame_run, runs, slot_bytes};
 use crate::sync::Counter;
+
+/// Segments that frames leave at a time.
+const AT_A_TIME: usize = 8;
 
 /// What the background saw of a class at its last look. Written by whoever looks.
 #[derive(Debug, Default)]
@@ -67,16 +73,17 @@ impl Space {
     }
 
     /// Gives frames without slots in use back to the kernel, at most about `most` of them. Returns
-    /// the bytes.
+    /// the bytes. Costs nothing when there are none.
     pub(crate) fn trim(&self, most: usize) -> u64 {
+        if !self.has_idle() {
+            return 0;
+        }
         let mut frames = self.trim_retired(most);
-        for class in 0..CLASSES {
+        for class in Classes(self.idle.load(Ordering::Relaxed)) {
             if frames >= most {
                 break;
             }
-            if self.waste(class) >= FRAME_BYTES as u64 {
-                frames += self.trim_class(class, most - frames, 0);
-            }
+            frames += self.trim_class(class, most - frames, 0);
         }
         (frames * FRAME_BYTES) as u64
     }
@@ -84,12 +91,15 @@ impl Space {
     fn trim_retired(&self, most: usize) -> usize {
         let mut frames = 0;
         while frames < most {
-            let Some((number, resident)) = self.pop_retired() else {
+            let Some((number, resident)) = self.pop_retired(&mut self.spare.lock()) else {
                 break;
             };
+            let count = u64::from(resident.count_ones());
+            self.on_the_way.fetch_add(count, Ordering::Relaxed);
             let left = self.punch(number, resident);
             frames += (resident & !left).count_ones() as usize;
             self.retire(number, left);
+            self.on_the_way.fetch_sub(count, Ordering::Relaxed);
             if left != 0 {
                 break;
             }
@@ -97,51 +107,94 @@ impl Space {
         frames
     }
 
-    fn pop_retired(&self) -> Option<(u32, u64)> {
-        let mut spare = self.spare.lock();
-        let (number, resident) = spare.retired.pop()?;
-        self.retired_frames.sub(u64::from(resident.count_ones()));
-        Some((number, resident))
-    }
-
     /// Gives back at most `most` frames of a class; `kept` frames behind the lowest free slot stay. Returns the frames.
     pub(crate) fn trim_class(&self, class: usize, most: usize, kept: u64) -> usize {
-        let mut guard = self.classes[class].locked.lock();
-        let SizeClass { segments, open, .. } = &mut *guard;
-        let lowest = open.first().copied();
         let mut frames = 0;
-        // From the top: low frames are the next to be used again.
-        for number in open.iter().rev() {
-            if frames >= most {
+        while frames < most {
+            let mut picked = [(0, 0); AT_A_TIME];
+            let count = self.pick_idle(class, most - frames, kept, &mut picked);
+            let gone = self.expel(class, &picked[..count]);
+            if gone == 0 {
                 break;
             }
-            let Some(segment) = segments.get_mut(number) else {
-                continue;
-            };
-            let mut idle = segment.idle_frames();
-            if kept > 0 && lowest == Some(*number) {
-                idle &= !segment.next_frames(kept);
-            }
-            while idle.count_ones() as usize > most - frames {
-                idle &= idle - 1;
-            }
-            if idle == 0 {
-                continue;
-            }
-            let left = self.punch(*number, idle);
-            let gone = idle & !left;
-            segment.resident &= !gone;
-            self.classes[class]
-                .gauges
-                .frames
-                .sub(u64::from(gone.count_ones()));
-            frames += gone.count_ones() as usize;
+            frames += gone;
         }
         frames
     }
 
+    /// Takes idle frames out of the segments of a class, at most `most`. Returns how many segments.
+    fn pick_idle(
+        &self,
+        class: usize,
+        most: usize,
+        kept: u64,
+        picked: &mut [(u32, u64); AT_A_TIME],
+    ) -> usize {
+        if self.idle.load(Ordering::Relaxed) >> class & 1 == 0 {
+            return 0;
+        }
+        let mut guard = self.classes[class].locked.lock();
+        let inner = &mut *guard;
+        let lowest = inner.open.first().copied();
+        let (mut segments, mut frames) = (0, 0);
+        let mut below = u32::MAX;
+        // From the top: low frames are the next to be used again.
+        while frames < most && segments < AT_A_TIME {
+            let Some(number) = inner.idle.range(..below).next_back().copied() else {
+                break;
+            };
+            below = number;
+            let most = most - frames;
+            let taken = self.change(class, inner, number, |segment| {
+                let mut idle = segment.idle();
+                if kept > 0 && lowest == Some(number) {
+                    idle &= !segment.next_frames(kept);
+                }
+                while idle.count_ones() as usize > most {
+                    idle &= idle - 1;
+                }
+                segment.begin_leaving(idle);
+                idle
+            });
+            let taken = taken.unwrap_or(0);
+            if taken != 0 {
+                picked[segments] = (number, taken);
+                segments += 1;
+                frames += taken.count_ones() as usize;
+            }
+        }
+        self.on_the_way.fetch_add(frames as u64, Ordering::Relaxed);
+        segments
+    }
+
+    /// Gives frames that leave their segments to the kernel. Returns how many it took.
+    pub(super) fn expel(&self, class: usize, leaving: &[(u32, u64)]) -> usize {
+        let mut left = [0; AT_A_TIME];
+        for (left, (number, frames)) in left.iter_mut().zip(leaving) {
+            *left = self.punch(*number, *frames);
+        }
+        if leaving.is_empty() {
+            return 0;
+        }
+        let mut gone = 0;
+        let mut guard = self.classes[class].locked.lock();
+        let inner = &mut *guard;
+        for ((number, frames), left) in leaving.iter().zip(left) {
+            self.change(class, inner, *number, |segment| {
+                segment.end_leaving(*frames, left);
+            });
+            self.close_empty(class, inner, *number);
+            let count = u64::from((frames & !left).count_ones());
+            self.classes[class].gauges.frames.sub(count);
+            gone += count as usize;
+            self.on_the_way
+                .fetch_sub(u64::from(frames.count_ones()), Ordering::Relaxed);
+        }
+        gone
+    }
+
     /// Punches frames and takes them off the account. Returns those that the kernel did not take.
-    pub(super) fn punch(&self, number: u32, frames: u64) -> u64 {
+    fn punch(&self, number: u32, frames: u64) -> u64 {
         let mut left = 0;
         for (first, count) in runs(frames) {
             if self.memory.punch(number, first, count).is_ok() {
@@ -160,10 +213,17 @@ impl Space {
             .saturating_sub(gauges.live.get() * slot_bytes(class) as u64)
     }
 
-    /// Whether more than a frame in 128, and than a frame of each class, holds no slot in use.
+    /// Whether more than a frame in 128, and than a frame of each class, holds no slot in use. Looks at the counters only
+    /// when that was so at the last of the looks that are taken while slots are given back.
     pub(crate) fn is_wasteful(&self) -> bool {
+        self.wasteful.load(Ordering::Relaxed) && self.look_at_waste()
+    }
+
+    pub(super) fn look_at_waste(&self) -> bool {
         let usage = self.usage();
-        usage.frames - usage.slots.min(usage.frames)
-            > usage.frames / 128 + (CLASSES * FRAME_BYTES) as u64
+        let wasteful = usage.frames - usage.slots.min(usage.frames)
+            > usage.frames / 128 + (CLASSES * FRAME_BYTES) as u64;
+        self.wasteful.store(wasteful, Ordering::Relaxed);
+        wasteful
     }
 }

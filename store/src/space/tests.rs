@@ -1,0 +1,252 @@
+//! What a space counts and lists, against a recount after random operations.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+use crate::segment::frame_run;
+
+const MIB: u64 = 1 << 20;
+
+fn space(limit: u64) -> (Arc<Ledger>, Space) {
+    let ledger = Arc::new(Ledger::new(1 << 30));
+    let account = Arc::new(Account::default());
+    ledger.configure(&account, 0, limit, 1).expect("fits");
+    let purse = Purse::new(
+        Arc::clone(&ledger),
+        account,
+        None,
+        Arc::new(Wakes::default()),
+    );
+    let space = Space::new("test", purse).expect("memfd");
+    (ledger, space)
+}
+
+/// Counts all anew, and compares. Nobody else uses the space.
+fn recount(space: &Space, ledger: &Ledger) {
+    let (mut sources, mut on_the_way) = (0, 0);
+    for (class, cell) in space.classes.iter().enumerate() {
+        let inner = cell.locked.lock();
+        let (mut frames, mut live, mut ready, mut metadata) = (0, 0, 0, 0);
+        let lists = [OPEN, READY, IDLE].map(|list| {
+            let listed = inner.segments.iter();
+            listed
+                .filter(|(_, segment)| segment.lists() & list != 0)
+                .map(|(number, _)| *number)
+                .collect::<BTreeSet<_>>()
+        });
+        for segment in inner.segments.values() {
+            segment.recount();
+            let way = segment.on_the_way();
+            frames += u64::from((segment.resident() | way).count_ones());
+            on_the_way += u64::from(way.count_ones());
+            live += segment.live() as u64;
+            ready += segment.ready();
+            metadata += segment.metadata_bytes();
+            assert!(segment.live() > 0 || way != 0, "an empty segment stays");
+        }
+        let gauges = &cell.gauges;
+        assert_eq!(gauges.frames.get(), frames);
+        assert_eq!(gauges.live.get(), live);
+        assert_eq!(gauges.ready.get(), ready);
+        assert_eq!(gauges.metadata.get(), metadata);
+        assert_eq!(
+            [&inner.open, &inner.ready, &inner.idle],
+            [&lists[0], &lists[1], &lists[2]]
+        );
+        let bit = |mask: &AtomicU64| mask.load(Ordering::Relaxed) >> class & 1 == 1;
+        assert_eq!(bit(&space.idle), !inner.idle.is_empty());
+        assert_eq!(bit(&space.occupied), !inner.segments.is_empty());
+        sources += u64::from(!inner.idle.is_empty());
+        drop(inner);
+        // Whoever is told that nothing can be moved must not be wrong.
+        if !bit(&space.movable) {
+            assert_eq!(space.moves_to_win(class), None);
+        }
+    }
+    sources += u64::from(!space.spare.lock().retired.is_empty());
+    assert_eq!(space.sources.load(Ordering::Relaxed), sources);
+    assert_eq!(ledger.owners_with_idle.is_some(), sources > 0);
+    assert_eq!(space.on_the_way.load(Ordering::Relaxed), on_the_way);
+    let usage = space.usage();
+    assert_eq!(ledger.used(), usage.frames + usage.metadata);
+}
+
+/// Moves the highest slot of a class down, as a pool does whose entry names it.
+fn move_one(space: &Space, class: usize, slots: &mut [Slot], fill: bool) -> bool {
+    let Some(highest) = space.highest(class) else {
+        return false;
+    };
+    let mut to = space.hold_below(class, highest.slot, fill);
+    let found = slots
+        .iter_mut()
+        .find(|slot| (slot.segment, slot.number) == highest.slot);
+    let Some(slot) = found else {
+        return false;
+    };
+    let Some(moved) = space.relocate(*slot, highest.backref, &mut to) else {
+        return false;
+    };
+    space.free(*slot);
+    *slot = moved;
+    true
+}
+
+#[test]
+fn what_a_space_lists_is_what_a_recount_finds_after_any_operations() {
+    for seed in 0..6 {
+        let (ledger, space) = space(2 * MIB);
+        let mut rng = StdRng::seed_from_u64(seed);
+        // Few classes, so that they have several segments each.
+        let lens = [60u16, 200, 1500, 2700, 4096];
+        let (mut slots, mut helds) = (Vec::<Slot>::new(), Vec::new());
+        for turn in 0..6000 {
+            let len = lens[rng.random_range(0..lens.len())];
+            let class = class_of(len);
+            let most = rng.random_range(1..5);
+            match rng.random_range(0..100) {
+                0..55 => {
+                    let mut held = None;
+                    let bytes = vec![len as u8; usize::from(len)];
+                    let mut placed = space.place(&bytes, Encoding::Raw, 1, &mut held);
+                    if placed == Err(Refusal::Frames)
+                        && let Ok(slot) = space.hold(class)
+                    {
+                        held = Some(slot);
+                        placed = space.place(&bytes, Encoding::Raw, 1, &mut held);
+                        assert!(placed.is_ok() && held.is_none(), "a held slot is there");
+                    }
+                    slots.extend(placed);
+                }
+                55..80 if !slots.is_empty() => {
+                    space.free(slots.swap_remove(rng.random_range(0..slots.len())));
+                }
+                80..84 => helds.extend(space.hold(class)),
+                84..88 => helds.truncate(most),
+                88..91 => {
+                    space.trim(most);
+                }
+                91..94 => {
+                    move_one(&space, class, &mut slots, most % 2 == 0);
+                }
+                94..97 => {
+                    space.fill_ahead();
+                }
+                97 => {
+                    space.look();
+                    space.trim_slowly(most);
+                }
+                98 => {
+                    // A frame that the kernel refuses.
+                    let frames = frame_run(0, most);
+                    let mut inner = space.classes[class].locked.lock();
+                    let place = free_place(&mut inner);
+                    let free = place.filter(|(number, slot)| {
+                        let segment = &inner.segments[number];
+                        let known = segment.resident() | segment.on_the_way();
+                        segment.missing(*slot) != 0 && known & frames == 0
+                    });
+                    if let Some((number, _)) = free
+                        && space.pay_frames(frames).is_ok()
+                    {
+                        space.change(class, &mut inner, number, |s| s.begin_filling(frames));
+                        space.count_begun(class, frames);
+                        drop(inner);
+                        let got = space.populate(number, frames & rng.random::<u64>());
+                        space.end_filling(class, number, (frames, got), None);
+                    }
+                }
+                _ => {
+                    let few = slots.len() / 3;
+                    slots.drain(few..).for_each(|slot| space.free(slot));
+                }
+            }
+            if turn % 16 == 0 {
+                recount(&space, &ledger);
+            }
+        }
+        for slot in &slots {
+            let mut back = [0; 4096];
+            assert!(space.fetch(*slot, &mut back), "other bytes came back");
+        }
+        drop(helds);
+        slots.into_iter().for_each(|slot| space.free(slot));
+        while space.trim(usize::MAX) > 0 {}
+        recount(&space, &ledger);
+        assert_eq!(ledger.used(), 0);
+    }
+}
+
+#[test]
+fn moving_as_many_slots_as_are_said_to_win_a_frame_wins_one() {
+    let mut rng = StdRng::seed_from_u64(9);
+    for len in [64u16, 100, 700, 1700, 2100] {
+        let (ledger, space) = space(u64::MAX);
+        let class = class_of(len);
+        let bytes = vec![7; usize::from(len)];
+        let mut slots = Vec::new();
+        for _ in 0..3 * slots_per_segment(class) {
+            let mut held = Some(space.hold(class).expect("room"));
+            slots.push(
+                space
+                    .place(&bytes, Encoding::Raw, 1, &mut held)
+                    .expect("held"),
+            );
+        }
+        while space.trim(64) > 0 {}
+        let mut won = 0;
+        for _ in 0..slots.len() / 4 {
+            space.free(slots.swap_remove(rng.random_range(0..slots.len())));
+            while space.trim(64) > 0 {}
+            let used = space.usage().frames;
+            let Some(moves) = space.moves_to_win(class) else {
+                assert_eq!(
+                    space.movable().count(),
+                    0,
+                    "nothing is known and remembered"
+                );
+                continue;
+            };
+            assert!(moves <= 65, "{moves} moves");
+            for _ in 0..moves {
+                assert!(move_one(&space, class, &mut slots, false));
+            }
+            space.trim(64);
+            assert!(space.usage().frames < used);
+            won += 1;
+        }
+        assert!(won > 2, "{won} frames of slots of {len} bytes");
+        recount(&space, &ledger);
+    }
+}
+
+#[test]
+fn a_slot_that_is_held_is_nobody_elses_and_comes_back() {
+    let (ledger, space) = space(u64::MAX);
+    let class = class_of(4096);
+    let first = space.hold(class).expect("room");
+    let second = space.hold(class).expect("room");
+    assert_ne!(first.place(), second.place());
+    let place = second.place();
+    let mut held = Some(second);
+    let slot = space
+        .place(&[3; 4096], Encoding::Raw, 9, &mut held)
+        .expect("held");
+    assert_eq!((slot.segment, slot.number), place);
+    // One of another class is left alone.
+    held = Some(first);
+    assert_eq!(
+        space.place(&[3; 64], Encoding::Raw, 9, &mut held),
+        Err(Refusal::Frames)
+    );
+    assert!(held.is_some());
+    drop(held);
+    space.free(slot);
+    space.end();
+    drop(space.hold(class));
+    assert_eq!(ledger.used(), 0, "who ends last gives back what is left");
+}
