@@ -61,6 +61,9 @@ pub enum ClientError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The server is at it, and it takes longer than a reply may.
+    #[error("{} goes on with it; `tmem stats` and its log show how it ends", .0.display())]
+    GoesOn(PathBuf),
     /// The server refused the request.
     #[error("The server at {} answered {status}: {error}", path.display())]
     Refused {
@@ -252,6 +255,9 @@ impl Client {
             _ = connection => reply.await,
         };
         let (status, body) = result?;
+        if status == StatusCode::ACCEPTED {
+            return Err(ClientError::GoesOn(self.path.clone()));
+        }
         if status.is_success() {
             return Ok(body);
         }

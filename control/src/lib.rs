@@ -28,7 +28,7 @@ mod stream;
 
 pub use client::{Client, ClientError};
 pub use operate::{Done, Operation, Refused};
-pub use server::{Role, Server, Source};
+pub use server::{MAX_OPERATIONS, Role, Server, Source};
 pub use snapshot::Live;
 pub use socket::BindError;
 pub use stats::Stats;

@@ -137,6 +137,13 @@ pub struct Flushed {
     pub flushed: u64,
 }
 
+/// Reply (202) to what takes longer than a client should wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// For people.
+    pub message: String,
+}
+
 /// Body of `POST /v1/guests`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

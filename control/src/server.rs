@@ -1,5 +1,8 @@
 //! The server: one thread that answers one request per connection.
 //!
+//! What changes something may take its time (a reserve is gathered, a guest's thread is waited for), so it is done by
+//! other threads, a few at most, while this one answers others.
+//!
 //! The thread owns everything a client can make it hold: at most [`MAX_CONNECTIONS`] connections,
 //! each with a bounded buffer and one deadline for its whole life. More clients wait in the
 //! kernel's backlog. A reply is complete in memory before its first byte is written, so the speed
@@ -34,7 +37,9 @@ use tokio::{
 
 use crate::{
     clients::{Clients, Outcome},
-    operate::{Domains, Done, Flush, Flushed, Freeable, NewGuest, Operation, Passed, Refused},
+    operate::{
+        Accepted, Domains, Done, Flush, Flushed, Freeable, NewGuest, Operation, Passed, Refused,
+    },
     prometheus::{self, Format},
     route::{self, Refusal, Request},
     socket::{self, BindError, SocketFile},
@@ -59,6 +64,15 @@ pub const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a connection may last, from accept to the last byte of the reply.
 pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client waits for what it wants done; then it hears that it goes on (202).
+pub const OPERATION_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Operations at a time, done or waiting for a thread; a client that comes with more is told 503.
+pub const MAX_OPERATIONS: usize = 8;
+
+/// Threads that do them.
+const OPERATION_THREADS: usize = 4;
 
 /// Rest after the system refused to accept (out of descriptors, out of memory), which it would
 /// refuse again at once.
@@ -89,7 +103,8 @@ pub trait Source: Send + Sync + 'static {
     /// takes to copy a few counters.
     fn stats(&self) -> Stats;
 
-    /// Does something. Changes nothing when it refuses. The same rule for locks.
+    /// Does something. Changes nothing when it refuses. The same rule for locks. It may take its time: several
+    /// threads call it, and [`Self::stats`] meanwhile.
     ///
     /// # Errors
     /// See [`Refused`].
@@ -104,7 +119,8 @@ pub trait Source: Send + Sync + 'static {
     }
 }
 
-/// A running server. Dropping it ends all connections, joins the thread and removes the socket.
+/// A running server. Dropping it ends all connections, joins the thread and removes the socket. An operation that goes on
+/// is left alone.
 #[derive(Debug)]
 pub struct Server {
     stop: Option<oneshot::Sender<()>>,
@@ -172,6 +188,8 @@ impl Server {
     ) -> Result<Self, BindError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .max_blocking_threads(OPERATION_THREADS)
+            .thread_name("tmem-operate")
             .build()
             .map_err(BindError::Start)?;
         let listener = {
@@ -183,7 +201,7 @@ impl Server {
             .name(role.thread().into())
             .spawn(move || {
                 first();
-                serve(&runtime, role, listener, source, stopped);
+                serve(runtime, role, listener, source, stopped);
             })
             .map_err(BindError::Start)?;
         Ok(Self {
@@ -206,7 +224,7 @@ impl Drop for Server {
 }
 
 fn serve(
-    runtime: &Runtime,
+    runtime: Runtime,
     role: Role,
     listener: UnixListener,
     source: Arc<dyn Source>,
@@ -223,11 +241,16 @@ fn serve(
             () = accept(role, listener, source) => {}
         }
     });
+    runtime.shutdown_background();
 }
 
 async fn accept(role: Role, listener: UnixListener, source: Arc<dyn Source>) {
     let count = |outcome| count(source.as_ref(), role, outcome);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let worker = Worker {
+        source,
+        operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
+    };
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
@@ -235,10 +258,10 @@ async fn accept(role: Role, listener: UnixListener, source: Arc<dyn Source>) {
         match listener.accept().await {
             Ok((stream, _)) => {
                 count(Outcome::Accepted);
-                let source = Arc::clone(&source);
+                let worker = worker.clone();
                 tokio::spawn(async move {
                     let _slot = slot;
-                    connection(role, stream, source).await;
+                    connection(role, stream, worker).await;
                 });
             }
             Err(error) => {
@@ -256,14 +279,15 @@ fn count(source: &dyn Source, role: Role, outcome: Outcome) {
     }
 }
 
-async fn connection(role: Role, socket: UnixStream, source: Arc<dyn Source>) {
+async fn connection(role: Role, socket: UnixStream, worker: Worker) {
+    let source = Arc::clone(&worker.source);
     let slot = Slot::default();
     let service = service_fn(|request: hyper::Request<Incoming>| {
-        let (source, slot) = (Arc::clone(&source), slot.clone());
+        let (worker, slot) = (worker.clone(), slot.clone());
         async move {
-            let response = answer(request, role, source.as_ref(), &slot).await;
+            let response = answer(request, role, &worker, &slot).await;
             if response.status().is_client_error() || response.status().is_server_error() {
-                count(source.as_ref(), role, Outcome::Refused);
+                count(worker.source.as_ref(), role, Outcome::Refused);
             }
             Ok::<_, Infallible>(response)
         }
@@ -306,9 +330,10 @@ async fn connection(role: Role, socket: UnixStream, source: Arc<dyn Source>) {
 async fn answer(
     request: hyper::Request<Incoming>,
     role: Role,
-    source: &dyn Source,
+    worker: &Worker,
     slot: &Slot,
 ) -> Response<Full<Bytes>> {
+    let source = worker.source.as_ref();
     // A request without a use for its body leaves it unread; hyper closes the connection over it.
     let (parts, body) = request.into_parts();
     let request = match route::decode(&parts.method, parts.uri.path()) {
@@ -355,14 +380,18 @@ async fn answer(
         Request::Change(name) => match decode(body).await {
             Ok(change) => {
                 let domain = name.to_owned();
-                operate(source, Operation::Change { domain, change }, name)
+                worker
+                    .operate(Operation::Change { domain, change }, name)
+                    .await
             }
             Err(refusal) => refuse(refusal),
         },
         Request::Flush(name) => match decode::<Flush>(body).await {
             Ok(Flush { bytes }) => {
                 let domain = name.to_owned();
-                operate(source, Operation::Flush { domain, bytes }, name)
+                worker
+                    .operate(Operation::Flush { domain, bytes }, name)
+                    .await
             }
             Err(refusal) => refuse(refusal),
         },
@@ -370,9 +399,10 @@ async fn answer(
             Ok(guest) => {
                 let name = guest.name.clone();
                 match passed(slot.take(), &guest) {
-                    Ok(None) => operate(source, Operation::AddGuest(guest), &name),
+                    Ok(None) => worker.operate(Operation::AddGuest(guest), &name).await,
                     Ok(Some(socket)) => {
-                        operate(source, Operation::AddGuestOn { guest, socket }, &name)
+                        let operation = Operation::AddGuestOn { guest, socket };
+                        worker.operate(operation, &name).await
                     }
                     Err(error) => refuse(Refusal {
                         status: StatusCode::CONFLICT,
@@ -384,7 +414,9 @@ async fn answer(
             Err(refusal) => refuse(refusal),
         },
         Request::RemoveGuest(name) => {
-            operate(source, Operation::RemoveGuest(name.to_owned()), name)
+            worker
+                .operate(Operation::RemoveGuest(name.to_owned()), name)
+                .await
         }
     }
 }
@@ -426,22 +458,52 @@ async fn decode<T: DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
         .map_err(|error| refusal(StatusCode::BAD_REQUEST, format!("Body: {error}")))
 }
 
-/// Has something done to the guest named `name`, and replies with what it is then.
-fn operate(source: &dyn Source, operation: Operation, name: &str) -> Response<Full<Bytes>> {
-    match source.operate(operation) {
-        Ok(Done::Changed) => domain(source, name, StatusCode::OK),
-        Ok(Done::Added) => domain(source, name, StatusCode::CREATED),
-        Ok(Done::Flushed(flushed)) => json(StatusCode::OK, &Flushed { flushed }),
-        Ok(Done::Removed) => {
-            let mut response = Response::new(Full::default());
-            *response.status_mut() = StatusCode::NO_CONTENT;
-            response
+/// What there is to report on and to change.
+#[derive(Clone)]
+struct Worker {
+    source: Arc<dyn Source>,
+    operations: Arc<Semaphore>,
+}
+
+impl Worker {
+    /// Has something done to the guest named `name`, and replies with what it is then, or that it goes on.
+    async fn operate(&self, operation: Operation, name: &str) -> Response<Full<Bytes>> {
+        let Ok(slot) = Arc::clone(&self.operations).try_acquire_owned() else {
+            let error = format!("{MAX_OPERATIONS} operations are going on, try again later");
+            return json(StatusCode::SERVICE_UNAVAILABLE, &ErrorReply { error });
+        };
+        let source = Arc::clone(&self.source);
+        let mut doing = tokio::task::spawn_blocking(move || {
+            let _slot = slot;
+            source.operate(operation)
+        });
+        let source = self.source.as_ref();
+        match time::timeout(OPERATION_PATIENCE, &mut doing).await {
+            Ok(Ok(Ok(Done::Changed))) => domain(source, name, StatusCode::OK),
+            Ok(Ok(Ok(Done::Added))) => domain(source, name, StatusCode::CREATED),
+            Ok(Ok(Ok(Done::Flushed(flushed)))) => json(StatusCode::OK, &Flushed { flushed }),
+            Ok(Ok(Ok(Done::Removed))) => {
+                let mut response = Response::new(Full::default());
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                response
+            }
+            Ok(Ok(Err(refused))) => refuse(Refusal {
+                status: refused.status(),
+                error: refused.to_string(),
+                allow: None,
+            }),
+            Ok(Err(error)) => internal(&error),
+            Err(_) => {
+                let name = name.to_owned();
+                tokio::spawn(async move {
+                    if let Ok(Err(refused)) = doing.await {
+                        log::warn!("Guest {name:?}: what took long was refused: {refused}");
+                    }
+                });
+                let message = "It goes on".to_owned();
+                json(StatusCode::ACCEPTED, &Accepted { message })
+            }
         }
-        Err(refused) => refuse(Refusal {
-            status: refused.status(),
-            error: refused.to_string(),
-            allow: None,
-        }),
     }
 }
 
@@ -483,8 +545,8 @@ fn json(status: StatusCode, body: &impl serde::Serialize) -> Response<Full<Bytes
 }
 
 fn internal(error: &dyn std::error::Error) -> Response<Full<Bytes>> {
-    log::warn!("Cannot encode a control reply: {error}");
-    let text = r#"{"error":"The reply could not be encoded"}"#.to_owned();
+    log::warn!("Cannot make a control reply: {error}");
+    let text = r#"{"error":"The reply could not be made"}"#.to_owned();
     reply(StatusCode::INTERNAL_SERVER_ERROR, "application/json", text)
 }
 

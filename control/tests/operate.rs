@@ -1,10 +1,16 @@
 //! What a client can have done, over the socket, to a real store.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{Arc, Condvar, Mutex},
+    time::{Duration, Instant},
+};
 
 use tmem_control::{
-    Client, ClientError, Done, Live, Operation, Refused, Server, Source, Stats,
+    Client, ClientError, Done, Live, MAX_OPERATIONS, Operation, Refused, Server, Source, Stats,
     operate::{Change, Compression, NewGuest},
+    stats::Domain,
 };
 use tmem_store::{DomainConfig, ObjectId, PAGE_SIZE, PoolSpec, Store, StoreConfig};
 
@@ -259,4 +265,96 @@ fn the_server_knows_the_resources_of_the_openapi_document_and_no_other_method() 
             assert_eq!(status != "405", known, "{method} {path}: {reply}");
         }
     }
+}
+
+/// Does what it is asked to when it is told to go on.
+#[derive(Debug, Default)]
+struct Patient {
+    /// Operations that began, and whether they may end.
+    state: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl Patient {
+    fn begun(&self) -> usize {
+        self.state.lock().expect("no panic").0
+    }
+
+    fn go_on(&self) {
+        self.state.lock().expect("no panic").1 = true;
+        self.changed.notify_all();
+    }
+}
+
+impl Source for Patient {
+    fn stats(&self) -> Stats {
+        Stats {
+            domains: vec![Domain {
+                name: "vm1".to_owned(),
+                ..Domain::default()
+            }],
+            ..Stats::default()
+        }
+    }
+
+    fn operate(&self, _operation: Operation) -> Result<Done, Refused> {
+        let mut state = self.state.lock().expect("no panic");
+        state.0 += 1;
+        while !state.1 {
+            state = self.changed.wait(state).expect("no panic");
+        }
+        Ok(Done::Changed)
+    }
+}
+
+#[test]
+fn what_takes_long_goes_on_and_holds_no_other_client_up() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let path = dir.path().join("s");
+    let source = Arc::new(Patient::default());
+    let server = Server::start(&path, Arc::clone(&source) as Arc<dyn Source>).expect("starts");
+    let client = Client::new(&path);
+    let change = Change::default();
+    std::thread::scope(|scope| {
+        let slow: Vec<_> = (0..MAX_OPERATIONS)
+            .map(|_| scope.spawn(|| client.change("vm1", &change)))
+            .collect();
+        while source.begun() == 0 {
+            std::thread::yield_now();
+        }
+        // Nothing of it is done, and everybody else is answered.
+        assert_eq!(client.stats().expect("answers").domains.len(), 1);
+        client.metrics().expect("answers");
+        for slow in slow {
+            let told = slow.join().expect("no panic");
+            assert!(matches!(told, Err(ClientError::GoesOn(_))), "{told:?}");
+        }
+    });
+    // Clients that do not wait cannot have more and more of it done.
+    assert_eq!(status(client.change("vm1", &change)), 503);
+    source.go_on();
+    let end = Instant::now() + Duration::from_secs(60);
+    while client.change("vm1", &change).is_err() {
+        assert!(Instant::now() < end, "not in a minute");
+    }
+    drop(server);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_server_ends_though_an_operation_does_not() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let path = dir.path().join("s");
+    let source = Arc::new(Patient::default());
+    let server = Server::start(&path, Arc::clone(&source) as Arc<dyn Source>).expect("starts");
+    let client = Client::new(&path);
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| client.change("vm1", &Change::default()));
+        while source.begun() == 0 {
+            std::thread::yield_now();
+        }
+        drop(server);
+        assert!(slow.join().expect("no panic").is_err());
+    });
+    source.go_on();
 }

@@ -81,6 +81,9 @@ pub enum StartError {
         /// Bytes that were promised.
         reserve: u64,
     },
+    /// The service is ending.
+    #[error("The service is ending")]
+    Stopped,
     /// No thread, or no descriptor for it.
     #[error("Cannot start a thread")]
     Thread(#[source] io::Error),
@@ -96,6 +99,15 @@ pub struct Service {
     /// Most descriptors of the process; asked for while that is allowed.
     descriptors: Option<u64>,
     guests: Mutex<BTreeMap<String, Guest>>,
+    /// Guests that are being added: each has its name, its socket and its descriptors already. Locked after `guests`.
+    adding: Mutex<Adding>,
+}
+
+#[derive(Debug, Default)]
+struct Adding {
+    guests: Vec<GuestConfig>,
+    /// No guest is added any more.
+    stopped: bool,
 }
 
 /// One guest as it is now.
@@ -148,6 +160,7 @@ impl Service {
             populates: config.reserve_populate,
             descriptors: getrlimit(Resource::Nofile).current,
             guests: Mutex::new(BTreeMap::new()),
+            adding: Mutex::default(),
         };
         for guest in config.guests {
             let socket = sockets.remove(&guest.name);
@@ -222,27 +235,59 @@ impl Service {
     }
 
     fn add(&self, config: GuestConfig, socket: Option<UnixListener>) -> Result<Domain, StartError> {
+        self.begin(&config)?;
+        // Its reserve may have to be gathered: nobody waits for that.
+        let started = self.start_guest(config.clone(), socket);
         let mut guests = self.guests();
-        if guests.contains_key(&config.name) {
-            return Err(StartError::SameName(config.name));
+        let mut adding = self.adding();
+        adding.guests.retain(|other| other.name != config.name);
+        let guest = started?;
+        let domain = guest.domain.clone();
+        if adding.stopped {
+            drop((adding, guests));
+            domain.remove();
+            return Err(StartError::Stopped);
         }
-        if let Some(other) = guests
-            .values()
-            .find(|guest| guest.config.socket == config.socket)
-        {
+        guests.insert(config.name, guest);
+        Ok(domain)
+    }
+
+    /// Checks that a guest may be added, and keeps its place.
+    fn begin(&self, config: &GuestConfig) -> Result<(), StartError> {
+        let guests = self.guests();
+        let mut adding = self.adding();
+        if adding.stopped {
+            return Err(StartError::Stopped);
+        }
+        let configs = || {
+            let known = guests.values().map(|guest| &guest.config);
+            known.chain(&adding.guests)
+        };
+        if configs().any(|other| other.name == config.name) {
+            return Err(StartError::SameName(config.name.clone()));
+        }
+        if let Some(other) = configs().find(|other| other.socket == config.socket) {
             return Err(StartError::SameSocket {
-                path: config.socket,
-                guest: other.config.name.clone(),
+                path: config.socket.clone(),
+                guest: other.name.clone(),
             });
         }
-        if guests.len() >= MAX_GUESTS {
+        if configs().count() >= MAX_GUESTS {
             return Err(StartError::TooManyGuests);
         }
-        let configs = guests.values().map(|guest| &guest.config);
-        let needed = descriptors(configs.chain([&config]));
+        let needed = descriptors(configs().chain([config]));
         if let Some(limit) = self.descriptors.filter(|limit| needed > *limit) {
             return Err(StartError::Descriptors { needed, limit });
         }
+        adding.guests.push(config.clone());
+        Ok(())
+    }
+
+    fn start_guest(
+        &self,
+        config: GuestConfig,
+        socket: Option<UnixListener>,
+    ) -> Result<Guest, StartError> {
         let (listener, file): (UnixListener, Option<SocketFile>) = match socket {
             Some(listener) => (listener, None),
             None => {
@@ -267,15 +312,12 @@ impl Service {
         if config.frozen {
             domain.freeze();
         }
-        let name = config.name.clone();
         let gate = self.gate.clone();
         let guest = Guest::start(config, domain.clone(), listener, file, gate);
-        let guest = guest.map_err(|error| {
+        guest.map_err(|error| {
             domain.remove();
             StartError::Thread(error)
-        })?;
-        guests.insert(name, guest);
-        Ok(domain)
+        })
     }
 
     /// Removes a guest: cuts its connection off and frees its pages. Returns whether there was one.
@@ -355,6 +397,26 @@ impl Service {
         report.collect()
     }
 
+    /// Ends the service: the guests finish what they are at, and their sockets go. None is added any more.
+    pub fn stop(&self) {
+        let mut guests = {
+            let mut guests = self.guests();
+            self.adding().stopped = true;
+            std::mem::take(&mut *guests)
+        };
+        // All at once, so that they do not wait for one another.
+        guests.values().for_each(Guest::stop);
+        let deadline = Instant::now() + STOP;
+        for guest in guests.values_mut() {
+            guest.join(deadline);
+        }
+    }
+
+    fn adding(&self) -> MutexGuard<'_, Adding> {
+        // As below.
+        self.adding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn guests(&self) -> MutexGuard<'_, BTreeMap<String, Guest>> {
         // Every critical section leaves the map whole.
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
@@ -396,12 +458,6 @@ fn descriptors<'a>(guests: impl Iterator<Item = &'a GuestConfig>) -> u64 {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        let mut guests = std::mem::take(&mut *self.guests());
-        // All at once, so that they do not wait for one another.
-        guests.values().for_each(Guest::stop);
-        let deadline = Instant::now() + STOP;
-        for guest in guests.values_mut() {
-            guest.join(deadline);
-        }
+        self.stop();
     }
 }

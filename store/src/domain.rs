@@ -1,7 +1,8 @@
 //! A domain: the pools of one guest, and the operations a guest asks for.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwapOption;
 
@@ -10,6 +11,7 @@ use crate::error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownP
 use crate::ledger::{Account, Short};
 use crate::page::{Key, ObjectId, Page, PoolId};
 use crate::pool::{Pool, PoolParts};
+use crate::reap;
 use crate::share::Group;
 use crate::space::{Refusal, Space};
 use crate::stats::{DomainStats, PoolKind, PoolStats};
@@ -18,6 +20,8 @@ use crate::sync::Mutex;
 
 /// Frames that are given back for a pool that finds no room: more than the tables of an empty one.
 const POOL_FRAMES: usize = 64;
+/// Times that a pool that finds no room frees something that is dying, and tries again.
+const POOL_ATTEMPTS: usize = 64;
 
 /// One guest's part of a store. Clones are handles to the same domain.
 #[derive(Clone, Debug)]
@@ -38,15 +42,17 @@ pub(crate) struct DomainInner {
     /// Held while pools are created and destroyed.
     changing: Mutex<Changing>,
     destroyed: Mutex<Destroyed>,
+    /// The domain was removed: its memory goes as a whole.
+    gone: AtomicBool,
 }
 
-/// Private pools that the domain no longer has.
+/// Pools that the domain no longer has.
 #[derive(Debug, Default)]
 struct Destroyed {
-    /// What the pools that are gone had counted.
+    /// What the private pools that are gone had counted.
     counted: PoolStats,
-    /// Pools whose pages are being removed.
-    dying: Vec<Arc<Joined>>,
+    /// Pools that nobody finds any more, whose pages are being freed.
+    dying: VecDeque<Arc<Joined>>,
 }
 
 /// A pool as a domain knows it.
@@ -88,6 +94,7 @@ impl DomainInner {
                 removed: false,
             }),
             destroyed: Mutex::default(),
+            gone: AtomicBool::new(false),
         }
     }
 
@@ -133,25 +140,57 @@ impl DomainInner {
     pub(crate) fn end(&self) {
         let mut changing = self.changing.lock();
         changing.removed = true;
+        self.gone.store(true, Ordering::Relaxed);
         for place in &self.pools {
             self.destroy(place);
         }
     }
 
-    /// Ends what is in a place, without a moment in which its counters are missing.
-    fn destroy(&self, place: &ArcSwapOption<Joined>) {
-        let joined = {
-            let mut destroyed = self.destroyed.lock();
-            let Some(joined) = place.swap(None) else {
-                return;
-            };
-            destroyed.dying.push(Arc::clone(&joined));
-            joined
-        };
-        joined.leave();
+    /// Cuts what is in a place loose, without a moment in which its counters are missing.
+    fn destroy(&self, place: &ArcSwapOption<Joined>) -> Option<Arc<Joined>> {
+        let joined = place.load_full()?;
+        joined.cut_loose();
         let mut destroyed = self.destroyed.lock();
-        destroyed.dying.retain(|dying| !Arc::ptr_eq(dying, &joined));
-        joined.count_in(&mut destroyed.counted);
+        place.store(None);
+        destroyed.dying.push_back(Arc::clone(&joined));
+        self.dying().fetch_add(1, Ordering::Relaxed);
+        Some(joined)
+    }
+
+    fn dying(&self) -> &AtomicUsize {
+        &self.space.purse().wakes().dying
+    }
+
+    /// Frees about `most` pages of what was cut loose. `true` when there was something.
+    pub(crate) fn free_some(&self, most: usize) -> bool {
+        let next = self.destroyed.lock().dying.front().cloned();
+        if let Some(joined) = next {
+            self.free(&joined, most);
+            return true;
+        }
+        self.pools().any(|joined| joined.pool.free_loose(most))
+    }
+
+    /// Frees about `most` pages of a pool that was cut loose. Returns whether none is left.
+    fn free(&self, joined: &Arc<Joined>, most: usize) -> bool {
+        if !joined.free(most, self.gone.load(Ordering::Relaxed)) {
+            return false;
+        }
+        let mut destroyed = self.destroyed.lock();
+        let found = destroyed
+            .dying
+            .iter()
+            .position(|dying| Arc::ptr_eq(dying, joined));
+        if let Some(at) = found {
+            destroyed.dying.remove(at);
+            joined.count_in(&mut destroyed.counted);
+            drop(destroyed);
+            self.dying().fetch_sub(1, Ordering::Relaxed);
+            if let Some(group) = &joined.group {
+                group.forget(joined.member);
+            }
+        }
+        true
     }
 
     pub(crate) fn stats(&self) -> DomainStats {
@@ -195,10 +234,19 @@ impl Joined {
         }
     }
 
-    fn leave(&self) {
+    /// Nobody stores to the pool any more, or finds what this domain stored.
+    fn cut_loose(&self) {
         match &self.group {
             Some(group) => group.leave(self.member),
             None => self.pool.kill(),
+        }
+    }
+
+    /// Frees about `most` pages of it, with `whole` without its slots. Returns whether none is left.
+    fn free(&self, most: usize, whole: bool) -> bool {
+        match self.group {
+            Some(_) => self.pool.evict_member(self.member, most),
+            None => self.pool.free_dead(most, whole),
         }
     }
 }
@@ -228,6 +276,18 @@ impl Domain {
         spec: PoolSpec<'_>,
         dedup: Dedup,
     ) -> Result<PoolId, CreatePoolError> {
+        for _ in 0..POOL_ATTEMPTS {
+            match self.try_create_pool(spec, dedup) {
+                // Pools that the domain had before may be in the way.
+                Err(CreatePoolError::NoSpace | CreatePoolError::TooMany)
+                    if self.store.free_for(&self.inner, Short::Budget) => {}
+                other => return other,
+            }
+        }
+        self.try_create_pool(spec, dedup)
+    }
+
+    fn try_create_pool(&self, spec: PoolSpec<'_>, dedup: Dedup) -> Result<PoolId, CreatePoolError> {
         let mut changing = self.inner.changing.lock();
         if changing.removed {
             return Err(CreatePoolError::Removed);
@@ -246,7 +306,7 @@ impl Domain {
             PoolSpec::Shared { group } => {
                 let joined = self.join(id, group, dedup)?;
                 self.inner.pools[place].store(Some(Arc::new(joined)));
-                changing.used[place] += 1;
+                changing.used[place] = (changing.used[place] + 1) & 0x00ff_ffff;
                 return Ok(PoolId(id));
             }
         };
@@ -289,16 +349,21 @@ impl Domain {
         })
     }
 
-    /// Destroys a pool with its pages. Of a shared pool, the domain's own pages go.
+    /// Destroys a pool with its pages. Of a shared pool, the domain's own pages go. Nobody finds them when this
+    /// returns; if they are many, they are charged until a background thread (or [`crate::Store::maintain`]), or a
+    /// store that needs the room, has freed them.
     ///
     /// # Errors
     /// When there is no such pool.
     pub fn destroy_pool(&self, pool: PoolId) -> Result<(), UnknownPool> {
-        let _changing = self.inner.changing.lock();
-        let joined = self.inner.joined(pool).ok_or(UnknownPool)?;
-        drop(joined);
-        if let Some(place) = self.inner.pools.get(pool.0 as usize & 0xff) {
-            self.inner.destroy(place);
+        let destroyed = {
+            let _changing = self.inner.changing.lock();
+            drop(self.inner.joined(pool).ok_or(UnknownPool)?);
+            let place = self.inner.pools.get(pool.0 as usize & 0xff);
+            place.and_then(|place| self.inner.destroy(place))
+        };
+        if destroyed.is_some_and(|joined| !self.inner.free(&joined, reap::STEP)) {
+            self.store.wakes.upkeep.ask();
         }
         Ok(())
     }
@@ -318,9 +383,6 @@ impl Domain {
         let Some(joined) = joined.as_deref() else {
             return Err(StoreError::NoPool);
         };
-        if self.inner.is_cold() {
-            self.store.wake_for_cold();
-        }
         let key = Key { object, index };
         let refuse = |error| {
             joined.pool.refuse(key, error);
@@ -333,15 +395,19 @@ impl Domain {
         if joined.pool.kind != PoolKind::Persistent && self.store.is_host_short() {
             return refuse(StoreError::NoMemory);
         }
-        joined
-            .pool
-            .with_encoded(page, |encoded| {
-                self.store.place(&self.inner, joined, key, encoded)
-            })
-            .or_else(|error| match error {
-                StoreError::NoPool => Err(error),
-                error => refuse(error),
-            })
+        let stored = joined.pool.with_encoded(page, |encoded| {
+            self.store.place(&self.inner, joined, key, encoded)
+        });
+        match stored {
+            Ok(()) => {
+                if self.inner.is_cold() {
+                    self.store.wake_for_cold();
+                }
+                Ok(())
+            }
+            Err(StoreError::NoPool) => Err(StoreError::NoPool),
+            Err(error) => refuse(error),
+        }
     }
 
     /// Loads a page.
@@ -379,7 +445,8 @@ impl Domain {
         Ok(())
     }
 
-    /// Removes all pages of an object. Nothing to remove is no error.
+    /// Removes all pages of an object. Nothing to remove is no error. Nobody finds one when this returns; if they are
+    /// many, they are freed later, as in [`Domain::destroy_pool`].
     ///
     /// # Errors
     /// When there is no such pool.
@@ -461,7 +528,8 @@ impl Domain {
         self.inner.stats()
     }
 
-    /// Ends the domain: its private pools go, and its pages in shared ones. Idempotent.
+    /// Ends the domain: its private pools go, and its pages in shared ones. Its name and its reserve are free when this
+    /// returns; the memory of many pages is given back later, as in [`Domain::destroy_pool`]. Idempotent.
     pub fn remove(&self) {
         self.store.remove(&self.inner);
     }

@@ -96,6 +96,8 @@ pub(crate) struct Ledger {
 struct State {
     /// The budget less all reserves and less what everybody uses beyond its reserve.
     unreserved: u64,
+    /// What of it nobody may take, because it is gathered for reserves.
+    promised: u64,
 }
 
 impl Ledger {
@@ -103,7 +105,10 @@ impl Ledger {
         Self {
             budget,
             used: Counter::default(),
-            state: InnerMutex::new(State { unreserved: budget }),
+            state: InnerMutex::new(State {
+                unreserved: budget,
+                promised: 0,
+            }),
             changes: Counter::default(),
             evictable: Sum::default(),
             owners_with_idle: Sum::default(),
@@ -160,7 +165,8 @@ impl Ledger {
         let used = account.used();
         let wanted = used.saturating_add(bytes);
         wanted.saturating_add(account.shared()) <= account.limit()
-            && account.over(wanted) - account.over(used) <= state.unreserved
+            && account.over(wanted) - account.over(used)
+                <= state.unreserved.saturating_sub(state.promised)
     }
 
     /// Counts a shard that has pages to evict from now on, or has none any more: those of an account, unless the domain
@@ -192,6 +198,22 @@ impl Ledger {
         self.shortage.swap(false, Ordering::Relaxed)
     }
 
+    /// Keeps bytes for a reserve, as they become free: nobody takes them beyond its own reserve.
+    pub(crate) fn promise(&self, bytes: u64) {
+        self.state.lock().promised += bytes;
+    }
+
+    /// Ends a promise, whether it was kept or not.
+    pub(crate) fn withdraw(&self, bytes: u64) {
+        self.state.lock().promised -= bytes;
+        self.changes.add(1);
+    }
+
+    /// Whether memory is being gathered for a reserve.
+    pub(crate) fn has_promised(&self) -> bool {
+        self.state.lock().promised > 0
+    }
+
     /// Takes bytes for frames or metadata of the account.
     pub(crate) fn charge(&self, account: &Account, bytes: u64) -> Result<(), Short> {
         let mut state = self.state.lock();
@@ -201,7 +223,13 @@ impl Ledger {
             return Err(Short::Limit);
         }
         let beyond = account.over(wanted) - account.over(used);
-        state.unreserved = state.unreserved.checked_sub(beyond).ok_or(Short::Budget)?;
+        if beyond > 0 {
+            let free = state.unreserved.saturating_sub(state.promised);
+            if beyond > free {
+                return Err(Short::Budget);
+            }
+            state.unreserved -= beyond;
+        }
         account.used.set(wanted);
         self.used.add(bytes);
         Ok(())

@@ -9,7 +9,9 @@
 //! | `bad_memory` | what a handler of SIGBUS needs: with `memory`, the only `unsafe` |
 //! | `ledger` | bytes used, reserved and granted |
 //! | `evict`, `room` | which pages go when memory is short |
-//! | `upkeep` | the background thread |
+//! | `gather` | memory that an operator asks for: a reserve, a flush, a lower limit |
+//! | `reap` | what was destroyed, invalidated or removed is freed |
+//! | `upkeep` | the background threads |
 //! | `codec` | LZ4, Zstandard |
 //! | `config`, `error`, `stats` | what goes in and comes out |
 //!
@@ -29,12 +31,14 @@ mod domain;
 mod entry;
 mod error;
 mod evict;
+mod gather;
 mod index;
 mod ledger;
 #[expect(unsafe_code, reason = "owns segment memory")]
 mod memory;
 mod page;
 mod pool;
+mod reap;
 mod room;
 mod segment;
 mod share;

@@ -30,6 +30,8 @@ const RETRIES: usize = 4;
 const YIELDS: usize = 32;
 /// Frames that one step of a store gives back at most. Each may be a call of the kernel's.
 const TRIM_FRAMES: usize = 2;
+/// Times that a store makes room while all that becomes free is kept for a reserve.
+const ATTEMPTS_AT_PROMISE: usize = 8;
 /// Slots that one step of a store moves at most: those of one frame, of any class.
 const MOVES: usize = 65;
 /// Pages that one step of a store evicts at most.
@@ -148,6 +150,13 @@ impl StoreInner {
         short: Short,
         attempt: usize,
     ) -> bool {
+        if self.free_for(domain, short) {
+            return true;
+        }
+        // While a reserve is gathered, what this frees is not for the store: it ends, and does not gather.
+        if short == Short::Budget && attempt >= ATTEMPTS_AT_PROMISE && self.ledger.has_promised() {
+            return false;
+        }
         match short {
             Short::Limit if !has_evictable(domain) => tighten_domain(domain),
             Short::Limit => {
@@ -182,46 +191,8 @@ impl StoreInner {
         }
         let everybody = self.everybody.load();
         idle && take_idle(&everybody)
-            || evictable && evict_furthest(Some((asking, attempt)), &everybody.domains)
+            || evictable && evict_furthest(asking, attempt, &everybody.domains)
     }
-
-    /// Evicts ephemeral pages of a domain until `bytes` bytes of slots are free.
-    pub(crate) fn flush(&self, domain: &Arc<DomainInner>, bytes: u64) -> u64 {
-        let mut flushed = 0;
-        while flushed < bytes {
-            let evicted = evict_from(domain, EVICTIONS);
-            if evicted.pages == 0 {
-                break;
-            }
-            flushed += evicted.bytes;
-        }
-        while tighten_domain(domain) {}
-        flushed
-    }
-
-    /// Evicts ephemeral pages of a domain until it is below its limit, or has none.
-    pub(crate) fn shrink_to_limit(&self, domain: &Arc<DomainInner>) {
-        while domain.account.charged() > domain.account.limit() {
-            if !tighten_domain(domain) && evict_from(domain, EVICTIONS).pages == 0 {
-                break;
-            }
-        }
-    }
-}
-
-/// Frees memory that the ledger counts against the budget: first what nobody needs, then ephemeral
-/// pages of the domain furthest over its weight.
-pub(crate) fn reclaim(domains: &[Arc<DomainInner>], groups: &[Arc<Group>]) -> bool {
-    let mut freed = false;
-    for domain in domains {
-        freed |= domain.account.used() > domain.account.reserve()
-            && domain.space.spendable() > 0
-            && tighten_domain(domain);
-    }
-    for group in groups {
-        freed |= tighten_pool(&group.pool);
-    }
-    freed || evict_furthest(None, domains)
 }
 
 /// Gives back idle frames of one owner that has more than its reserve.
@@ -260,18 +231,14 @@ pub(crate) fn evict_for_host(domains: &[Arc<DomainInner>]) -> bool {
         .any(|domain| evict_from(domain, HOST_EVICTIONS).pages > 0)
 }
 
-/// Evicts ephemeral pages of the domain furthest over its weight, and gives back what that frees. `asking` is who asks,
-/// and how often it has before; it may use what it frees even within its own reserve.
-fn evict_furthest(
-    asking: Option<(&Arc<DomainInner>, usize)>,
-    domains: &[Arc<DomainInner>],
-) -> bool {
+/// Evicts ephemeral pages of the domain furthest over its weight, and gives back what that frees. `asking` has asked
+/// `attempt` times before; it may use what it frees even within its own reserve.
+fn evict_furthest(asking: &Arc<DomainInner>, attempt: usize, domains: &[Arc<DomainInner>]) -> bool {
     let mut tried: [Option<&Arc<DomainInner>>; VICTIMS] = [None; VICTIMS];
     for turn in 0..VICTIMS {
         // What a domain holds within its reserve is nobody else's to win.
         let own = |domain: &Arc<DomainInner>| {
-            asking.is_some_and(|(asking, _)| Arc::ptr_eq(asking, domain))
-                || domain.account.used() > domain.account.reserve()
+            Arc::ptr_eq(asking, domain) || domain.account.used() > domain.account.reserve()
         };
         let victim = domains
             .iter()
@@ -291,7 +258,7 @@ fn evict_furthest(
         };
         let own = own(victim);
         // The first pages were those whose turn it was, and left no frame free.
-        if asking.is_some_and(|(_, attempt)| attempt > 0) && own && evict_frame(victim) {
+        if attempt > 0 && own && evict_frame(victim) {
             return true;
         }
         let evicted = evict_where(victim, EVICTIONS, |joined| {
@@ -319,7 +286,7 @@ fn has_evictable(domain: &DomainInner) -> bool {
 }
 
 /// Bytes beyond the reserve for each unit of weight, scaled to keep small differences apart.
-fn overuse(domain: &DomainInner) -> u128 {
+pub(crate) fn overuse(domain: &DomainInner) -> u128 {
     let account = &domain.account;
     let over = account.charged().saturating_sub(account.reserve());
     (u128::from(over) << 32) / u128::from(account.weight().max(1))
@@ -327,10 +294,10 @@ fn overuse(domain: &DomainInner) -> u128 {
 
 /// What an eviction took.
 #[derive(Clone, Copy, Debug, Default)]
-struct Evicted {
-    pages: u64,
+pub(crate) struct Evicted {
+    pub(crate) pages: u64,
     /// Bytes of slots.
-    bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 fn evict_from(domain: &DomainInner, most: usize) -> Evicted {
@@ -382,7 +349,11 @@ fn evict_looking(domain: &DomainInner, class: usize, tries: &mut usize) -> bool 
 
 /// Evicts pages of a domain, one from each shard in turn: their shards hash alike, so this comes near
 /// the order that one queue would have. It finds none only where there are none.
-fn evict_where(domain: &DomainInner, most: usize, choose: impl Fn(&Joined) -> bool) -> Evicted {
+pub(crate) fn evict_where(
+    domain: &DomainInner,
+    most: usize,
+    choose: impl Fn(&Joined) -> bool,
+) -> Evicted {
     let pools: Vec<_> = domain
         .pools()
         .filter(|joined| joined.pool.kind != PoolKind::Persistent && choose(joined))
@@ -510,6 +481,15 @@ pub(crate) fn compact_step(
         ledger.report_shortage();
     }
     more
+}
+
+/// As [`compact_step`] of one domain, until moving slots wins nothing more.
+pub(crate) fn compact_alone(domain: &DomainInner) -> bool {
+    compact_space(&domain.space, Pace::Fast, true, |number| {
+        domain
+            .own_pool(number)
+            .map(|joined| Arc::clone(&joined.pool))
+    })
 }
 
 /// Waste, in thousandths of a class's frames, that the background moves slots for.

@@ -37,15 +37,22 @@ impl Group {
             }
             None => return Err(CreatePoolError::TooMany),
         };
+        let member = u8::try_from(place).map_err(|_| CreatePoolError::TooMany)?;
         members[place] = Some(Arc::clone(account));
         self.pool.set_members(members);
-        u8::try_from(place).map_err(|_| CreatePoolError::TooMany)
+        self.pool.admit(member, true);
+        Ok(member)
     }
 
-    /// Takes a member out, with the pages it stored.
+    /// A member leaves: none of its pages comes or is found from now on. They are charged to it until
+    /// [`Pool::evict_member`] has evicted them, and [`Group::forget`] makes its number free.
     pub(crate) fn leave(&self, member: u8) {
+        self.pool.admit(member, false);
+    }
+
+    /// Makes the number of a member free, of whom there is no page.
+    pub(crate) fn forget(&self, member: u8) {
         let _changing = self.changing.lock();
-        self.pool.evict_member(member);
         let mut members = self.pool.members();
         if let Some(place) = members.get_mut(usize::from(member)) {
             *place = None;

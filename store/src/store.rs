@@ -1,6 +1,6 @@
 //! The store: its domains and share groups.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -10,6 +10,7 @@ use crate::codec::Codecs;
 use crate::config::{Dedup, DomainChange, DomainConfig, Gate, StoreConfig};
 use crate::domain::{Domain, DomainInner, refused};
 use crate::error::{ConfigError, CreatePoolError};
+use crate::gather::Share;
 use crate::ledger::{Account, Ledger};
 use crate::memory::{self, can_lock};
 use crate::pool::{ColdBuffers, Pool, PoolParts};
@@ -36,6 +37,8 @@ pub(crate) struct StoreInner {
     registry: Mutex<Registry>,
     /// What the registry holds, for those who must not wait for its lock.
     pub(crate) everybody: ArcSwap<Everybody>,
+    /// Domains that were removed and have memory yet.
+    pub(crate) leaving: Mutex<Vec<Arc<DomainInner>>>,
     pub(crate) wakes: Arc<Wakes>,
     upkeep: OnceLock<Upkeep>,
     /// No sweep is planned.
@@ -49,6 +52,10 @@ pub(crate) struct StoreInner {
 struct Registry {
     domains: BTreeMap<String, Arc<DomainInner>>,
     groups: HashMap<String, Weak<Group>>,
+    /// Names of domains that are being added.
+    adding: BTreeSet<String>,
+    /// Bytes of reserves that memory is being gathered for.
+    promised: u64,
 }
 
 impl Registry {
@@ -58,7 +65,13 @@ impl Registry {
             .values()
             .filter(|domain| but.is_none_or(|but| !Arc::ptr_eq(but, &domain.account)))
             .map(|domain| domain.account.reserve())
-            .fold(0, u64::saturating_add)
+            .fold(self.promised, u64::saturating_add)
+    }
+
+    /// Whether it is this domain that has its name.
+    fn has(&self, domain: &Arc<DomainInner>) -> bool {
+        let found = self.domains.get(&domain.name);
+        found.is_some_and(|found| Arc::ptr_eq(found, domain))
     }
 
     fn everybody(&self) -> Arc<Everybody> {
@@ -95,6 +108,7 @@ impl Store {
             locked: config.locked,
             registry: Mutex::default(),
             everybody: ArcSwap::default(),
+            leaving: Mutex::default(),
             wakes: Arc::clone(&wakes),
             upkeep: OnceLock::new(),
             cold_sleeps: AtomicBool::new(true),
@@ -108,10 +122,11 @@ impl Store {
         Ok(Self { inner })
     }
 
-    /// One bounded step of what the background thread does, for a store that has none. `true` when
-    /// there is more to do.
+    /// One bounded step of what the background thread does, for a store that has none: it frees what was destroyed,
+    /// invalidated or removed, and compacts. `true` when there is more to do.
     pub fn maintain(&self) -> bool {
-        self.inner.compact_step(room::Pace::Fast)
+        let freed = self.inner.reap();
+        self.inner.compact_step(room::Pace::Fast) || freed
     }
 
     /// Gets frames ahead for size classes that are growing, which another thread of the background does all the time.
@@ -135,11 +150,11 @@ impl Store {
         domains.iter().any(|domain| domain.freeable() > 0)
     }
 
-    /// One sweep of the cold tier, which the background thread does twice in
+    /// One sweep of the cold tier, which a background thread does twice in
     /// [`StoreConfig::cold_after`]: pages age, and those that are old are compressed harder. `true` when
     /// another sweep will find something to do.
     pub fn sweep_cold(&self) -> bool {
-        self.inner.sweep_cold(|| true)
+        self.inner.sweep_cold(|_| true)
     }
 
     /// Adds a domain.
@@ -147,31 +162,32 @@ impl Store {
     /// # Errors
     /// When the name is taken, or the reserve can not be kept.
     pub fn add_domain(&self, name: &str, config: DomainConfig) -> Result<Domain, ConfigError> {
-        let mut registry = self.inner.registry.lock();
-        if registry.domains.contains_key(name) {
-            return Err(ConfigError::NameTaken);
-        }
         let account = Arc::new(Account::default());
-        self.inner.check(
-            &registry,
-            &account,
-            config.reserve,
-            config.limit,
-            config.weight,
-        )?;
-        let space =
-            Space::new(name, self.inner.purse(Arc::clone(&account))).map_err(ConfigError::Host)?;
-        self.inner.grant(
-            &registry,
-            &account,
-            config.reserve,
-            config.limit,
-            config.weight,
-        )?;
-        let domain = Arc::new(DomainInner::new(name, &config, account, Arc::new(space)));
+        let share = Share {
+            reserve: config.reserve,
+            limit: config.limit,
+            weight: config.weight,
+        };
+        {
+            let mut registry = self.inner.registry.lock();
+            if registry.domains.contains_key(name) || registry.adding.contains(name) {
+                return Err(ConfigError::NameTaken);
+            }
+            self.inner.check(&registry, &account, share)?;
+            registry.promised += config.reserve;
+            registry.adding.insert(name.to_owned());
+        }
+        let space = Space::new(name, self.inner.purse(Arc::clone(&account)))
+            .map_err(ConfigError::Host)
+            .and_then(|space| self.inner.grant(&account, share).map(|()| space));
+        let mut registry = self.inner.registry.lock();
+        registry.promised -= config.reserve;
+        registry.adding.remove(name);
+        let domain = Arc::new(DomainInner::new(name, &config, account, Arc::new(space?)));
         registry
             .domains
             .insert(name.to_owned(), Arc::clone(&domain));
+        self.inner.everybody.store(registry.everybody());
         self.inner.everybody.store(registry.everybody());
         Ok(Domain {
             inner: domain,
@@ -239,52 +255,26 @@ impl StoreInner {
         self.gate.as_ref().is_some_and(|gate| gate.is_short())
     }
 
-    /// Whether a configuration makes sense.
+    /// Whether a share makes sense.
     fn check(
         &self,
         registry: &Registry,
         account: &Arc<Account>,
-        reserve: u64,
-        limit: u64,
-        weight: u32,
+        share: Share,
     ) -> Result<(), ConfigError> {
-        if weight == 0 {
+        if share.weight == 0 {
             return Err(ConfigError::NoWeight);
         }
-        if reserve > limit {
+        if share.reserve > share.limit {
             return Err(ConfigError::ReserveAboveLimit);
         }
-        let wanted = registry.reserved(Some(account)).saturating_add(reserve);
+        let reserved = registry.reserved(Some(account));
+        let wanted = reserved.saturating_add(share.reserve);
         let budget = self.ledger.budget();
         if wanted > budget {
             return Err(ConfigError::ReservesAboveBudget { wanted, budget });
         }
         Ok(())
-    }
-
-    /// Gives a domain its reserve, evicting ephemeral pages of others for it.
-    fn grant(
-        &self,
-        registry: &Registry,
-        account: &Account,
-        reserve: u64,
-        limit: u64,
-        weight: u32,
-    ) -> Result<(), ConfigError> {
-        loop {
-            match self
-                .ledger
-                .configure(account, reserve, limit, u64::from(weight))
-            {
-                Ok(()) => return Ok(()),
-                Err(_)
-                    if room::reclaim(
-                        &registry.domains.values().cloned().collect::<Vec<_>>(),
-                        &registry.groups().collect::<Vec<_>>(),
-                    ) => {}
-                Err(_) => return Err(ConfigError::ReserveInUse),
-            }
-        }
     }
 
     pub(crate) fn configure(
@@ -293,21 +283,34 @@ impl StoreInner {
         change: DomainChange,
     ) -> Result<(), ConfigError> {
         let account = &domain.account;
-        {
-            let registry = self.registry.lock();
-            let found = registry.domains.get(&domain.name);
-            if !found.is_some_and(|found| Arc::ptr_eq(found, domain)) {
+        let (share, more) = {
+            let mut registry = self.registry.lock();
+            if !registry.has(domain) {
                 return Err(ConfigError::Removed);
             }
-            let reserve = change.reserve.unwrap_or(account.reserve());
-            let limit = change.limit.unwrap_or(account.limit());
-            let weight = match change.weight {
-                Some(weight) => weight,
-                None => u32::try_from(account.weight()).unwrap_or(u32::MAX),
+            let share = Share {
+                reserve: change.reserve.unwrap_or(account.reserve()),
+                limit: change.limit.unwrap_or(account.limit()),
+                weight: match change.weight {
+                    Some(weight) => weight,
+                    None => u32::try_from(account.weight()).unwrap_or(u32::MAX),
+                },
             };
-            self.check(&registry, account, reserve, limit, weight)?;
-            self.grant(&registry, account, reserve, limit, weight)?;
+            self.check(&registry, account, share)?;
+            let more = share.reserve.saturating_sub(account.reserve());
+            registry.promised += more;
+            (share, more)
+        };
+        let granted = self.grant(account, share);
+        {
+            let mut registry = self.registry.lock();
+            registry.promised -= more;
+            if !registry.has(domain) {
+                // It was removed meanwhile, and what it may have with it.
+                let _ = self.ledger.configure(account, 0, 0, 1);
+            }
         }
+        granted?;
         self.shrink_to_limit(domain);
         Ok(())
     }
@@ -319,49 +322,61 @@ impl StoreInner {
         domain: &DomainInner,
         dedup: Dedup,
     ) -> Result<(Arc<Group>, u8), CreatePoolError> {
-        let mut registry = self.registry.lock();
-        registry.groups.retain(|_, group| group.strong_count() > 0);
-        let group = match registry.groups.get(name).and_then(Weak::upgrade) {
+        let known = {
+            let mut registry = self.registry.lock();
+            registry.groups.retain(|_, group| group.strong_count() > 0);
+            registry.groups.get(name).and_then(Weak::upgrade)
+        };
+        let group = match known {
             Some(group) => group,
             None => {
-                let account = Arc::new(self.ledger.open_group());
-                let space = Space::new(name, self.purse(Arc::clone(&account)))
-                    .map_err(|_| CreatePoolError::NoMemory)?;
-                let pool = Pool::new(PoolParts {
-                    kind: PoolKind::Shared,
-                    number: 0,
-                    space: Arc::new(space),
-                    codecs: self.codecs.clone(),
-                    hasher: self.hasher.clone(),
-                    dedup,
-                })
-                .map_err(refused)?;
-                let group = Arc::new(Group::new(pool, account));
-                registry
-                    .groups
-                    .insert(name.to_owned(), Arc::downgrade(&group));
-                self.everybody.store(registry.everybody());
-                group
+                let made = self.make_group(name, dedup)?;
+                let mut registry = self.registry.lock();
+                let other = registry.groups.get(name).and_then(Weak::upgrade);
+                if other.is_none() {
+                    registry
+                        .groups
+                        .insert(name.to_owned(), Arc::downgrade(&made));
+                    self.everybody.store(registry.everybody());
+                }
+                drop(registry);
+                // Somebody else may have made it meanwhile.
+                other.unwrap_or(made)
             }
         };
         let member = group.join(&domain.account)?;
         Ok((group, member))
     }
 
+    fn make_group(&self, name: &str, dedup: Dedup) -> Result<Arc<Group>, CreatePoolError> {
+        let account = Arc::new(self.ledger.open_group());
+        let space = Space::new(name, self.purse(Arc::clone(&account)))
+            .map_err(|_| CreatePoolError::NoMemory)?;
+        let pool = Pool::new(PoolParts {
+            kind: PoolKind::Shared,
+            number: 0,
+            space: Arc::new(space),
+            codecs: self.codecs.clone(),
+            hasher: self.hasher.clone(),
+            dedup,
+        })
+        .map_err(refused)?;
+        Ok(Arc::new(Group::new(pool, account)))
+    }
+
     pub(crate) fn remove(&self, domain: &Arc<DomainInner>) {
         {
             let mut registry = self.registry.lock();
-            let found = registry.domains.get(&domain.name);
-            if !found.is_some_and(|found| Arc::ptr_eq(found, domain)) {
+            if !registry.has(domain) {
                 return;
             }
             registry.domains.remove(&domain.name);
             self.everybody.store(registry.everybody());
         }
-        domain.end();
-        domain.space.end();
-        while domain.space.trim(usize::MAX) > 0 {}
+        // What it reserved is free at once, what it uses when it is given back.
         let _ = self.ledger.configure(&domain.account, 0, 0, 1);
+        domain.end();
+        self.let_go(domain);
     }
 
     /// All domains and share groups.
@@ -405,10 +420,12 @@ impl StoreInner {
         self.cold_sleeps.load(Ordering::Relaxed)
     }
 
-    /// One sweep of the cold tier. `true` when another will find something to do.
-    pub(crate) fn sweep_cold(&self, mut pause: impl FnMut() -> bool) -> bool {
-        self.cold_sleeps.store(false, Ordering::Relaxed);
+    /// One sweep of the cold tier. Calls `pause` with the number of pages that were tried since the last call; `false`
+    /// from it ends the sweep. `true` when another will find something to do.
+    pub(crate) fn sweep_cold(&self, mut pause: impl FnMut(usize) -> bool) -> bool {
         let mut buffers = self.sweeping.lock();
+        // Before it looks: a page that comes behind its back plans the next one.
+        self.cold_sleeps.store(true, Ordering::SeqCst);
         let mut coming = false;
         for domain in self.everybody().0 {
             if domain.is_cold() {
@@ -417,16 +434,50 @@ impl StoreInner {
                 }
             }
         }
-        self.cold_sleeps.store(!coming, Ordering::Relaxed);
+        if coming {
+            self.cold_sleeps.store(false, Ordering::SeqCst);
+        }
         coming
     }
 
-    /// A page comes to a domain with a cold tier: the next sweep will find something to do.
+    /// A page came to a domain with a cold tier: the next sweep will find something to do.
     pub(crate) fn wake_for_cold(&self) {
         if self.cold_sleeps.load(Ordering::Relaxed)
             && self.cold_sleeps.swap(false, Ordering::Relaxed)
         {
-            self.wakes.upkeep.ask();
+            self.wakes.cold.ask();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PoolSpec;
+    use crate::page::ObjectId;
+
+    #[test]
+    fn a_page_that_comes_behind_the_back_of_a_sweep_plans_the_next_one() {
+        let store = Store::new(StoreConfig {
+            background: false,
+            ..StoreConfig::default()
+        })
+        .expect("store");
+        let config = DomainConfig {
+            cold: true,
+            ..DomainConfig::default()
+        };
+        let guest = store.add_domain("guest", config).expect("fits");
+        let pool = guest.create_pool(PoolSpec::Persistent).expect("room");
+        let object = ObjectId::default();
+        guest.store(pool, object, 0, &[0; 4096]).expect("room");
+        // Into the chunk that it has just looked at, where there was nothing to cool.
+        let page = std::array::from_fn(|at| (at / 7) as u8);
+        let coming = store.inner.sweep_cold(|_| {
+            guest.store(pool, object, 1, &page).expect("room");
+            true
+        });
+        assert!(!coming, "it saw the page");
+        assert!(!store.inner.cold_sleeps(), "nobody will look at the page");
     }
 }

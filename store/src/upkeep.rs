@@ -1,9 +1,10 @@
-//! The background threads. `tmem-upkeep` compacts, gives memory back and runs the cold tier, in bounded steps;
-//! `tmem-ahead` gets memory for size classes that are growing, so that stores do not wait for the kernel.
+//! The background threads. `tmem-upkeep` frees what was destroyed, compacts and gives memory back, in bounded steps;
+//! `tmem-ahead` gets memory for size classes that are growing, so that stores do not wait for the kernel; `tmem-cold`
+//! runs the cold tier, with the lowest priority and no more than a share of a processor.
 //!
-//! Both sleep without a deadline when there is nothing to do, so an idle guest costs no CPU.
+//! All sleep without a deadline when there is nothing to do, so an idle guest costs no CPU.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,6 +19,12 @@ const REST: Duration = Duration::from_millis(50);
 const NAP: Duration = Duration::from_micros(300);
 /// Passes without a request after which the thread sleeps until it is asked.
 const IDLE_PASSES: u32 = 4;
+/// Priority of the cold tier: the lowest.
+const COLD_NICE: i32 = 19;
+/// Pages that the cold tier tries before it rests, and how long: at most 12,800 pages a second, which take the codec
+/// about half of a processor's time.
+const COLD_PAGES: usize = 128;
+const COLD_REST: Duration = Duration::from_millis(10);
 
 /// How a thread is woken and ended. Shared with every space.
 #[derive(Debug, Default)]
@@ -37,6 +44,8 @@ struct State {
 impl Wake {
     /// Asks the thread to look for work. Cheap when it was asked already.
     pub(crate) fn ask(&self) {
+        // What there is to do was written before; `listen` has the other fence.
+        fence(Ordering::SeqCst);
         if !self.asked.load(Ordering::Relaxed) && !self.asked.swap(true, Ordering::AcqRel) {
             self.state
                 .lock()
@@ -83,6 +92,7 @@ impl Wake {
     /// Whoever asks from now on wakes the thread. What was asked for before is seen by a look after this.
     fn listen(&self) {
         self.asked.store(false, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
     }
 
     /// Pauses. `false` when the thread is to end.
@@ -96,13 +106,17 @@ impl Wake {
     }
 }
 
-/// Both threads' wakes.
+/// What the threads are woken with, and what they look at first.
 #[derive(Debug, Default)]
 pub(crate) struct Wakes {
-    /// For when there is something to compact, to give back or to cool.
+    /// For when there is something to free, to compact or to give back.
     pub(crate) upkeep: Wake,
     /// For when a size class wants frames ahead.
     pub(crate) ahead: Wake,
+    /// For when there are pages to cool.
+    pub(crate) cold: Wake,
+    /// Pools, shards and domains with pages that were cut loose and are yet to be freed.
+    pub(crate) dying: AtomicUsize,
 }
 
 /// The threads; dropping it ends them.
@@ -124,8 +138,11 @@ impl Upkeep {
             wakes,
             threads: Vec::new(),
         };
-        upkeep.spawn(config, "tmem-upkeep", store, move |store, wakes| {
-            run(store, &wakes.upkeep, sweep);
+        upkeep.spawn(config, "tmem-upkeep", store, |store, wakes| {
+            run(store, &wakes.upkeep);
+        })?;
+        upkeep.spawn(config, "tmem-cold", store, move |store, wakes| {
+            cool(store, &wakes.cold, sweep);
         })?;
         // On one processor nobody could get frames while somebody else stores.
         if std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
@@ -144,10 +161,15 @@ impl Upkeep {
         run: impl FnOnce(&Weak<StoreInner>, &Wakes) + Send + 'static,
     ) -> std::io::Result<()> {
         let first = config.background_start;
+        let lowest = name == "tmem-cold";
         let (store, wakes) = (Weak::clone(store), Arc::clone(&self.wakes));
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
+                // Before it is confined. On Linux this is the calling thread only.
+                if lowest {
+                    let _ = rustix::process::setpriority_process(None, COLD_NICE);
+                }
                 if let Some(first) = first {
                     first();
                 }
@@ -162,6 +184,7 @@ impl Drop for Upkeep {
     fn drop(&mut self) {
         self.wakes.upkeep.stop();
         self.wakes.ahead.stop();
+        self.wakes.cold.stop();
         for thread in self.threads.drain(..) {
             // The last handle to the store may be the one that a thread itself holds for a step.
             if thread.thread().id() != std::thread::current().id() {
@@ -171,13 +194,12 @@ impl Drop for Upkeep {
     }
 }
 
-fn run(store: &Weak<StoreInner>, wake: &Wake, sweep: Duration) {
-    let mut next_sweep: Option<Instant> = None;
+fn run(store: &Weak<StoreInner>, wake: &Wake) {
     let mut more = false;
     loop {
         if !more {
             wake.listen();
-            if !compact(store) && !wake.sleep(next_sweep) {
+            if !compact(store) && !wake.sleep(None) {
                 return;
             }
         }
@@ -187,35 +209,67 @@ fn run(store: &Weak<StoreInner>, wake: &Wake, sweep: Duration) {
             return;
         }
         more = compact(store);
-        let Some(store) = store.upgrade() else {
-            return;
-        };
-        let due = match next_sweep {
-            Some(at) => at <= Instant::now(),
-            None => !store.cold_sleeps(),
-        };
-        if due {
-            // Between chunks: the guests' threads come first.
-            let going_on = || {
-                std::thread::yield_now();
-                Arc::strong_count(&store) > 1
-            };
-            next_sweep = store.sweep_cold(going_on).then(|| Instant::now() + sweep);
-        }
     }
 }
 
-/// Compacts, and gives back what a look allows. Returns whether another look may find more.
+/// Frees what was cut loose, compacts, and gives back what a look allows. Returns whether another look may find more.
 fn compact(store: &Weak<StoreInner>) -> bool {
     let Some(store) = store.upgrade() else {
         return false;
     };
     let mut more = store.look();
-    while Arc::strong_count(&store) > 1 && store.compact_step(Pace::Slow) {
+    let mut looked = Instant::now();
+    while Arc::strong_count(&store) > 1 {
+        let freed = store.reap();
+        if !store.compact_step(Pace::Slow) && !freed {
+            break;
+        }
         more = true;
         std::thread::yield_now();
+        // With guests that never pause there is always something to move, and what was allowed is used up.
+        if looked.elapsed() >= REST {
+            store.look();
+            looked = Instant::now();
+        }
     }
     more
+}
+
+/// Runs the cold tier: a sweep in `sweep` while pages are on their way, none while there are not.
+fn cool(store: &Weak<StoreInner>, wake: &Wake, sweep: Duration) {
+    let mut next: Option<Instant> = None;
+    loop {
+        wake.listen();
+        match next {
+            Some(at) => {
+                if !wake.rest(at.saturating_duration_since(Instant::now())) {
+                    return;
+                }
+            }
+            None => {
+                let sleeps = store.upgrade().is_none_or(|store| store.cold_sleeps());
+                if sleeps && !wake.sleep(None) || !wake.rest(REST) {
+                    return;
+                }
+            }
+        }
+        let Some(store) = store.upgrade() else {
+            return;
+        };
+        let mut tried = 0;
+        let pause = |pages| {
+            tried += pages;
+            let goes_on = if tried < COLD_PAGES {
+                std::thread::yield_now();
+                true
+            } else {
+                tried = 0;
+                wake.rest(COLD_REST)
+            };
+            goes_on && Arc::strong_count(&store) > 1
+        };
+        next = store.sweep_cold(pause).then(|| Instant::now() + sweep);
+    }
 }
 
 /// Gets frames ahead: often while there are requests, not at all when there were none for a while.

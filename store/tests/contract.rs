@@ -66,6 +66,7 @@ fn an_accepted_page_comes_back_until_it_is_invalidated() {
         domain.load(pool, OBJECT, 4000, &mut back),
         Err(LoadError::NotFound)
     );
+    while store.maintain() {}
     assert_eq!(store.stats().domains[0].pools[0].pages, 0);
     domain.destroy_pool(pool).expect("pool");
     domain.remove();
@@ -379,6 +380,7 @@ fn pages_of_one_group_share_bytes_and_each_domain_pays_as_if_alone() {
         .0
         .invalidate_object(pools[0].1, ObjectId([0, 0, 0]))
         .expect("pool");
+    while store.maintain() {}
     for index in 0..500u32 {
         let loaded = b.load(pools[1].1, ObjectId([1, 0, 0]), index, &mut back);
         assert_eq!(loaded, Ok(()));

@@ -37,6 +37,13 @@ fn store(budget: u64) -> (Store, Domain) {
     (store, domain)
 }
 
+/// Removes the last domain: nothing is charged any more.
+fn end(store: &Store, domain: &Domain) {
+    domain.remove();
+    while store.maintain() {}
+    assert_eq!(store.stats().used, 0);
+}
+
 fn loads_one_of(domain: &Domain, pool: PoolId, index: u32, seeds: &[u8]) {
     let mut back = [0; PAGE_SIZE];
     match domain.load(pool, OBJECT, index, &mut back) {
@@ -76,8 +83,7 @@ fn a_load_sees_one_of_the_pages_that_were_stored_and_the_last_one_stays() {
             let mut back = [0; PAGE_SIZE];
             assert_eq!(domain.load(pool, OBJECT, 1, &mut back), Ok(()));
             assert!(back == page(1) || back == page(2));
-            domain.remove();
-            assert_eq!(store.stats().used, 0);
+            end(&store, &domain);
         },
         3000,
     );
@@ -106,8 +112,7 @@ fn stores_of_the_same_bytes_share_and_let_go_of_them_in_any_order() {
             }
             domain.flush(u64::MAX);
             assert_eq!(domain.freeable(), 0);
-            domain.remove();
-            assert_eq!(store.stats().used, 0);
+            end(&store, &domain);
         },
         3000,
     );
@@ -129,6 +134,7 @@ fn a_pool_that_goes_while_pages_come_leaves_nothing() {
             };
             domain.remove();
             writer.join().expect("no panic");
+            end(&store, &domain);
             assert_eq!(
                 domain.load(pool, OBJECT, 0, &mut [0; PAGE_SIZE]),
                 Err(LoadError::NoPool)
@@ -183,8 +189,7 @@ fn a_page_that_is_loaded_and_replaced_while_it_is_swept_keeps_its_bytes() {
                 assert_eq!(domain.load(pool, OBJECT, index, &mut back), Ok(()));
                 assert!(back == cold_page(seed), "other bytes came back");
             }
-            domain.remove();
-            assert_eq!(store.stats().used, 0);
+            end(&store, &domain);
         },
         3000,
     );
@@ -212,11 +217,11 @@ fn a_member_that_leaves_a_group_takes_its_pages_and_no_others() {
             let leaver = thread::spawn(move || {
                 let _ = a.store(a_pool, OBJECT, 2, &page(9));
                 a.remove();
-                assert_eq!(a.freeable(), 0);
+                a
             });
             loads_one_of(&b, b_pool, 0, &[9]);
             b.store(b_pool, OBJECT, 2, &page(3)).expect("room");
-            leaver.join().expect("no panic");
+            let a = leaver.join().expect("no panic");
             let mut back = [0; PAGE_SIZE];
             assert_eq!(b.load(b_pool, OBJECT, 1, &mut back), Ok(()));
             assert!(back == page(9));
@@ -225,8 +230,9 @@ fn a_member_that_leaves_a_group_takes_its_pages_and_no_others() {
                 Err(LoadError::NotFound)
             );
             loads_one_of(&b, b_pool, 2, &[3]);
-            b.remove();
-            assert_eq!(store.stats().used, 0);
+            while store.maintain() {}
+            assert_eq!(a.freeable(), 0);
+            end(&store, &b);
         },
         3000,
     );
@@ -262,8 +268,7 @@ fn stores_at_a_limit_evict_and_never_pass_it() {
             for thread in threads {
                 thread.join().expect("no panic");
             }
-            domain.remove();
-            assert_eq!(store.stats().used, 0);
+            end(&store, &domain);
         },
         1000,
     );
@@ -332,8 +337,7 @@ fn check_frames_ahead(ends: bool) {
             }
             filler.join().expect("no panic");
             remover.join().expect("no panic");
-            domain.remove();
-            assert_eq!(store.stats().used, 0);
+            end(&store, &domain);
         },
         2000,
     );
@@ -460,4 +464,126 @@ fn a_slot_that_waits_for_its_frames_meets_compaction_invalidation_and_the_end() 
             1500,
         );
     }
+}
+
+/// Pages enough that ending them is more than one step.
+const MANY: u32 = 160;
+
+fn zero_pages(domain: &Domain, pool: PoolId) {
+    for index in 0..MANY {
+        domain
+            .store(pool, OBJECT, index, &[0; PAGE_SIZE])
+            .expect("room");
+    }
+}
+
+#[test]
+fn pages_that_come_while_their_object_is_freed_stay_and_those_before_are_gone() {
+    shuttle::check_random(
+        || {
+            let (store, domain) = store(16 << 20);
+            let pool = domain.create_pool(PoolSpec::Persistent).expect("room");
+            zero_pages(&domain, pool);
+            domain.invalidate_object(pool, OBJECT).expect("pool");
+            let reaper = {
+                let store = store.clone();
+                thread::spawn(move || while store.maintain() {})
+            };
+            let writer = {
+                let domain = domain.clone();
+                thread::spawn(move || {
+                    for index in [0, 70, MANY - 1] {
+                        domain.store(pool, OBJECT, index, &page(5)).expect("room");
+                    }
+                    domain.invalidate_page(pool, OBJECT, 70).expect("pool");
+                })
+            };
+            let mut back = [0; PAGE_SIZE];
+            for index in [1, 71, MANY - 2] {
+                assert_eq!(
+                    domain.load(pool, OBJECT, index, &mut back),
+                    Err(LoadError::NotFound)
+                );
+            }
+            writer.join().expect("no panic");
+            reaper.join().expect("no panic");
+            for index in 0..MANY {
+                let loaded = domain.load(pool, OBJECT, index, &mut back);
+                assert_eq!(loaded.is_ok(), index == 0 || index == MANY - 1);
+                assert!(loaded.is_err() || back == page(5));
+            }
+            end(&store, &domain);
+        },
+        500,
+    );
+}
+
+#[test]
+fn a_pool_that_is_freed_by_two_at_once_is_freed_once() {
+    shuttle::check_random(
+        || {
+            let (store, domain) = store(16 << 20);
+            let other = domain.create_pool(PoolSpec::Persistent).expect("room");
+            domain.store(other, OBJECT, 0, &page(1)).expect("room");
+            let pool = domain.create_pool(PoolSpec::Persistent).expect("room");
+            zero_pages(&domain, pool);
+            domain.store(pool, OBJECT, 1000, &page(2)).expect("room");
+            domain.destroy_pool(pool).expect("pool");
+            let reaper = {
+                let store = store.clone();
+                thread::spawn(move || while store.maintain() {})
+            };
+            let again = domain.create_pool(PoolSpec::Persistent).expect("room");
+            domain.store(again, OBJECT, 0, &page(3)).expect("room");
+            while store.maintain() {}
+            loads_one_of(&domain, again, 0, &[3]);
+            loads_one_of(&domain, other, 0, &[1]);
+            domain.remove();
+            reaper.join().expect("no panic");
+            end(&store, &domain);
+        },
+        300,
+    );
+}
+
+#[test]
+fn a_store_that_meets_its_member_leaving_leaves_no_page_and_no_charge() {
+    shuttle::check_random(
+        || {
+            let (store, _) = store(16 << 20);
+            let [a, b] = ["a", "b"].map(|name| {
+                let config = DomainConfig {
+                    groups: vec!["files".to_owned()],
+                    ..DomainConfig::default()
+                };
+                store.add_domain(name, config).expect("new name")
+            });
+            let group = PoolSpec::Shared { group: "files" };
+            let b_pool = b.create_pool(group).expect("room");
+            let a_pool = a.create_pool(group).expect("room");
+            let writer = {
+                let a = a.clone();
+                thread::spawn(move || {
+                    let _ = a.store(a_pool, OBJECT, 0, &page(9));
+                })
+            };
+            a.destroy_pool(a_pool).expect("pool");
+            let mut back = [0; PAGE_SIZE];
+            assert_eq!(
+                b.load(b_pool, OBJECT, 0, &mut back),
+                Err(LoadError::NotFound),
+                "a page of a member that left"
+            );
+            writer.join().expect("no panic");
+            while store.maintain() {}
+            assert_eq!(
+                a.freeable(),
+                0,
+                "charged for a page of a group that it left"
+            );
+            a.remove();
+            end(&store, &b);
+        },
+        3000,
+    );
 }

@@ -342,6 +342,7 @@ fn run(operations: u64, background: bool, seed: u64) {
         domain.remove();
         domain.remove();
     }
+    while !background && store.maintain() {}
     // The background thread may be in the middle of giving frames back.
     let deadline = Instant::now() + Duration::from_secs(20);
     while background && store.stats().used > 0 && Instant::now() < deadline {

@@ -33,10 +33,18 @@ impl Serve {
     }
 
     fn start_with(guests: &[(String, &str)], change: impl FnOnce(&mut Command)) -> Self {
+        Self::start_with_memory("256M", guests, change)
+    }
+
+    fn start_with_memory(
+        memory: &str,
+        guests: &[(String, &str)],
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
         let dir = tempfile::tempdir().expect("temporary folder");
         let at = |name: &str| dir.path().join(name);
         let log = std::fs::File::create(at("log")).expect("makes");
-        let mut command = service::command(&["serve", "--memory=256M"]);
+        let mut command = service::command(&["serve", "--memory", memory]);
         command.stderr(log).arg("--control").arg(at("control"));
         for (name, more) in guests {
             let socket = at(name);
@@ -252,6 +260,7 @@ fn a_signal_may_hit_any_thread() {
         "tmem",
         "tmem-control",
         "tmem-upkeep",
+        "tmem-cold",
         "tmem-ahead",
         "guest vm1",
         "guest vm2",
@@ -397,4 +406,31 @@ fn a_guest_that_comes_when_the_time_of_its_pool_is_over_comes_too_late() {
     assert_eq!(serve.pages("a"), 0);
     drop(late);
     serve.stop();
+}
+
+/// Pages of the test below; `TMEM_STOP_PAGES` sets another number (20 million take half a minute to store, and half a GiB).
+fn stop_pages() -> u32 {
+    let text = std::env::var("TMEM_STOP_PAGES").ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(300_000)
+}
+
+#[test]
+fn a_stop_takes_no_longer_with_the_pages_of_a_large_guest() {
+    let serve = Serve::start_with_memory("3G", &names(&["large"], ",queues=1"), |_| {});
+    let mut guest = TestGuest::boot(&serve.path("large"));
+    let pool = guest.create_pool();
+    let mut next = 0;
+    while next < stop_pages() {
+        for slot in 0..16 {
+            let indices: Vec<u32> = (next..next + 8).collect();
+            guest.submit(slot, Op::Store, pool, [1; 3], &indices, &[0; 8 * 4096]);
+            next += 8;
+        }
+        guest.kick(1);
+        guest.wait();
+    }
+    assert_eq!(guest.answer(15, 8, 0).statuses, [0; 8]);
+    assert_eq!(serve.pages("large"), u64::from(next));
+    let dir = serve.stop();
+    assert!(!dir.path().join("large").exists() && !dir.path().join("control").exists());
 }

@@ -164,6 +164,7 @@ fn every_thread_has_a_filter_and_can_gain_no_privileges() {
             "tmem",
             "tmem-control",
             "tmem-upkeep",
+            "tmem-cold",
             "tmem-memory",
             if ahead { "tmem-ahead" } else { "tmem" },
             "guest vm1",

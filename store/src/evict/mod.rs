@@ -51,6 +51,8 @@ pub(crate) trait Policy: Default {
     fn evicted(&mut self, nodes: &Slab<Node>, node: u32, fingerprint: u32);
     /// Bytes by which [`Policy::grow`] would enlarge what the policy remembers; 0 when it is enough.
     fn growth(&self) -> u64;
+    /// Bytes of what the policy remembers.
+    fn bytes(&self) -> u64;
     /// Enlarges what the policy remembers; the caller has paid for it.
     fn grow(&mut self);
 }

@@ -165,6 +165,10 @@ impl Policy for S3Fifo {
         heap_bytes((len * 2).max(16) * 4) - heap_bytes(len * 4)
     }
 
+    fn bytes(&self) -> u64 {
+        heap_bytes(self.ghosts.len() * 4)
+    }
+
     fn grow(&mut self) {
         let len = (self.ghosts.len() * 2).max(16);
         // What was remembered stays where it can be found: both halves start alike.

@@ -1,7 +1,6 @@
 //! Sixty-four neighbouring entries of an object, packed: only those that are there take memory.
 
 use crate::entry::Entry;
-use crate::page::ObjectId;
 use crate::segment::heap_bytes;
 
 /// Entries by which a list grows once it is long, and by which it shrinks.
@@ -12,7 +11,8 @@ pub(crate) const NONE: u32 = u32::MAX;
 /// A chunk of an object.
 #[derive(Debug)]
 pub(crate) struct Chunk {
-    pub(crate) object: ObjectId,
+    /// The object's number in the shard.
+    pub(crate) object: u32,
     /// Page index divided by 64.
     pub(crate) number: u32,
     /// Neighbours in the list of the object's chunks in this shard.
@@ -25,7 +25,7 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
-    pub(crate) fn new(object: ObjectId, number: u32) -> Self {
+    pub(crate) fn new(object: u32, number: u32) -> Self {
         Self {
             object,
             number,
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn entries_come_and_go_in_any_order() {
-        let mut chunk = Chunk::new(ObjectId::default(), 0);
+        let mut chunk = Chunk::new(0, 0);
         let places: Vec<u8> = (0..64u8).map(|i| i.wrapping_mul(29) % 64).collect();
         let mut paid = 0;
         for place in &places {

@@ -3,9 +3,11 @@
 mod chunk;
 mod shard;
 mod slab;
+mod table;
 
-pub(crate) use shard::{Item, Node, Shard, Tags, reserve, spread, table_bytes};
+pub(crate) use shard::{Node, Shard, Tags};
 pub(crate) use slab::Slab;
+pub(crate) use table::{Item, Table};
 
 use crate::segment::Backref;
 

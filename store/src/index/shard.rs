@@ -1,19 +1,18 @@
 //! One shard of a pool's index: the chunks whose keys hash to it, and the nodes of their pages in an
 //! ephemeral pool. No locks in here; the pool holds the shard's.
 //!
-//! A chunk is found through a hash table of 8-byte items. The chunks of an object are also a list, so
-//! that the object can be invalidated without knowing its pages.
+//! A chunk is found through a hash table of 8-byte items. The chunks of an object are also a list, so that the object
+//! can be invalidated without knowing its pages. An object that is cut loose is found by nobody any more; its chunks
+//! stay until somebody takes them out, a few at a time.
 
 use std::hash::BuildHasher;
 
-use hashbrown::HashTable;
-
 use super::chunk::{Chunk, NONE};
 use super::slab::Slab;
+use super::table::{Item, Table};
 use crate::entry::Entry;
 use crate::evict::Links;
 use crate::page::{Key, ObjectId};
-use crate::segment::heap_bytes;
 use crate::space::{Purse, Refusal};
 
 /// A page of an ephemeral pool: its entry and its place in the eviction order.
@@ -27,16 +26,15 @@ pub(crate) struct Node {
     pub(crate) place: u8,
 }
 
-/// Item of a table: 32 bits of the key's hash and a chunk.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Item {
-    pub(crate) tag: u32,
-    pub(crate) chunk: u32,
-}
-
-/// The 64-bit hash that a tag stands for in a table.
-pub(crate) fn spread(tag: u32) -> u64 {
-    u64::from(tag) << 32 | u64::from(tag)
+/// An object that has chunks in the shard.
+#[derive(Debug)]
+struct Object {
+    id: ObjectId,
+    /// First of the list of its chunks.
+    first: u32,
+    /// The next object in the list of those that are cut loose.
+    next: u32,
+    loose: bool,
 }
 
 /// Hashes of a key: of its chunk, and of its object, which is only needed when a chunk comes or goes.
@@ -54,32 +52,38 @@ impl Tags<'_> {
 
 #[derive(Debug, Default)]
 pub(crate) struct Shard {
-    table: HashTable<Item>,
-    /// First chunk of each object's list.
-    objects: HashTable<Item>,
+    table: Table,
+    /// The objects that are not cut loose.
+    names: Table,
+    /// Few in most pools.
+    objects: Slab<Object, 4>,
     chunks: Slab<Chunk>,
     pub(crate) nodes: Slab<Node>,
-    /// Bytes charged for all of this.
+    /// First and last of the objects that are cut loose.
+    loose: Option<(u32, u32)>,
+    /// Bytes charged for all of this, beside what the tables paid.
     paid: u64,
 }
 
 impl Shard {
     /// Bytes of this shard's metadata that are charged.
     pub(crate) fn paid(&self) -> u64 {
-        self.paid
+        self.paid + self.table.paid() + self.names.paid()
     }
 
     pub(crate) fn find(&self, tags: Tags<'_>, key: Key) -> Option<u32> {
         let (number, _) = key.chunk();
-        self.table
-            .find(spread(tags.chunk), |item| {
-                item.tag == tags.chunk
-                    && self
-                        .chunks
-                        .get(item.chunk)
-                        .is_some_and(|chunk| chunk.number == number && chunk.object == key.object)
+        self.table.find(tags.chunk, |chunk| {
+            self.chunks.get(chunk).is_some_and(|chunk| {
+                chunk.number == number && self.is_object(chunk.object, key.object)
             })
-            .map(|item| item.chunk)
+        })
+    }
+
+    fn is_object(&self, number: u32, id: ObjectId) -> bool {
+        self.objects
+            .get(number)
+            .is_some_and(|object| object.id == id && !object.loose)
     }
 
     pub(crate) fn chunk(&self, chunk: u32) -> Option<&Chunk> {
@@ -88,6 +92,24 @@ impl Shard {
 
     pub(crate) fn chunk_mut(&mut self, chunk: u32) -> Option<&mut Chunk> {
         self.chunks.get_mut(chunk)
+    }
+
+    /// The key of a chunk's first page.
+    pub(crate) fn key(&self, chunk: u32) -> Option<Key> {
+        let chunk = self.chunks.get(chunk)?;
+        let object = self.objects.get(chunk.object)?;
+        Some(Key {
+            object: object.id,
+            index: chunk.number << 6,
+        })
+    }
+
+    /// Whether a chunk is one of an object that is cut loose.
+    pub(crate) fn is_loose(&self, chunk: u32) -> bool {
+        self.chunks
+            .get(chunk)
+            .and_then(|chunk| self.objects.get(chunk.object))
+            .is_some_and(|object| object.loose)
     }
 
     /// Chunks are numbered below this.
@@ -161,42 +183,54 @@ impl Shard {
         &mut self,
         purse: &Purse,
         tags: Tags<'_>,
-        object: ObjectId,
+        id: ObjectId,
         number: u32,
     ) -> Result<u32, Refusal> {
-        self.paid += reserve(&mut self.table, purse)?;
-        self.paid += reserve(&mut self.objects, purse)?;
-        let growth = self.chunks.growth();
-        purse.pay(growth)?;
-        let Ok(chunk) = self.chunks.insert(Chunk::new(object, number)) else {
-            purse.refund(growth);
-            return Err(Refusal::NoMemory);
+        self.table.reserve(purse, tags.chunk)?;
+        let object = self.object(purse, tags, id)?;
+        let chunk = Chunk::new(object, number);
+        let chunk = match add(&mut self.chunks, &mut self.paid, purse, chunk) {
+            Ok(chunk) => chunk,
+            Err(refusal) => {
+                self.tidy_object(purse, object, tags);
+                return Err(refusal);
+            }
         };
-        self.paid += growth;
-        let item = Item {
+        self.table.insert(Item {
             tag: tags.chunk,
-            chunk,
-        };
-        self.table
-            .insert_unique(spread(item.tag), item, |item| spread(item.tag));
-        self.link(tags.object(object), chunk, object);
+            number: chunk,
+        });
+        self.link(object, chunk);
         Ok(chunk)
     }
 
+    /// The object of this id, which is made if there is none.
+    fn object(&mut self, purse: &Purse, tags: Tags<'_>, id: ObjectId) -> Result<u32, Refusal> {
+        let tag = tags.object(id);
+        if let Some(found) = self.named(tag, id) {
+            return Ok(found);
+        }
+        self.names.reserve(purse, tag)?;
+        let object = Object {
+            id,
+            first: NONE,
+            next: NONE,
+            loose: false,
+        };
+        let number = add(&mut self.objects, &mut self.paid, purse, object)?;
+        self.names.insert(Item { tag, number });
+        Ok(number)
+    }
+
+    fn named(&self, tag: u32, id: ObjectId) -> Option<u32> {
+        self.names.find(tag, |number| self.is_object(number, id))
+    }
+
     /// Puts a chunk at the head of its object's list.
-    fn link(&mut self, tag: u32, chunk: u32, object: ObjectId) {
-        let chunks = &self.chunks;
-        let head = self.objects.find_mut(spread(tag), |item| {
-            item.tag == tag && chunks.get(item.chunk).is_some_and(|c| c.object == object)
-        });
-        let next = match head {
-            Some(item) => std::mem::replace(&mut item.chunk, chunk),
-            None => {
-                let item = Item { tag, chunk };
-                self.objects
-                    .insert_unique(spread(tag), item, |item| spread(item.tag));
-                NONE
-            }
+    fn link(&mut self, object: u32, chunk: u32) {
+        let next = match self.objects.get_mut(object) {
+            Some(object) => std::mem::replace(&mut object.first, chunk),
+            None => NONE,
         };
         if let Some(chunk) = self.chunks.get_mut(chunk) {
             chunk.next = next;
@@ -211,39 +245,47 @@ impl Shard {
         if self.chunks.get(chunk).is_none_or(|c| c.present() != 0) {
             return;
         }
-        if let Ok(found) = self
-            .table
-            .find_entry(spread(tags.chunk), |item| item.chunk == chunk)
-        {
-            found.remove();
-        }
+        self.table.remove(
+            purse,
+            Item {
+                tag: tags.chunk,
+                number: chunk,
+            },
+        );
         let before = self.chunks.bytes();
         let Some(removed) = self.chunks.remove(chunk) else {
             return;
         };
+        let freed = removed.bytes() + before - self.chunks.bytes();
+        self.refund(purse, freed);
         if let Some(next) = self.chunks.get_mut(removed.next) {
             next.previous = removed.previous;
         }
         if let Some(previous) = self.chunks.get_mut(removed.previous) {
             previous.next = removed.next;
-        } else if let Ok(mut head) = self
-            .objects
-            .find_entry(spread(tags.object(removed.object)), |item| {
-                item.chunk == chunk
-            })
-        {
-            if removed.next == NONE {
-                head.remove();
-            } else {
-                head.get_mut().chunk = removed.next;
-            }
+        } else if let Some(object) = self.objects.get_mut(removed.object) {
+            object.first = removed.next;
+            self.tidy_object(purse, removed.object, tags);
         }
-        let mut freed = removed.bytes() + before - self.chunks.bytes();
-        if self.table.is_empty() {
-            freed += table_bytes(&self.table) + table_bytes(&self.objects);
-            self.table = HashTable::new();
-            self.objects = HashTable::new();
+    }
+
+    /// Removes an object without chunks; one that is cut loose goes when it is the first of those.
+    fn tidy_object(&mut self, purse: &Purse, number: u32, tags: Tags<'_>) {
+        let Some(object) = self.objects.get(number) else {
+            return;
+        };
+        if object.first != NONE || object.loose {
+            return;
         }
+        let tag = tags.object(object.id);
+        self.names.remove(purse, Item { tag, number });
+        self.remove_object(purse, number);
+    }
+
+    fn remove_object(&mut self, purse: &Purse, number: u32) {
+        let before = self.objects.bytes();
+        self.objects.remove(number);
+        let freed = before - self.objects.bytes();
         self.refund(purse, freed);
     }
 
@@ -262,33 +304,53 @@ impl Shard {
     }
 
     /// The first chunk of an object's list.
-    pub(crate) fn first_of(&self, tags: Tags<'_>, object: ObjectId) -> Option<u32> {
-        let tag = tags.object(object);
-        self.objects
-            .find(spread(tag), |item| {
-                item.tag == tag
-                    && self
-                        .chunks
-                        .get(item.chunk)
-                        .is_some_and(|chunk| chunk.object == object)
-            })
-            .map(|item| item.chunk)
+    pub(crate) fn first_of(&self, tags: Tags<'_>, id: ObjectId) -> Option<u32> {
+        let object = self.named(tags.object(id), id)?;
+        self.objects.get(object).map(|object| object.first)
+    }
+
+    /// Cuts an object loose, however many pages it has: nobody finds them from now on, and pages that are stored
+    /// under the same keys are those of a new object.
+    pub(crate) fn cut_loose(&mut self, purse: &Purse, tags: Tags<'_>, id: ObjectId) {
+        let tag = tags.object(id);
+        let Some(number) = self.named(tag, id) else {
+            return;
+        };
+        self.names.remove(purse, Item { tag, number });
+        if let Some(object) = self.objects.get_mut(number) {
+            object.loose = true;
+        }
+        self.loose = match self.loose {
+            None => Some((number, number)),
+            Some((first, last)) => {
+                if let Some(last) = self.objects.get_mut(last) {
+                    last.next = number;
+                }
+                Some((first, number))
+            }
+        };
+    }
+
+    /// Whether there are objects that were cut loose.
+    pub(crate) fn has_loose(&self) -> bool {
+        self.loose.is_some()
+    }
+
+    /// A chunk of the first object that was cut loose. An object without chunks goes instead, one at a call.
+    pub(crate) fn loose_chunk(&mut self, purse: &Purse) -> Option<u32> {
+        let (number, last) = self.loose?;
+        let object = self.objects.get(number)?;
+        if object.first != NONE {
+            return Some(object.first);
+        }
+        self.loose = (number != last).then_some((object.next, last));
+        self.remove_object(purse, number);
+        None
     }
 
     /// Adds a node; its memory is charged.
     pub(crate) fn add_node(&mut self, purse: &Purse, node: Node) -> Result<u32, Refusal> {
-        let growth = self.nodes.growth();
-        purse.pay(growth)?;
-        match self.nodes.insert(node) {
-            Ok(number) => {
-                self.paid += growth;
-                Ok(number)
-            }
-            Err(_) => {
-                purse.refund(growth);
-                Err(Refusal::NoMemory)
-            }
-        }
+        add(&mut self.nodes, &mut self.paid, purse, node)
     }
 
     pub(crate) fn remove_node(&mut self, purse: &Purse, node: u32) -> Option<Node> {
@@ -300,24 +362,23 @@ impl Shard {
     }
 }
 
-pub(crate) fn table_bytes(table: &HashTable<Item>) -> u64 {
-    heap_bytes(table.allocation_size())
-}
-
-/// Makes room for one more item and pays for it. Returns the bytes.
-pub(crate) fn reserve(table: &mut HashTable<Item>, purse: &Purse) -> Result<u64, Refusal> {
-    if table.len() < table.capacity() {
-        return Ok(0);
+/// Puts a value into a slab and pays for it.
+fn add<T, const PAGE: usize>(
+    slab: &mut Slab<T, PAGE>,
+    paid: &mut u64,
+    purse: &Purse,
+    value: T,
+) -> Result<u32, Refusal> {
+    let growth = slab.growth();
+    purse.pay(growth)?;
+    match slab.insert(value) {
+        Ok(number) => {
+            *paid += growth;
+            Ok(number)
+        }
+        Err(_) => {
+            purse.refund(growth);
+            Err(Refusal::NoMemory)
+        }
     }
-    let before = table_bytes(table);
-    // A table of n items has at most 16/7 n places of 9 bytes, and a row of control bytes.
-    let most = heap_bytes((table.len() * 2).max(4) * 16 / 7 * 9 + 64);
-    purse.pay(most)?;
-    if table.try_reserve(1, |item| spread(item.tag)).is_err() {
-        purse.refund(most);
-        return Err(Refusal::NoMemory);
-    }
-    let growth = table_bytes(table).saturating_sub(before).min(most);
-    purse.refund(most - growth);
-    Ok(growth)
 }

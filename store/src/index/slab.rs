@@ -2,12 +2,9 @@
 
 use crate::segment::heap_bytes;
 
-/// Values of a page.
-const PAGE: usize = 16;
-
-/// Values under numbers that are used again.
+/// Values under numbers that are used again, `PAGE` of them in an allocation.
 #[derive(Debug)]
-pub(crate) struct Slab<T> {
+pub(crate) struct Slab<T, const PAGE: usize = 16> {
     pages: Vec<Box<[Place<T>]>>,
     free: Option<u32>,
     live: usize,
@@ -19,7 +16,7 @@ enum Place<T> {
     Taken(T),
 }
 
-impl<T> Default for Slab<T> {
+impl<T, const PAGE: usize> Default for Slab<T, PAGE> {
     fn default() -> Self {
         Self {
             pages: Vec::new(),
@@ -29,7 +26,7 @@ impl<T> Default for Slab<T> {
     }
 }
 
-impl<T> Slab<T> {
+impl<T, const PAGE: usize> Slab<T, PAGE> {
     /// Bytes on the heap.
     pub(crate) fn bytes(&self) -> u64 {
         self.pages.len() as u64 * heap_bytes(PAGE * size_of::<Place<T>>())
@@ -150,7 +147,7 @@ mod tests {
 
     #[test]
     fn numbers_are_used_again_and_the_memory_goes_with_the_last_value() {
-        let mut slab = Slab::default();
+        let mut slab = Slab::<u64>::default();
         let mut paid = 0;
         for value in 0..100u64 {
             paid += slab.growth();

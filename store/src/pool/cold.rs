@@ -37,9 +37,13 @@ type Spot = (usize, u32, u8);
 
 impl Pool {
     /// Ages all pages of a persistent pool by one sweep and recompresses those that are old. Calls
-    /// `pause` between chunks; `false` from it ends the sweep. Returns whether a page is on its way to be
-    /// cold.
-    pub(crate) fn sweep(&self, buffers: &mut ColdBuffers, mut pause: impl FnMut() -> bool) -> bool {
+    /// `pause` between chunks with the pages of it that were old; `false` from it ends the sweep. Returns whether a
+    /// page is on its way to be cold.
+    pub(crate) fn sweep(
+        &self,
+        buffers: &mut ColdBuffers,
+        mut pause: impl FnMut(usize) -> bool,
+    ) -> bool {
         let mut coming = false;
         if self.kind != PoolKind::Persistent {
             return false;
@@ -48,6 +52,7 @@ impl Pool {
             let cell = &self.shards[shard];
             let mut chunk = 0;
             while let Some(old) = self.age(cell, chunk, &mut coming) {
+                let tried = old.count_ones() as usize;
                 let mut old = old;
                 while old != 0 {
                     let place = old.trailing_zeros() as u8;
@@ -55,8 +60,9 @@ impl Pool {
                     self.cool(cell, (shard, chunk, place), buffers);
                 }
                 chunk += 1;
-                if !pause() {
-                    return coming;
+                if !pause(tried) {
+                    // The rest was not looked at.
+                    return true;
                 }
             }
         }
@@ -68,6 +74,9 @@ impl Pool {
         let mut locked = cell.locked.lock();
         if chunk >= locked.shard.end() {
             return None;
+        }
+        if locked.dead || locked.shard.is_loose(chunk) {
+            return Some(0);
         }
         let Some(found) = locked.shard.chunk_mut(chunk) else {
             return Some(0);

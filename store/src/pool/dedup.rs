@@ -5,13 +5,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use hashbrown::HashTable;
 use twox_hash::xxhash3_128::Hasher;
 
 use crate::codec::Codecs;
 use crate::config::Dedup;
 use crate::entry::{Encoding, Slot};
-use crate::index::{Holder, Item, Slab, reserve, spread, table_bytes};
+use crate::index::{Holder, Item, Slab, Table};
 use crate::page::Page;
 use crate::segment::{class_of, slot_bytes};
 use crate::space::{Held, Purse, Refusal, Space};
@@ -54,8 +53,16 @@ pub(crate) struct RecordGauges {
 
 #[derive(Debug, Default)]
 struct Records {
-    table: HashTable<Item>,
+    table: Table,
     records: Slab<Record>,
+}
+
+impl Records {
+    fn find(&self, hash: [u64; 2]) -> Option<u32> {
+        self.table.find(hash[0] as u32, |number| {
+            self.records.get(number).is_some_and(|r| r.hash == hash)
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -128,19 +135,14 @@ impl DedupTable {
     ) -> Result<Option<(u32, u16)>, ()> {
         let number = Self::shard(hash);
         let found = {
-            let mut guard = self.shards[number].lock();
-            let Records { table, records } = &mut *guard;
-            let tag = hash[0] as u32;
-            let item = table.find(spread(tag), |item| {
-                item.tag == tag && records.get(item.chunk).is_some_and(|r| r.hash == hash)
-            });
-            item.copied().and_then(|item| {
-                let record = records.get_mut(item.chunk)?;
+            let mut shard = self.shards[number].lock();
+            shard.find(hash).and_then(|local| {
+                let record = shard.records.get_mut(local)?;
                 if !space.fetch(record.slot, scratch) {
                     return None;
                 }
                 record.references += 1;
-                Some((item.chunk, record.slot))
+                Some((local, record.slot))
             })
         };
         self.decide(found.is_some());
@@ -188,15 +190,15 @@ impl DedupTable {
         let number = Self::shard(hash);
         let gauges = &self.gauges[number];
         let mut guard = self.shards[number].lock();
-        let Records { table, records } = &mut *guard;
-        let tag = hash[0] as u32;
-        let taken = table.find(spread(tag), |item| {
-            item.tag == tag && records.get(item.chunk).is_some_and(|r| r.hash == hash)
-        });
-        if taken.is_some() {
+        if guard.find(hash).is_some() {
             return Ok(Inserted::Taken);
         }
-        gauges.metadata.add(reserve(table, space.purse())?);
+        let Records { table, records } = &mut *guard;
+        let tag = hash[0] as u32;
+        let before = table.paid();
+        let reserved = table.reserve(space.purse(), tag);
+        gauges.metadata.add(table.paid().wrapping_sub(before));
+        reserved?;
         let growth = records.growth();
         space.purse().pay(growth)?;
         let nowhere = Slot {
@@ -222,9 +224,7 @@ impl DedupTable {
                 if let Some(record) = records.get_mut(local) {
                     record.slot = slot;
                 }
-                table.insert_unique(spread(tag), Item { tag, chunk: local }, |item| {
-                    spread(item.tag)
-                });
+                table.insert(Item { tag, number: local });
                 gauges.records.add(1);
                 gauges.payload.add(u64::from(slot.len));
                 gauges.slots.add(slot_bytes(class_of(slot.len)) as u64);
@@ -254,15 +254,13 @@ impl DedupTable {
             return (slot.len, false);
         }
         remove(records, local, gauges, space.purse());
-        if let Ok(item) = table.find_entry(spread(hash[0] as u32), |item| item.chunk == local) {
-            item.remove();
-        }
-        if table.is_empty() {
-            let bytes = table_bytes(table);
-            *table = HashTable::new();
-            gauges.metadata.sub(bytes);
-            space.purse().refund(bytes);
-        }
+        let before = table.paid();
+        let item = Item {
+            tag: hash[0] as u32,
+            number: local,
+        };
+        table.remove(space.purse(), item);
+        gauges.metadata.sub(before - table.paid());
         gauges.records.sub(1);
         gauges.payload.sub(u64::from(slot.len));
         gauges.slots.sub(slot_bytes(class_of(slot.len)) as u64);
@@ -316,11 +314,16 @@ impl DedupTable {
         self.gauges.iter()
     }
 
-    /// Gives back what the tables cost; the pool is going.
+    /// Gives back what the tables cost; the pool is going. Records that are left go with the space.
     pub(crate) fn end(&self, purse: &Purse) {
-        for gauges in &self.gauges {
-            purse.refund(gauges.metadata.get());
-            gauges.metadata.set(0);
+        for (gauges, shard) in self.gauges.iter().zip(&self.shards) {
+            let records = {
+                let mut records = shard.lock();
+                purse.refund(gauges.metadata.get());
+                gauges.metadata.set(0);
+                std::mem::take(&mut *records)
+            };
+            drop(records);
         }
     }
 }

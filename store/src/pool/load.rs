@@ -83,6 +83,10 @@ impl Pool {
             let node = locked.shard.nodes.get(number).ok_or(LoadError::NotFound)?;
             let member = node.member;
             entry = node.entry;
+            if !self.is_admitted(locked, member) {
+                cell.counters.load_misses.add(1);
+                return Err(LoadError::NotFound);
+            }
             if self.kind == PoolKind::Shared
                 && let Some((_, queue)) = locked.queues.iter_mut().find(|(m, _)| *m == member)
             {

@@ -1,26 +1,27 @@
 //! A pool: what happens to a page under the lock of its key's shard.
 //!
 //! `mod` puts pages in, `load` brings them back, `remove` takes away what is not wanted any more. `encode`
-//! has the work on bytes that no lock sees, `upkeep` eviction and compaction, `dedup` shared bytes, `cold`
-//! the cold tier, `counters` the numbers.
+//! has the work on bytes that no lock sees, `upkeep` eviction and compaction, `members` who may store to a shared
+//! pool, `dedup` shared bytes, `cold` the cold tier, `counters` the numbers.
 
 mod cold;
 mod counters;
 mod dedup;
 mod encode;
 mod load;
+mod members;
 mod remove;
 mod upkeep;
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 use arc_swap::ArcSwap;
 
 use counters::Counters;
 use dedup::{DedupTable, Inserted};
+use members::Admitted;
 
 pub(crate) use cold::ColdBuffers;
 pub(crate) use encode::Encoded;
@@ -31,7 +32,7 @@ use crate::entry::{Entry, Kind};
 use crate::error::StoreError;
 use crate::evict::{Links, Policy, S3Fifo};
 use crate::index::{Holder, Node, SHARDS, Shard, Tags};
-use crate::ledger::{Account, Short};
+use crate::ledger::Account;
 use crate::page::Key;
 use crate::segment::{class_of, slot_bytes};
 use crate::space::{Held, Purse, Refusal, Space};
@@ -62,6 +63,12 @@ pub(crate) struct Pool {
     hand: AtomicUsize,
     /// For each member a bit for each shard where it has pages to evict. A bit is changed under the shard's lock.
     queued: Box<[AtomicU64]>,
+    /// Bit per shard with objects that were cut loose. Written under the shard's lock.
+    loose: AtomicU64,
+    /// Shards of a pool that was killed are empty below this.
+    emptied: AtomicUsize,
+    /// What the pool itself cost is given back.
+    finished: AtomicBool,
 }
 
 /// A shard, its lock and its counters, on cache lines of their own.
@@ -77,8 +84,12 @@ struct Locked {
     shard: Shard,
     /// One order of eviction per domain that has pages here.
     queues: Vec<(u8, S3Fifo)>,
+    /// Members of a shared pool that may store here.
+    admitted: Admitted,
     /// The pool is gone.
     dead: bool,
+    /// Chunks of a pool that is gone are empty below this.
+    next: u32,
 }
 
 /// Why a page was not placed; nothing is under its key.
@@ -125,6 +136,9 @@ impl Pool {
             members: ArcSwap::default(),
             hand: AtomicUsize::new(0),
             queued: (0..members).map(|_| AtomicU64::new(0)).collect(),
+            loose: AtomicU64::new(0),
+            emptied: AtomicUsize::new(0),
+            finished: AtomicBool::new(false),
         })
     }
 
@@ -160,9 +174,10 @@ impl Pool {
         let cell = &self.shards[number];
         let mut guard = cell.locked.lock();
         let locked = &mut *guard;
-        if locked.dead {
+        if locked.dead || !self.is_admitted(locked, member) {
             return Err(Unplaced::PoolGone);
         }
+        self.help(cell, locked, number);
         // The old page goes first, whatever becomes of the new one; its place in the chunk stays.
         let (_, place) = key.chunk();
         let known = locked.shard.find(tags, key);
@@ -172,7 +187,13 @@ impl Pool {
                 self.discard(cell, locked, old);
             }
         }
-        let chunk = locked.shard.prepare(self.purse(), tags, key, known)?;
+        let chunk = match locked.shard.prepare(self.purse(), tags, key, known) {
+            Ok(chunk) => chunk,
+            Err(refusal) => {
+                cell.counters.metadata.set(locked.shard.paid());
+                return Err(refusal.into());
+            }
+        };
         let placed = if self.is_ephemeral() {
             let fingerprint = fingerprint(tags, place);
             self.place_node(
@@ -314,17 +335,6 @@ impl Pool {
         Ok(Entry::node(node))
     }
 
-    /// The account to charge for a page of a share group; `None` in a private pool.
-    fn member(&self, member: u8) -> Result<Option<Arc<Account>>, Refusal> {
-        if self.kind != PoolKind::Shared {
-            return Ok(None);
-        }
-        match self.members.load().get(usize::from(member)) {
-            Some(Some(account)) => Ok(Some(Arc::clone(account))),
-            _ => Err(Refusal::Short(Short::Limit)),
-        }
-    }
-
     /// Removes what is under a key. Returns whether a page was there.
     fn take_out(&self, cell: &ShardCell, locked: &mut Locked, tags: Tags<'_>, key: Key) -> bool {
         let Some((chunk, entry)) = locked.shard.get(tags, key) else {
@@ -421,17 +431,6 @@ impl Pool {
         own.chain(shared.map(|gauges| &gauges.slots))
             .map(Counter::get)
             .sum()
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        self.kill();
-        debug_assert!(self.queued.iter().all(|shards| shards.load(Relaxed) == 0));
-        if let Some(dedup) = &self.dedup {
-            dedup.end(self.purse());
-        }
-        self.purse().refund(self.base_bytes);
     }
 }
 

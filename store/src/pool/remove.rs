@@ -1,12 +1,25 @@
-//! Taking pages away: one, those of an object, all of the pool. A lock is held for a few chunks at a time.
+//! Taking pages away: one, those of an object, all of the pool.
+//!
+//! What may be millions of pages is cut loose, so that nobody finds them any more, and freed later, a few pages at a
+//! time: by the background thread, and by stores that need the room.
+
+use std::sync::atomic::Ordering;
 
 use super::{Locked, Pool, ShardCell};
 use crate::entry::Entry;
-use crate::index::Shard;
+use crate::index::SHARDS;
 use crate::page::{Key, ObjectId};
 
-/// Chunks that are emptied before a shard's lock is let go.
-const CHUNKS_AT_A_TIME: u32 = 16;
+/// Pages that are freed while a lock is held that a store may wait for.
+const AT_A_TIME: usize = 8;
+/// Pages of a pool that is gone that are freed while a lock of it is held.
+const DEAD_AT_A_TIME: usize = 64;
+/// Pages of an object that are freed by whoever invalidates it, before the rest is cut loose.
+const INLINE: usize = 128;
+/// Chunks that are dropped with their shard in the time that a page takes.
+const CHUNKS_FOR_A_PAGE: usize = 8;
+/// Pages that were cut loose that each store frees in its shard: there are never more of them than were stored.
+const HELP: usize = 2;
 
 impl Pool {
     /// Removes a page, if it is there.
@@ -19,40 +32,101 @@ impl Pool {
         }
     }
 
-    /// Removes the pages of an object.
+    /// Removes the pages of an object: some at once, and of the rest nobody finds one any more.
     pub(crate) fn invalidate_object(&self, object: ObjectId) {
         let (_, tags) = self.tags(Key { object, index: 0 });
-        for cell in &self.shards {
-            let mut more = true;
-            while more {
+        let mut left = INLINE;
+        let mut loose = false;
+        for (number, cell) in self.shards.iter().enumerate() {
+            loop {
                 let mut guard = cell.locked.lock();
                 let locked = &mut *guard;
-                for _ in 0..CHUNKS_AT_A_TIME {
-                    let Some(chunk) = locked.shard.first_of(tags, object) else {
-                        more = false;
-                        break;
-                    };
-                    let removed = self.empty_chunk(cell, locked, chunk);
-                    cell.counters.invalidates.add(removed);
+                let Some(chunk) = locked.shard.first_of(tags, object) else {
+                    break;
+                };
+                if left == 0 {
+                    locked.shard.cut_loose(self.purse(), tags, object);
+                    cell.counters.metadata.set(locked.shard.paid());
+                    self.mark_loose(number);
+                    loose = true;
+                    break;
                 }
+                let removed = self.empty_some(cell, locked, chunk, AT_A_TIME.min(left));
                 cell.counters.metadata.set(locked.shard.paid());
+                left -= removed.min(left);
             }
+        }
+        if loose {
+            self.purse().wakes().upkeep.ask();
         }
     }
 
-    /// Removes all pages of a chunk, and the chunk.
-    fn empty_chunk(&self, cell: &ShardCell, locked: &mut Locked, chunk: u32) -> u64 {
-        let Some(found) = locked.shard.chunk(chunk) else {
+    /// The shard has objects that were cut loose. Its lock is held.
+    fn mark_loose(&self, number: usize) {
+        let bit = 1 << number;
+        if self.loose.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+            self.purse().wakes().dying.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The shard has no more of them. Its lock is held.
+    fn clear_loose(&self, number: usize) {
+        let bit = 1 << number;
+        if self.loose.fetch_and(!bit, Ordering::Relaxed) & bit != 0 {
+            self.purse().wakes().dying.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Frees pages of objects that were cut loose, about `most` of them at most. Returns whether there were any.
+    pub(crate) fn free_loose(&self, most: usize) -> bool {
+        let mut left = most;
+        let mut any = false;
+        while left > 0 {
+            let shards = self.loose.load(Ordering::Relaxed);
+            if shards == 0 {
+                break;
+            }
+            let number = shards.trailing_zeros() as usize;
+            let cell = &self.shards[number];
+            self.free_loose_in(cell, &mut cell.locked.lock(), number, AT_A_TIME.min(left));
+            left -= AT_A_TIME.min(left);
+            any = true;
+        }
+        any
+    }
+
+    /// A store frees a little of what was cut loose in its shard.
+    pub(super) fn help(&self, cell: &ShardCell, locked: &mut Locked, number: usize) {
+        if locked.shard.has_loose() {
+            self.free_loose_in(cell, locked, number, HELP);
+        }
+    }
+
+    fn free_loose_in(&self, cell: &ShardCell, locked: &mut Locked, number: usize, most: usize) {
+        let mut left = most;
+        while left > 0 {
+            match locked.shard.loose_chunk(self.purse()) {
+                Some(chunk) => left -= self.empty_some(cell, locked, chunk, left).clamp(1, left),
+                None if locked.shard.has_loose() => left -= 1,
+                None => {
+                    self.clear_loose(number);
+                    break;
+                }
+            }
+        }
+        cell.counters.metadata.set(locked.shard.paid());
+    }
+
+    /// Removes pages of a chunk, `most` at most, and the chunk with its last one. Returns how many, which count as
+    /// invalidated.
+    fn empty_some(&self, cell: &ShardCell, locked: &mut Locked, chunk: u32, most: usize) -> usize {
+        let Some(key) = locked.shard.key(chunk) else {
             return 0;
         };
-        let (object, number) = (found.object, found.number);
-        let mut present = found.present();
-        let removed = u64::from(present.count_ones());
-        let (_, tags) = self.tags(Key {
-            object,
-            index: number << 6,
-        });
-        while present != 0 {
+        let (_, tags) = self.tags(key);
+        let mut present = locked.shard.chunk(chunk).map_or(0, |found| found.present());
+        let mut removed = 0;
+        while present != 0 && removed < most {
             let place = present.trailing_zeros() as u8;
             present &= present - 1;
             let entry = locked
@@ -61,42 +135,88 @@ impl Pool {
                 .map_or(Entry::EMPTY, |found| found.get(place));
             self.discard(cell, locked, entry);
             locked.shard.remove(self.purse(), chunk, place, tags);
+            removed += 1;
         }
+        cell.counters.invalidates.add(removed as u64);
         removed
     }
 
-    /// Ends the pool: removes all pages, and refuses those that are on their way.
+    /// Ends the pool: nobody stores to it any more. Its pages stay until [`Pool::free_dead`].
     pub(crate) fn kill(&self) {
         for cell in &self.shards {
-            let mut chunk = 0;
-            while let Some(next) = self.kill_some(cell, chunk) {
-                chunk = next;
-            }
+            cell.locked.lock().dead = true;
         }
     }
 
-    /// Empties some chunks of a shard that is dead from now on. Returns the next one, `None` when the
-    /// shard is empty.
-    fn kill_some(&self, cell: &ShardCell, first: u32) -> Option<u32> {
-        let mut guard = cell.locked.lock();
-        let locked = &mut *guard;
-        locked.dead = true;
-        let next = first
-            .saturating_add(CHUNKS_AT_A_TIME)
-            .min(locked.shard.end());
-        for chunk in first..next {
-            self.empty_chunk(cell, locked, chunk);
+    /// Frees about `most` pages of a pool that was killed. With `whole` the slots of its space go with the space, and
+    /// are not given back one by one. Returns whether nothing is left.
+    pub(crate) fn free_dead(&self, most: usize, whole: bool) -> bool {
+        let mut left = most;
+        loop {
+            let number = self.emptied.load(Ordering::Relaxed);
+            let Some(cell) = self.shards.get(number) else {
+                self.finish();
+                return true;
+            };
+            if left == 0 {
+                return false;
+            }
+            let gone = {
+                let mut guard = cell.locked.lock();
+                let locked = &mut *guard;
+                let mut here = if whole {
+                    (locked.shard.end() as usize / CHUNKS_FOR_A_PAGE).clamp(1, left)
+                } else {
+                    DEAD_AT_A_TIME.min(left)
+                };
+                left -= here;
+                while !whole && here > 0 && locked.next < locked.shard.end() {
+                    let removed = self.empty_some(cell, locked, locked.next, here);
+                    here -= removed.clamp(1, here);
+                    if locked.shard.chunk(locked.next).is_none() {
+                        locked.next += 1;
+                    }
+                }
+                if !whole && locked.next < locked.shard.end() {
+                    cell.counters.metadata.set(locked.shard.paid());
+                    continue;
+                }
+                self.clear_loose(number);
+                self.forget_queues(number);
+                // With it go tables that grew for a page that was refused.
+                self.purse().refund(locked.shard.paid());
+                cell.counters.metadata.set(0);
+                (
+                    std::mem::take(&mut locked.shard),
+                    std::mem::take(&mut locked.queues),
+                )
+            };
+            drop(gone);
+            self.emptied.fetch_max(number + 1, Ordering::Relaxed);
         }
-        if next < locked.shard.end() {
-            cell.counters.metadata.set(locked.shard.paid());
-            return Some(next);
+    }
+
+    /// Gives back what the pool itself cost, once.
+    pub(super) fn finish(&self) {
+        if self.finished.swap(true, Ordering::Relaxed) {
+            return;
         }
-        // Tables that grew for a page that was refused.
-        let left = locked.shard.paid();
-        locked.shard = Shard::default();
-        locked.queues = Vec::new();
-        self.purse().refund(left);
-        cell.counters.metadata.set(locked.shard.paid());
-        None
+        if let Some(dedup) = &self.dedup {
+            dedup.end(self.purse());
+        }
+        self.purse().refund(self.base_bytes);
+    }
+}
+
+impl Drop for Pool {
+    /// Pages that are left go with the space.
+    fn drop(&mut self) {
+        for number in 0..SHARDS {
+            let paid = self.shards[number].locked.lock().shard.paid();
+            self.clear_loose(number);
+            self.forget_queues(number);
+            self.purse().refund(paid);
+        }
+        self.finish();
     }
 }

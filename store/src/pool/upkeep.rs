@@ -1,14 +1,12 @@
 //! Eviction and compaction: what is done to a pool's pages without its guest asking.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Locked, Pool, ShardCell, fingerprint};
 use crate::entry::{Entry, Kind, Slot};
 use crate::evict::Policy;
 use crate::index::{Holder, SHARDS};
-use crate::ledger::{Account, PageOf};
-use crate::page::Key;
+use crate::ledger::PageOf;
 use crate::segment::{class_of, slot_bytes};
 use crate::space::Held;
 use crate::stats::PoolKind;
@@ -46,17 +44,22 @@ impl Pool {
         }
     }
 
+    /// No member has pages to evict in a shard any more: they went with it. Its lock is held, or nobody else has the pool.
+    pub(super) fn forget_queues(&self, shard: usize) {
+        let bit = 1 << (shard % SHARDS);
+        for (member, queued) in (0..=u8::MAX).zip(&self.queued) {
+            if queued.load(Ordering::Relaxed) & bit != 0 {
+                self.mark_queued(member, shard, false);
+            }
+        }
+    }
+
     /// The shard of a node.
     pub(super) fn shard_of(&self, locked: &Locked, node: u32) -> usize {
         let chunk = locked.shard.nodes.get(node).map(|node| node.chunk);
-        let Some(found) = chunk.and_then(|chunk| locked.shard.chunk(chunk)) else {
-            return 0;
-        };
-        let key = Key {
-            object: found.object,
-            index: found.number << 6,
-        };
-        self.tags(key).0
+        chunk
+            .and_then(|chunk| locked.shard.key(chunk))
+            .map_or(0, |key| self.tags(key).0)
     }
 
     /// Evicts pages of a member from one shard, `most` at most. Returns pages and bytes of slots.
@@ -74,7 +77,12 @@ impl Pool {
         evicted
     }
 
-    fn evict_one(&self, cell: &ShardCell, locked: &mut Locked, member: u8) -> Option<u64> {
+    pub(super) fn evict_one(
+        &self,
+        cell: &ShardCell,
+        locked: &mut Locked,
+        member: u8,
+    ) -> Option<u64> {
         let (_, queue) = locked.queues.iter_mut().find(|(m, _)| *m == member)?;
         let number = queue.victim(&mut locked.shard.nodes)?;
         self.evict_node(cell, locked, member, number)
@@ -90,12 +98,7 @@ impl Pool {
     ) -> Option<u64> {
         let node = locked.shard.nodes.get(number)?;
         let (chunk, place, entry) = (node.chunk, node.place, node.entry);
-        let found = locked.shard.chunk(chunk)?;
-        let key = Key {
-            object: found.object,
-            index: found.number << 6,
-        };
-        let (_, tags) = self.tags(key);
+        let (_, tags) = self.tags(locked.shard.key(chunk)?);
         if let Some((_, queue)) = locked.queues.iter_mut().find(|(m, _)| *m == member) {
             queue.evicted(&locked.shard.nodes, number, fingerprint(tags, place));
         }
@@ -181,21 +184,4 @@ impl Pool {
 /// The entry of a slot that moved, with the marks it had. The cold tier does not know the new place.
 fn keep_marks(entry: Entry, moved: Slot) -> Entry {
     Entry::slot(moved).with_age(entry.age())
-}
-
-impl Pool {
-    pub(crate) fn members(&self) -> Vec<Option<Arc<Account>>> {
-        self.members.load().to_vec()
-    }
-
-    pub(crate) fn set_members(&self, members: Vec<Option<Arc<Account>>>) {
-        self.members.store(Arc::new(members));
-    }
-
-    /// Evicts all pages of a member.
-    pub(crate) fn evict_member(&self, member: u8) {
-        for shard in 0..SHARDS {
-            while self.evict(member, shard, 64).0 > 0 {}
-        }
-    }
 }

@@ -9,6 +9,7 @@
 //! slots to come, `trim` gives them back, `compact` says which slots to move. No lock of the crate is held while the
 //! kernel is asked.
 
+mod abandon;
 mod ahead;
 mod compact;
 mod hold;
@@ -120,6 +121,10 @@ impl Purse {
 
     pub(crate) fn refund(&self, bytes: u64) {
         self.ledger.release(&self.account, bytes);
+    }
+
+    pub(crate) fn wakes(&self) -> &Wakes {
+        &self.wakes
     }
 }
 
@@ -463,7 +468,11 @@ impl Space {
             segment.give(slot).then(|| segment.live() == 0)
         });
         let Some(empty) = given.flatten() else {
-            debug_assert!(false, "slot given back twice, or of an unknown segment");
+            // That of an owner that is gone may be closed already.
+            debug_assert!(
+                self.ended.load(Ordering::Relaxed),
+                "slot given back twice, or of an unknown segment"
+            );
             return;
         };
         let gauges = &self.classes[class].gauges;
@@ -487,9 +496,16 @@ impl Space {
         let Some(segment) = inner.segments.get(&number) else {
             return;
         };
-        if segment.live() > 0 || segment.on_the_way() != 0 {
-            return;
+        if segment.live() == 0 && segment.on_the_way() == 0 {
+            self.close(class, inner, number);
         }
+    }
+
+    /// Takes a segment from its class, whatever is in it.
+    fn close(&self, class: usize, inner: &mut SizeClass, number: u32) {
+        let Some(segment) = inner.segments.get(&number) else {
+            return;
+        };
         let resident = segment.resident();
         let metadata = segment.metadata_bytes();
         let gauges = &self.classes[class].gauges;

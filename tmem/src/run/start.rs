@@ -56,8 +56,7 @@ pub(super) fn start(config: &Config) -> Result<ExitReason, Box<dyn Error>> {
         let disk = Disk::open(&disk.path, disk.read_only)?;
         devices.push(Arc::new(Block::new(disk, &format!("tmem-disk{index}"))?));
     }
-    // Dropped last: it removes the socket.
-    let _server = config
+    let server = config
         .control
         .as_ref()
         .map(|path| Server::start(path, source))
@@ -74,7 +73,10 @@ pub(super) fn start(config: &Config) -> Result<ExitReason, Box<dyn Error>> {
         },
         devices,
     )?;
-    Ok(vm.run(&signals)?)
+    let code = exit_code(vm.run(&signals)?);
+    // It removes the socket. What is left is memory, which the kernel takes back faster than it can be walked.
+    drop(server);
+    std::process::exit(code.into())
 }
 
 /// The store with its one domain, and the device in front of it: a request queue for each vCPU.

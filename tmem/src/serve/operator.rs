@@ -60,6 +60,11 @@ impl Operator {
         crate::limits::warn_of_reserves(reserved, self.memory.figures());
     }
 
+    /// Ends the service; statistics stay.
+    pub(super) fn stop(&self) {
+        self.service.stop();
+    }
+
     fn show(&self, name: &str) {
         if let Some(device) = self.service.device(name) {
             self.live.connect(name, device);

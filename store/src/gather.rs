@@ -1,0 +1,128 @@
+//! Memory that an operator asks for: a reserve, a flush, a lower limit. It may be all that a guest has, so it is
+//! gathered in batches, and no lock is held from one batch to the next.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::domain::{DomainInner, Joined};
+use crate::error::ConfigError;
+use crate::ledger::{Account, Ledger};
+use crate::reap;
+use crate::room::{self, Pace};
+use crate::stats::PoolKind;
+use crate::store::StoreInner;
+
+/// How long memory for a reserve is looked for.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Pages that are evicted between two looks at what is still missing.
+const BATCH: usize = 128;
+/// Frames that are given back between two looks.
+const FRAMES: usize = 256;
+
+/// What a domain may take.
+#[derive(Clone, Copy)]
+pub(crate) struct Share {
+    pub(crate) reserve: u64,
+    pub(crate) limit: u64,
+    pub(crate) weight: u32,
+}
+
+/// Memory that is kept for a reserve as it becomes free.
+struct Promise<'a> {
+    ledger: &'a Ledger,
+    bytes: u64,
+}
+
+impl<'a> Promise<'a> {
+    fn new(ledger: &'a Ledger, bytes: u64) -> Self {
+        ledger.promise(bytes);
+        Self { ledger, bytes }
+    }
+}
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        self.ledger.withdraw(self.bytes);
+    }
+}
+
+impl StoreInner {
+    /// Gives a domain its share, evicting ephemeral pages of others for the reserve.
+    pub(crate) fn grant(&self, account: &Account, share: Share) -> Result<(), ConfigError> {
+        let configure = || {
+            let weight = u64::from(share.weight);
+            self.ledger
+                .configure(account, share.reserve, share.limit, weight)
+        };
+        if configure().is_ok() {
+            return Ok(());
+        }
+        let used = account.used();
+        let missing = share.reserve.max(used) - account.reserve().max(used);
+        let _promise = Promise::new(&self.ledger, missing);
+        let end = Instant::now() + PATIENCE;
+        while configure().is_err() {
+            if Instant::now() >= end || !self.gather() {
+                return Err(ConfigError::ReserveInUse);
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees a batch of what the ledger counts against the budget. `false` when there is nothing to free.
+    fn gather(&self) -> bool {
+        if self.reap() {
+            return true;
+        }
+        let (domains, groups) = self.everybody();
+        let spaces = || {
+            let groups = groups.iter().map(|group| &group.pool.space);
+            domains.iter().map(|domain| &domain.space).chain(groups)
+        };
+        let trim = || spaces().filter(|space| space.trim(FRAMES) > 0).count() > 0;
+        if trim() {
+            return true;
+        }
+        let mut order: Vec<_> = domains.iter().collect();
+        order.sort_by_cached_key(|domain| Reverse(room::overuse(domain)));
+        for domain in order {
+            // What a domain holds within its reserve is nobody else's to win.
+            let own = domain.account.used() > domain.account.reserve();
+            let chosen = |joined: &Joined| own || joined.pool.kind == PoolKind::Shared;
+            if room::evict_where(domain, BATCH, chosen).pages > 0 {
+                trim();
+                return true;
+            }
+        }
+        room::compact_step(&self.ledger, &domains, &groups, Pace::Fast)
+    }
+
+    /// Evicts ephemeral pages of a domain until `bytes` bytes of slots are free.
+    pub(crate) fn flush(&self, domain: &Arc<DomainInner>, bytes: u64) -> u64 {
+        let mut flushed = 0;
+        while flushed < bytes {
+            let evicted = room::evict_where(domain, BATCH / 4, |_| true);
+            if evicted.pages == 0 {
+                break;
+            }
+            flushed += evicted.bytes;
+            domain.space.trim(FRAMES);
+        }
+        while room::compact_alone(domain) {}
+        flushed
+    }
+
+    /// Evicts ephemeral pages of a domain until it is below its limit, or has none.
+    pub(crate) fn shrink_to_limit(&self, domain: &Arc<DomainInner>) {
+        while domain.account.charged() > domain.account.limit() {
+            let freed = domain.space.trim(FRAMES) > 0
+                || domain.free_some(reap::STEP)
+                || room::evict_where(domain, BATCH / 4, |_| true).pages > 0
+                || room::compact_alone(domain);
+            if !freed {
+                break;
+            }
+        }
+    }
+}

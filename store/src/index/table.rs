@@ -1,0 +1,283 @@
+//! A hash table of 8-byte items that grows and shrinks a leaf at a time.
+//!
+//! A table that doubles as a whole moves every item while its shard is locked, which at a million items is
+//! milliseconds. Here linear hashing (Litwin, VLDB 1980) splits one leaf of a few hundred items at each growth.
+
+use hashbrown::HashTable;
+
+use crate::segment::heap_bytes;
+use crate::space::{Purse, Refusal};
+
+/// Items that a leaf has on average before another one is added: twice as many, and the spread of a hash, still fit
+/// into a leaf of 512 places.
+const LEAF: usize = 200;
+/// Leaves go when they have fewer items than this on average.
+const SPARSE: usize = LEAF / 4;
+
+/// Item of a table: 32 bits of a hash, and the number that is looked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Item {
+    pub(crate) tag: u32,
+    pub(crate) number: u32,
+}
+
+/// The 64-bit hash that a tag stands for in a leaf, which takes its place from the low bits.
+fn spread(item: &Item) -> u64 {
+    u64::from(item.tag) << 32 | u64::from(item.tag)
+}
+
+/// Most bytes of a leaf with room for so many items: at most 16/7 places of 9 bytes each, and a row of control bytes.
+fn most_bytes(items: usize) -> u64 {
+    heap_bytes(items.max(4) * 16 / 7 * 9 + 64)
+}
+
+/// Items by their tags. What it takes from the heap is charged.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    leaves: Vec<HashTable<Item>>,
+    len: usize,
+    /// Bytes charged.
+    paid: u64,
+}
+
+impl Table {
+    /// Bytes on the heap, all of them charged.
+    pub(crate) fn paid(&self) -> u64 {
+        self.paid
+    }
+
+    /// The leaf of a tag among so many (not 0).
+    fn leaf(tag: u32, leaves: usize) -> usize {
+        let half = 1 << leaves.ilog2();
+        let at = (tag >> 10) as usize & (2 * half - 1);
+        if at < leaves { at } else { at & (half - 1) }
+    }
+
+    /// The leaf that becomes two when there are so many, and the one that the last of one more would join.
+    fn buddy(leaves: usize) -> usize {
+        leaves - (1 << leaves.ilog2())
+    }
+
+    /// The number of the item with this tag that is `right`.
+    pub(crate) fn find(&self, tag: u32, mut right: impl FnMut(u32) -> bool) -> Option<u32> {
+        if self.leaves.is_empty() {
+            return None;
+        }
+        let leaf = &self.leaves[Self::leaf(tag, self.leaves.len())];
+        let item = Item { tag, number: 0 };
+        leaf.find(spread(&item), |item| item.tag == tag && right(item.number))
+            .map(|item| item.number)
+    }
+
+    /// Makes room for an item of this tag and pays for it.
+    pub(crate) fn reserve(&mut self, purse: &Purse, tag: u32) -> Result<(), Refusal> {
+        if self.leaves.is_empty() {
+            self.add_leaf(purse, HashTable::new())?;
+        } else if self.len >= self.leaves.len() * LEAF {
+            // Without memory for another the leaves get longer.
+            let _ = self.split(purse);
+        }
+        let at = Self::leaf(tag, self.leaves.len());
+        let leaf = &mut self.leaves[at];
+        if leaf.len() < leaf.capacity() {
+            return Ok(());
+        }
+        let before = bytes(leaf);
+        let most = most_bytes(leaf.len() * 2);
+        purse.pay(most)?;
+        let grown = leaf.try_reserve(1, spread).is_ok();
+        let growth = bytes(leaf).saturating_sub(before).min(most);
+        purse.refund(most - growth);
+        self.paid += growth;
+        if grown {
+            Ok(())
+        } else {
+            Err(Refusal::NoMemory)
+        }
+    }
+
+    /// Adds an item, for which there is room.
+    pub(crate) fn insert(&mut self, item: Item) {
+        let at = Self::leaf(item.tag, self.leaves.len());
+        self.leaves[at].insert_unique(spread(&item), item, spread);
+        self.len += 1;
+    }
+
+    /// Takes an item out. Returns whether it was there.
+    pub(crate) fn remove(&mut self, purse: &Purse, item: Item) -> bool {
+        if self.leaves.is_empty() {
+            return false;
+        }
+        let at = Self::leaf(item.tag, self.leaves.len());
+        let found = self.leaves[at].find_entry(spread(&item), |other| other.number == item.number);
+        let Ok(found) = found else {
+            return false;
+        };
+        found.remove();
+        self.len -= 1;
+        if self.len == 0 {
+            purse.refund(std::mem::take(self).paid);
+        } else if self.leaves.len() > 1 && self.len < self.leaves.len() * SPARSE {
+            self.merge(purse);
+        }
+        true
+    }
+
+    /// Puts a leaf at the end and pays for its place.
+    fn add_leaf(&mut self, purse: &Purse, leaf: HashTable<Item>) -> Result<(), Refusal> {
+        let list = |leaves: usize| heap_bytes(leaves * size_of::<HashTable<Item>>());
+        let capacity = self.leaves.capacity();
+        if self.leaves.len() == capacity {
+            let growth = list((capacity * 2).max(1)) - list(capacity);
+            purse.pay(growth)?;
+            if self.leaves.try_reserve_exact(capacity.max(1)).is_err() {
+                purse.refund(growth);
+                return Err(Refusal::NoMemory);
+            }
+            self.paid += growth;
+        }
+        self.leaves.push(leaf);
+        Ok(())
+    }
+
+    /// Divides the items of a leaf between it and a new one.
+    fn split(&mut self, purse: &Purse) -> Result<(), Refusal> {
+        let (last, from) = (self.leaves.len(), Self::buddy(self.leaves.len()));
+        let goes = |item: &Item| Self::leaf(item.tag, last + 1) == last;
+        let old = &self.leaves[from];
+        let going = old.iter().filter(|item| goes(item)).count();
+        let staying = old.len() - going;
+        let most = most_bytes(going) + most_bytes(staying);
+        purse.pay(most)?;
+        let [mut stay, mut go] = [HashTable::new(), HashTable::new()];
+        let made = stay.try_reserve(staying, spread).is_ok()
+            && go.try_reserve(going, spread).is_ok()
+            && self.add_leaf(purse, HashTable::new()).is_ok();
+        if !made {
+            purse.refund(most);
+            return Err(Refusal::NoMemory);
+        }
+        for item in &self.leaves[from] {
+            let to = if goes(item) { &mut go } else { &mut stay };
+            to.insert_unique(spread(item), *item, spread);
+        }
+        let now = bytes(&stay) + bytes(&go);
+        self.leaves[last] = go;
+        let old = std::mem::replace(&mut self.leaves[from], stay);
+        self.paid += now;
+        self.paid -= bytes(&old);
+        purse.refund(most.saturating_sub(now) + bytes(&old));
+        Ok(())
+    }
+
+    /// Moves the items of the last leaf to the one that they were split from, if it has room.
+    fn merge(&mut self, purse: &Purse) {
+        let Some(last) = self.leaves.pop() else {
+            return;
+        };
+        let to = Self::buddy(self.leaves.len());
+        let leaf = &mut self.leaves[to];
+        if leaf.capacity() - leaf.len() < last.len() {
+            self.leaves.push(last);
+            return;
+        }
+        for item in &last {
+            leaf.insert_unique(spread(item), *item, spread);
+        }
+        self.paid -= bytes(&last);
+        purse.refund(bytes(&last));
+    }
+}
+
+fn bytes(leaf: &HashTable<Item>) -> u64 {
+    heap_bytes(leaf.allocation_size())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ledger::{Account, Ledger};
+    use crate::upkeep::Wakes;
+
+    fn purse() -> Purse {
+        let ledger = Arc::new(Ledger::new(1 << 30));
+        let account = Arc::new(Account::default());
+        ledger.configure(&account, 0, u64::MAX, 1).expect("fits");
+        Purse::new(ledger, account, None, Arc::new(Wakes::default()))
+    }
+
+    fn tag(number: u32) -> u32 {
+        number.wrapping_mul(0x9e37_79b9)
+    }
+
+    impl Table {
+        fn heap(&self) -> u64 {
+            heap_bytes(self.leaves.capacity() * size_of::<HashTable<Item>>())
+                + self.leaves.iter().map(bytes).sum::<u64>()
+        }
+
+        fn longest(&self) -> usize {
+            self.leaves.iter().map(HashTable::len).max().unwrap_or(0)
+        }
+    }
+
+    #[test]
+    fn items_are_found_until_they_are_taken_out_and_every_byte_is_paid_for() {
+        let purse = purse();
+        let mut table = Table::default();
+        for number in 0..50_000 {
+            table.reserve(&purse, tag(number)).expect("room");
+            table.insert(Item {
+                tag: tag(number),
+                number,
+            });
+            if number % 1000 == 0 {
+                assert_eq!(table.paid(), table.heap());
+                assert_eq!(purse.ledger.used(), table.paid());
+            }
+        }
+        for number in 0..50_000 {
+            assert_eq!(table.find(tag(number), |n| n == number), Some(number));
+        }
+        for number in (0..50_000).rev() {
+            let item = Item {
+                tag: tag(number),
+                number,
+            };
+            assert!(table.remove(&purse, item));
+            assert!(!table.remove(&purse, item));
+            assert_eq!(purse.ledger.used(), table.paid());
+            if number % 1000 == 0 {
+                assert_eq!(table.paid(), table.heap());
+                for number in (0..number).step_by(97) {
+                    assert_eq!(table.find(tag(number), |n| n == number), Some(number));
+                }
+            }
+        }
+        assert_eq!(purse.ledger.used(), 0);
+    }
+
+    #[test]
+    fn no_item_costs_more_than_a_leaf_however_many_there_are() {
+        let purse = purse();
+        let mut table = Table::default();
+        for number in 0..300_000 {
+            let paid = table.paid();
+            let leaves = table.leaves.len();
+            table.reserve(&purse, tag(number)).expect("room");
+            table.insert(Item {
+                tag: tag(number),
+                number,
+            });
+            // One leaf is divided, or one grows; beside that the list of leaves, which moves as it is.
+            let list = heap_bytes(table.leaves.capacity() * size_of::<HashTable<Item>>());
+            assert!(table.leaves.len() <= leaves + 1);
+            assert!(table.paid() <= paid + list + 3 * most_bytes(2 * LEAF));
+        }
+        assert!(table.longest() < 3 * LEAF, "{}", table.longest());
+        let least = 300_000 * 9 * 8 / 7;
+        assert!(table.paid() < least * 2, "{} for {least}", table.paid());
+    }
+}

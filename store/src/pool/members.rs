@@ -1,0 +1,105 @@
+//! The domains that joined a shared pool, and what each of them stored.
+
+use std::sync::Arc;
+
+use super::{Locked, Pool};
+use crate::evict::Policy;
+use crate::index::SHARDS;
+use crate::ledger::{Account, Short};
+use crate::space::Refusal;
+use crate::stats::PoolKind;
+
+/// Pages of a member that are evicted while the lock of a shard is held.
+const AT_A_TIME: usize = 8;
+
+/// Members of a shared pool that may store to a shard: a bit for each.
+#[derive(Debug, Default)]
+pub(super) struct Admitted([u64; 4]);
+
+impl Admitted {
+    fn place(member: u8) -> (usize, u64) {
+        (usize::from(member / 64), 1 << (member % 64))
+    }
+
+    fn set(&mut self, member: u8, admitted: bool) {
+        let (word, bit) = Self::place(member);
+        if admitted {
+            self.0[word] |= bit;
+        } else {
+            self.0[word] &= !bit;
+        }
+    }
+
+    fn has(&self, member: u8) -> bool {
+        let (word, bit) = Self::place(member);
+        self.0[word] & bit != 0
+    }
+}
+
+impl Pool {
+    pub(crate) fn members(&self) -> Vec<Option<Arc<Account>>> {
+        self.members.load().to_vec()
+    }
+
+    pub(crate) fn set_members(&self, members: Vec<Option<Arc<Account>>>) {
+        self.members.store(Arc::new(members));
+    }
+
+    /// Lets a member store, or keeps it from it. When this returns, no page of a member that was kept from it comes
+    /// any more, and nobody finds those that are there.
+    pub(crate) fn admit(&self, member: u8, admitted: bool) {
+        for cell in &self.shards {
+            cell.locked.lock().admitted.set(member, admitted);
+        }
+    }
+
+    /// Whether pages of the member may come to the shard, and be found there.
+    pub(super) fn is_admitted(&self, locked: &Locked, member: u8) -> bool {
+        self.kind != PoolKind::Shared || locked.admitted.has(member)
+    }
+
+    /// The account to charge for a page of a share group; `None` in a private pool.
+    pub(super) fn member(&self, member: u8) -> Result<Option<Arc<Account>>, Refusal> {
+        if self.kind != PoolKind::Shared {
+            return Ok(None);
+        }
+        match self.members.load().get(usize::from(member)) {
+            Some(Some(account)) => Ok(Some(Arc::clone(account))),
+            _ => Err(Refusal::Short(Short::Limit)),
+        }
+    }
+
+    /// Evicts about `most` pages of a member that is not admitted any more, and forgets their order where none is
+    /// left. Returns whether nothing of it is left.
+    pub(crate) fn evict_member(&self, member: u8, most: usize) -> bool {
+        let mut left = most;
+        for shard in 0..SHARDS {
+            while !self.evict_some(member, shard) {
+                if left == 0 {
+                    return false;
+                }
+                left = left.saturating_sub(AT_A_TIME);
+            }
+        }
+        true
+    }
+
+    /// Evicts some pages of a member from one shard. Returns whether that has none left.
+    fn evict_some(&self, member: u8, shard: usize) -> bool {
+        let cell = &self.shards[shard];
+        let mut guard = cell.locked.lock();
+        let locked = &mut *guard;
+        for _ in 0..AT_A_TIME {
+            if self.evict_one(cell, locked, member).is_some() {
+                continue;
+            }
+            if let Some(at) = locked.queues.iter().position(|(m, _)| *m == member) {
+                let (_, order) = locked.queues.swap_remove(at);
+                locked.shard.refund(self.purse(), order.bytes());
+                cell.counters.metadata.set(locked.shard.paid());
+            }
+            return true;
+        }
+        false
+    }
+}
