@@ -429,6 +429,19 @@ mod tests {
     }
 
     #[test]
+    fn a_write_during_which_a_page_went_bad_is_done_again() {
+        let memory = memory(1);
+        let page = memory.address(0, FRAME_BYTES);
+        let before = begin();
+        // Somebody else finds it, after the bytes were written and before they are said to be there.
+        memory.read(0, FRAME_BYTES, &mut [0; 64]);
+        assert!(!written(before, page, 64));
+        assert!(is_lost(page, 64));
+        assert!(written(begin(), page, 64));
+        assert!(!is_lost(page, 64));
+    }
+
+    #[test]
     fn a_lost_slot_that_is_moved_stays_lost_until_something_else_is_written_there() {
         let memory = memory(2);
         let (bad, good) = (2 * FRAME_BYTES, 64);

@@ -99,6 +99,12 @@ fn pages_of_every_size_use_what_is_populated_and_none_is_refused_for_it() {
     assert!(stats.used <= 16 * MIB, "{}", stats.used);
     let held = stats.domains[0].slot_bytes;
     assert!(held > 14 * MIB, "{held} bytes in {count} pages");
+    // The memory that is kept is no reason to refuse a pool.
+    domain.invalidate_object(pool, object).expect("is there");
+    assert!(domain.used() > 15 * MIB, "it is kept");
+    for _ in 0..31 {
+        domain.create_pool(PoolSpec::Persistent).expect("a pool");
+    }
 }
 
 #[test]
