@@ -325,13 +325,13 @@ fn memory_that_others_take_while_nobody_stores_is_given_back_from_ephemeral_page
     let pool = pool.response.pool.get();
     let pages = fill(&mut cache, pool, 0..30_000);
     assert!(pages.len() > 29_000, "{} pages", pages.len());
-    // As if others had taken all but 160 MiB. The kernel itself takes nothing back: the group may not swap, or has to.
-    let used = |serve: &Serve| stats(serve).used;
-    assert!(used(&serve) > 110 * MIB);
-    let limit = used(&serve) + 24 * MIB;
+    // As if others had taken all but 10 MiB, of which 8 are left alone.
+    let now = host(&serve);
+    assert!(!now.short && domain(&serve, "a").counters.evictions == 0);
+    let limit = now.limit - now.available + 10 * MIB;
     group.set(limit).expect("is ours");
     eventually("given back", || {
-        !host(&serve).short && used(&serve) + 12 * MIB < limit
+        domain(&serve, "a").counters.evictions > 0 && !host(&serve).short
     });
     let left = domain(&serve, "a").counters.pages;
     assert!(left > 10_000, "{left} pages: no more goes than has to");

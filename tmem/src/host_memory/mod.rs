@@ -454,7 +454,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary folder");
         let memory = HostMemory::watch(machine(&dir, 48 * MIB), || ()).expect("starts");
         let cache = Cache::of(100);
+        let measured = || memory.grant.measured.load(Ordering::Relaxed);
+        thread::sleep(REST_SHORT);
+        let before = measured();
         memory.relieve(cache.clone());
+        // What was asked for is measured; from here on nobody asks.
+        eventually("measured", || measured() > before);
+        thread::sleep(3 * REST_SHORT);
         // Above the floor of 8 MiB, and not by half of it: pages that must stay are still taken.
         machine(&dir, 11 * MIB);
         eventually("given back", || cache.left() == 0);
