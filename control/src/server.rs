@@ -245,12 +245,12 @@ fn serve(
 }
 
 async fn accept(role: Role, listener: UnixListener, source: Arc<dyn Source>) {
-    let count = |outcome| count(source.as_ref(), role, outcome);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let worker = Worker {
         source,
         operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
     };
+    let count = |outcome| count(worker.source.as_ref(), role, outcome);
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;

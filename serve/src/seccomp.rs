@@ -39,6 +39,9 @@ pub enum Thread {
     Watchdog,
 }
 
+/// Kinds of threads.
+const THREADS: usize = Thread::Watchdog as usize + 1;
+
 /// Why a thread was not confined.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
@@ -220,7 +223,7 @@ fn raise_descriptor_limit() -> Result<(), rustix::io::Errno> {
 /// # Errors
 /// See [`ConfineError`]. The thread is not confined then.
 pub fn confine(thread: Thread) -> Result<(), ConfineError> {
-    static PROGRAMS: [OnceLock<BpfProgram>; 6] = [const { OnceLock::new() }; 6];
+    static PROGRAMS: [OnceLock<BpfProgram>; THREADS] = [const { OnceLock::new() }; THREADS];
     let known = &PROGRAMS[thread as usize];
     let program = match known.get() {
         Some(program) => program,
@@ -320,7 +323,7 @@ mod tests {
     /// Calls that no thread may make.
     const ATTEMPTS: usize = 10;
 
-    const KINDS: [Thread; 7] = [
+    const KINDS: [Thread; THREADS] = [
         Thread::Main,
         Thread::Control,
         Thread::Guest,

@@ -110,20 +110,18 @@ pub(crate) fn main(args: Args) -> ExitCode {
             return ExitCode::from(code::USAGE);
         }
     };
-    // Everything that could write a line of its own is gone when this writes the last.
-    match start::start(&config) {
-        Ok(reason) => {
-            eprintln!("tmem: {}", how_it_ended(reason));
-            ExitCode::from(exit_code(reason))
-        }
-        Err(error) => {
-            eprintln!("tmem: {}", one_line(&*error));
-            match error.downcast_ref() {
-                Some(VmError::Vcpu(_)) => ExitCode::from(code::BROKEN),
-                _ => ExitCode::FAILURE,
-            }
-        }
+    let Err(error) = start::start(&config);
+    eprintln!("tmem: {}", one_line(&*error));
+    match error.downcast_ref() {
+        Some(VmError::Vcpu(_)) => ExitCode::from(code::BROKEN),
+        _ => ExitCode::FAILURE,
     }
+}
+
+/// Writes the last line and ends the process.
+fn end(reason: ExitReason) -> ! {
+    eprintln!("tmem: {}", how_it_ended(reason));
+    std::process::exit(exit_code(reason).into())
 }
 
 fn exit_code(reason: ExitReason) -> u8 {

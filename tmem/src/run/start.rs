@@ -1,5 +1,6 @@
 //! Starts what a [`Config`] describes and waits for its end.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -12,7 +13,7 @@ use tmem_vmm::virtio::VirtioDevice;
 use tmem_vmm::virtio::block::{Block, Disk};
 use tmem_vmm::virtio::tmem::Tmem;
 use tmem_vmm::virtio::vhost_user::{Patience, VhostUser};
-use tmem_vmm::{ExitReason, Signals, Vm, VmConfig};
+use tmem_vmm::{Signals, Vm, VmConfig};
 
 use super::Config;
 use crate::host_memory::figures::Figures;
@@ -24,8 +25,8 @@ const DOMAIN: &str = "guest";
 /// does not fit is refused.
 const SWAP_FACTOR: u64 = 2;
 
-/// Runs the guest and returns how it ended.
-pub(super) fn start(config: &Config) -> Result<ExitReason, Box<dyn Error>> {
+/// Runs the guest, and ends the process with it; returns only what kept the guest from running.
+pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
     // Before there is anything to leave behind.
     let signals = Signals::new()?;
     // Dropped after the store that asks it.
@@ -73,10 +74,10 @@ pub(super) fn start(config: &Config) -> Result<ExitReason, Box<dyn Error>> {
         },
         devices,
     )?;
-    let code = exit_code(vm.run(&signals)?);
+    let reason = vm.run(&signals)?;
     // It removes the socket. What is left is memory, which the kernel takes back faster than it can be walked.
     drop(server);
-    std::process::exit(code.into())
+    super::end(reason)
 }
 
 /// The store with its one domain, and the device in front of it: a request queue for each vCPU.
