@@ -190,6 +190,8 @@ impl Server {
             .enable_all()
             .max_blocking_threads(OPERATION_THREADS)
             .thread_name("tmem-operate")
+            // One that is there is kept: later the process may be at its limit of threads.
+            .thread_keep_alive(Duration::from_secs(u32::MAX.into()))
             .build()
             .map_err(BindError::Start)?;
         let listener = {
@@ -234,6 +236,9 @@ fn serve(
     // Linux this is the calling thread only.
     if let Err(error) = rustix::process::setpriority_process(None, 5) {
         log::debug!("Cannot lower the priority of the control thread: {error}");
+    }
+    if role == Role::Operator {
+        drop(runtime.spawn_blocking(|| ()));
     }
     runtime.block_on(async {
         tokio::select! {

@@ -142,10 +142,10 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_accept4, M | C | G | S, Any, "connections"),
     (libc::SYS_shutdown, M | C | G | S, Any, "ends connections"),
     (libc::SYS_fstat, M | C | G, Any, "size of the file behind guest memory"),
-    (libc::SYS_lseek, M | C | G | S, Any, "as above; the list of descriptors from its begin"),
+    (libc::SYS_lseek, M | C | G | S | W, Any, "as above; the list of descriptors from its begin"),
     (libc::SYS_getsockopt, M | C | G | S, Any, "errors of a connection; whether a socket listens"),
     (libc::SYS_getsockname, M | C, Any, "where a socket is that was passed"),
-    (libc::SYS_getdents64, C | S, Any, "number of descriptors, in a folder that is open"),
+    (libc::SYS_getdents64, C | S | W, Any, "number of descriptors, in a folder that is open"),
     (libc::SYS_fstatfs, M | C | G, Any, "is it of tmpfs or hugetlbfs, and what are its pages"),
     (libc::SYS_userfaultfd, M | C | G, Is(0, USERFAULTFD_FLAGS), "pages of guest memory that nobody touched: of user mode only"),
     // The configuration, read again. Read only: these are all the flags there may be.

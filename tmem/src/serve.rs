@@ -176,8 +176,7 @@ fn serve(
     let (statistics, statistics_access) = (config.statistics.clone(), config.statistics_access);
     let mut reload = Reload::new(file, config.clone(), Arc::clone(&memory));
     let service = Service::start_with(config, sockets.guests, Some(memory.gate()))?;
-    // The file of a socket goes when this function ends, or with its server.
-    let (statistics, _file) = match (sockets.statistics, statistics) {
+    let (statistics, statistics_file) = match (sockets.statistics, statistics) {
         (Some(listener), _) => (Some(listener), None),
         (None, Some(path)) => {
             let (listener, file) = listen_for(&path, statistics_access, BACKLOG)?;
@@ -238,6 +237,7 @@ fn serve(
     // No more changes; then the guests finish what they are at.
     drop(server);
     drop(monitor);
+    drop(statistics_file);
     operator.stop();
     // The sockets are gone, and each line of the log was written as it came. What is left is memory, which the kernel
     // takes back faster than it can be walked.

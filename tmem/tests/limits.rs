@@ -170,7 +170,7 @@ fn a_guest_for_which_there_is_no_thread_is_refused_and_the_others_go_on() {
             chown(path, Some(user), Some(user)).expect("is ours");
         }
         command.uid(user).gid(user);
-        under(command, Resource::Nproc, 9);
+        under(command, Resource::Nproc, 12);
     });
     let mut guest = TestGuest::boot(&serve.path("a"));
     let pool = guest.create_pool();
