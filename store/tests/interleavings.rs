@@ -392,8 +392,8 @@ fn two_that_evict_at_once_both_find_pages_that_are_there() {
         || {
             let (store, domain) = store(16 << 20);
             let pool = domain.create_pool(PoolSpec::Ephemeral).expect("room");
-            // In one shard, and more than one of them takes at once.
-            for index in 0..6 {
+            // Most of them in one shard, and more than one thread takes at once.
+            for index in 0..70 {
                 let stored = domain.store(pool, OBJECT, index, &raw_page(index));
                 stored.expect("room");
             }
@@ -409,7 +409,7 @@ fn two_that_evict_at_once_both_find_pages_that_are_there() {
             domain.remove();
             assert_eq!(store.stats().used, 0);
         },
-        1000,
+        300,
     );
 }
 
