@@ -70,7 +70,7 @@ pub(super) fn sleep() -> Result<()> {
          cd /sys/power; echo devices >pm_test; echo 1 >/sys/module/suspend/parameters/pm_test_delay";
     let setup = Setup {
         // To hibernate, memory has room for the image beside what comes home.
-        memory: "72M".into(),
+        memory: "88M".into(),
         kernel_words: "tmem=1",
         ..Setup::default()
     };
@@ -82,7 +82,7 @@ pub(super) fn sleep() -> Result<()> {
              hog size=8M phases=fill,pageout,wait,verify,overwrite & at_wait; counters out; pause out; \
              nap state mem; nap state freeze; nap state disk; counters back; pause back; \
              go; wait $!; echo guest work $?; \
-             hog size=80M phases=fill,wait,verify seed=2 & at_wait; nap state mem; nap state disk; \
+             hog size=96M phases=fill,wait,verify seed=2 & at_wait; nap state mem; nap state disk; \
              go; wait $!; echo guest work $?; splats; counters end; \
              dmesg | grep -c 'cannot slee[p], no room' | sed 's|^|guest refused |'"
         ),
