@@ -200,7 +200,8 @@ fn interleavings() -> Result<Outcome> {
 fn memory_errors() -> Result<Outcome> {
     packages::require(packages::CHECK)?;
     for tests in [
-        &["--lib", "memory::"][..],
+        // Valgrind does not know how to go on where a handler of SIGBUS put a page.
+        &["--lib", "memory::", "--", "--skip", "bad_memory::"][..],
         &["--test", "contract", "an_accepted_page"],
         &["--test", "contract", "compaction"],
         &["--test", "contract", "untouched_pages"],
