@@ -79,10 +79,7 @@ pub(super) fn console_file() -> Result<()> {
         options,
         ..Setup::default()
     };
-    let mut guest = Guest::start(
-        &setup,
-        "seq 600 | sed 's|.*|line & of the console|'",
-    )?;
+    let mut guest = Guest::start(&setup, "seq 600 | sed 's|.*|line & of the console|'")?;
     let status = guest.ended()?;
     ensure!(status.success(), "the guest ended with {status}");
     ensure!(
