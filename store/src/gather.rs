@@ -1,7 +1,6 @@
 //! Memory that an operator asks for: a reserve, a flush, a lower limit. It may be all that a guest has, so it is
 //! gathered in batches, and no lock is held from one batch to the next.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -84,9 +83,7 @@ impl StoreInner {
         if trim() {
             return true;
         }
-        let mut order: Vec<_> = domains.iter().collect();
-        order.sort_by_cached_key(|domain| Reverse(room::overuse(domain)));
-        for domain in order {
+        for domain in room::furthest_first(&domains) {
             // What a domain holds within its reserve is nobody else's to win.
             let own = domain.account.used() > domain.account.reserve();
             let chosen = |joined: &Joined| own || joined.pool.kind == PoolKind::Shared;

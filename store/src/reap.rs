@@ -50,8 +50,7 @@ impl StoreInner {
         if !self.has_dying() {
             return false;
         }
-        if domain.free_some(HELP) {
-            domain.space.trim(HELP_FRAMES);
+        if help(domain) {
             return true;
         }
         if short == Short::Limit {
@@ -63,19 +62,14 @@ impl StoreInner {
             return true;
         }
         let (domains, groups) = self.everybody();
-        domains.iter().any(|domain| {
-            let freed = domain.free_some(HELP);
-            if freed {
-                domain.space.trim(HELP_FRAMES);
-            }
-            freed
-        }) || groups.iter().any(|group| {
-            let freed = group.pool.free_loose(HELP);
-            if freed {
-                group.pool.space.trim(HELP_FRAMES);
-            }
-            freed
-        })
+        domains.iter().any(|domain| help(domain))
+            || groups.iter().any(|group| {
+                let freed = group.pool.free_loose(HELP);
+                if freed {
+                    group.pool.space.trim(HELP_FRAMES);
+                }
+                freed
+            })
     }
 
     /// Takes over a domain that nobody finds any more.
@@ -106,4 +100,13 @@ impl StoreInner {
         }
         true
     }
+}
+
+/// Frees a little of what is dying of a domain. `true` when there was something.
+fn help(domain: &DomainInner) -> bool {
+    let freed = domain.free_some(HELP);
+    if freed {
+        domain.space.trim(HELP_FRAMES);
+    }
+    freed
 }

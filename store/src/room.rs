@@ -223,10 +223,8 @@ fn take_idle(everybody: &Everybody) -> bool {
 /// Evicts ephemeral pages for a host that is short of memory: of the domain furthest over its weight, and only when nobody
 /// else has any, of one within its reserve. Bounded work; `true` when there were such pages.
 pub(crate) fn evict_for_host(domains: &[Arc<DomainInner>]) -> bool {
-    let mut order: Vec<_> = domains.iter().collect();
     // Nothing of a domain within its reserve is overuse.
-    order.sort_by_cached_key(|domain| Reverse(overuse(domain)));
-    order
+    furthest_first(domains)
         .into_iter()
         .any(|domain| evict_from(domain, HOST_EVICTIONS).pages > 0)
 }
@@ -285,8 +283,15 @@ fn has_evictable(domain: &DomainInner) -> bool {
         .any(|pages| domain.account.has_evictable(pages))
 }
 
+/// The domains, those furthest over their weight first.
+pub(crate) fn furthest_first(domains: &[Arc<DomainInner>]) -> Vec<&Arc<DomainInner>> {
+    let mut order: Vec<_> = domains.iter().collect();
+    order.sort_by_cached_key(|domain| Reverse(overuse(domain)));
+    order
+}
+
 /// Bytes beyond the reserve for each unit of weight, scaled to keep small differences apart.
-pub(crate) fn overuse(domain: &DomainInner) -> u128 {
+fn overuse(domain: &DomainInner) -> u128 {
     let account = &domain.account;
     let over = account.charged().saturating_sub(account.reserve());
     (u128::from(over) << 32) / u128::from(account.weight().max(1))
@@ -380,12 +385,17 @@ pub(crate) fn evict_where(
     evicted
 }
 
-fn tighten_domain(domain: &DomainInner) -> bool {
-    tighten(&domain.space, |number| {
+/// Finds the domain's own pool of a number.
+fn own_pools(domain: &DomainInner) -> impl Fn(u8) -> Option<Arc<Pool>> {
+    |number| {
         domain
             .own_pool(number)
             .map(|joined| Arc::clone(&joined.pool))
-    })
+    }
+}
+
+fn tighten_domain(domain: &DomainInner) -> bool {
+    tighten(&domain.space, own_pools(domain))
 }
 
 /// As [`tighten_domain`], for a pool of a share group.
@@ -467,11 +477,7 @@ pub(crate) fn compact_step(
     let shortage = ledger.take_shortage();
     let mut more = false;
     for domain in domains {
-        more |= compact_space(&domain.space, pace, shortage, |number| {
-            domain
-                .own_pool(number)
-                .map(|joined| Arc::clone(&joined.pool))
-        });
+        more |= compact_space(&domain.space, pace, shortage, own_pools(domain));
     }
     for group in groups {
         let pool = &group.pool;
@@ -485,11 +491,7 @@ pub(crate) fn compact_step(
 
 /// As [`compact_step`] of one domain, until moving slots wins nothing more.
 pub(crate) fn compact_alone(domain: &DomainInner) -> bool {
-    compact_space(&domain.space, Pace::Fast, true, |number| {
-        domain
-            .own_pool(number)
-            .map(|joined| Arc::clone(&joined.pool))
-    })
+    compact_space(&domain.space, Pace::Fast, true, own_pools(domain))
 }
 
 /// Waste, in thousandths of a class's frames, that the background moves slots for.
