@@ -235,21 +235,10 @@ fn the_event_interrupts_a_guest_that_sleeps() {
     );
 }
 
-/// A guest with a kept page that was disconnected.
-fn kept(host: &Host, name: &str) -> u32 {
-    let mut guest = host.boot(name);
-    let pool = guest.create_pool();
-    assert_eq!(guest.store(pool, 3, &page(3)), Status::Ok);
-    drop(guest);
-    eventually("disconnected", || !host.is_connected(name));
-    assert_eq!(host.pages(name), 1);
-    pool
-}
-
 #[test]
 fn after_its_time_a_kept_pool_is_nobodys() {
     let host = Host::new(&["a"], ",keep-seconds=1");
-    let pool = kept(&host, "a");
+    let pool = host.kept("a");
     eventually("pages freed", || host.pages("a") == 0);
     // The same VMM, too late: its ring goes on, its pool is gone.
     let mut guest = TestGuest::connect(&host.socket("a"));
@@ -260,7 +249,7 @@ fn after_its_time_a_kept_pool_is_nobodys() {
 #[test]
 fn the_time_of_a_kept_pool_begins_with_the_last_disconnect() {
     let host = Host::new(&["a"], ",keep-seconds=2");
-    let pool = kept(&host, "a");
+    let pool = host.kept("a");
     for round in 0..3u16 {
         let mut guest = TestGuest::connect(&host.socket("a"));
         guest.start_rings(2 + round);
@@ -279,7 +268,7 @@ fn the_time_of_a_kept_pool_begins_with_the_last_disconnect() {
 fn a_guest_that_is_removed_while_its_pool_is_kept_leaves_nothing() {
     let host = Host::new(&["a", "good"], ",keep-seconds=600");
     host.beside(|| {
-        kept(&host, "a");
+        host.kept("a");
         assert!(host.service.remove_guest("a"));
         assert!(host.service.store().domain("a").is_none());
         // Its name begins anew.
@@ -294,7 +283,7 @@ fn a_guest_that_is_removed_while_its_pool_is_kept_leaves_nothing() {
 #[test]
 fn a_stop_does_not_wait_for_pools_that_are_kept() {
     let host = Host::new(&["keeper"], ",keep-seconds=600");
-    kept(&host, "keeper");
+    host.kept("keeper");
     let before = Instant::now();
     drop(host.service);
     assert!(before.elapsed() < Duration::from_millis(900));

@@ -115,11 +115,7 @@ fn a_disconnect_frees_the_pages() {
 #[test]
 fn kept_pools_are_there_after_a_reconnect_and_only_for_the_same_socket() {
     let host = Host::new(&["a", "b"], ",keep-seconds=60");
-    let mut guest = host.boot("a");
-    let pool = guest.create_pool();
-    assert_eq!(guest.store(pool, 3, &page(3)), Status::Ok);
-    drop(guest);
-    eventually("disconnected", || !host.is_connected("a"));
+    let pool = host.kept("a");
     let mut other = host.boot("b");
     assert!(other.load(pool, 3).is_err());
     // A VMM that restored its guest: the rings go on where they were.
@@ -131,12 +127,7 @@ fn kept_pools_are_there_after_a_reconnect_and_only_for_the_same_socket() {
 #[test]
 fn kept_pools_go_when_another_driver_starts() {
     let host = Host::new(&["a"], ",keep-seconds=60");
-    let mut guest = host.boot("a");
-    let pool = guest.create_pool();
-    assert_eq!(guest.store(pool, 3, &page(3)), Status::Ok);
-    drop(guest);
-    eventually("disconnected", || !host.is_connected("a"));
-    assert_eq!(host.pages("a"), 1);
+    host.kept("a");
     let _guest = host.boot("a");
     eventually("pages freed", || host.pages("a") == 0);
 }
@@ -170,11 +161,7 @@ fn another_driver_gets_no_kept_pool_after_65536_requests() {
 #[test]
 fn who_claims_to_go_on_where_another_driver_was_gets_one_guess() {
     let host = Host::new(&["a"], ",keep-seconds=60");
-    let mut guest = host.boot("a");
-    let pool = guest.create_pool();
-    assert_eq!(guest.store(pool, 3, &page(3)), Status::Ok);
-    drop(guest);
-    eventually("disconnected", || !host.is_connected("a"));
+    let pool = host.kept("a");
     let mut other = TestGuest::connect(&host.socket("a"));
     // The position of the first driver.
     other.start_rings(2);
@@ -190,11 +177,7 @@ fn who_claims_to_go_on_where_another_driver_was_gets_one_guess() {
 #[test]
 fn a_driver_that_goes_on_may_create_a_pool_before_it_names_another() {
     let host = Host::new(&["a"], ",keep-seconds=60");
-    let mut guest = host.boot("a");
-    let pool = guest.create_pool();
-    assert_eq!(guest.store(pool, 3, &page(3)), Status::Ok);
-    drop(guest);
-    eventually("disconnected", || !host.is_connected("a"));
+    let pool = host.kept("a");
     let mut guest = TestGuest::connect(&host.socket("a"));
     guest.start_rings(2);
     let second = guest.create_pool();
@@ -216,12 +199,7 @@ fn a_driver_that_goes_on_may_create_a_pool_before_it_names_another() {
 #[test]
 fn kept_pools_go_when_their_time_is_over() {
     let host = Host::new(&["a"], ",keep-seconds=1");
-    let mut guest = host.boot("a");
-    let pool = guest.create_pool();
-    assert_eq!(guest.store(pool, 3, &page(3)), Status::Ok);
-    drop(guest);
-    eventually("disconnected", || !host.is_connected("a"));
-    assert_eq!(host.pages("a"), 1);
+    host.kept("a");
     eventually("pages freed", || host.pages("a") == 0);
 }
 

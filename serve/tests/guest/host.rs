@@ -65,6 +65,17 @@ impl Host {
         TestGuest::boot(&self.socket(name))
     }
 
+    /// A guest that stored a page at 3 and is disconnected; its pool is kept. Its rings would go on at 2.
+    pub fn kept(&self, name: &str) -> u32 {
+        let mut guest = self.boot(name);
+        let pool = guest.create_pool();
+        assert_eq!(guest.store(pool, 3, &page(3)), Status::Ok);
+        drop(guest);
+        eventually("disconnected", || !self.is_connected(name));
+        assert_eq!(self.pages(name), 1);
+        pool
+    }
+
     pub fn is_connected(&self, name: &str) -> bool {
         let report = self.service.report();
         let guest = report.iter().find(|guest| guest.config.name == name);
