@@ -80,8 +80,8 @@ impl StoreInner {
         encoded: &Encoded<'_>,
     ) -> Result<(), StoreError> {
         let space = &joined.pool.space;
-        let class = encoded.class();
-        let mut held = None;
+        let (class, bytes) = (encoded.class(), encoded.bytes());
+        let mut held = bytes.and_then(|bytes| space.hold_for(bytes).ok());
         let (mut attempt, mut retries, mut yields) = (0, 0, 0);
         loop {
             let changes = self.ledger.changes();
@@ -91,8 +91,8 @@ impl StoreInner {
                 Err(Unplaced::Refused(refusal)) => refusal,
             };
             let wants_slot = refusal == Refusal::Frames;
-            if let (true, Some(class)) = (wants_slot, class) {
-                match space.hold(class) {
+            if let (true, Some(bytes)) = (wants_slot, bytes) {
+                match space.hold_for(bytes) {
                     Ok(slot) => {
                         held = Some(slot);
                         continue;

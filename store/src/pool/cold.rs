@@ -1,12 +1,12 @@
 //! The cold tier: pages that nobody touched for three sweeps are compressed harder, and come back to the
 //! fast codec when they are loaded twice between sweeps.
 //!
-//! Codec work happens without a lock on a copy of the bytes. Before an entry is changed, its bytes are
-//! compared with that copy under the lock, so that a page stored meanwhile can not be mistaken for it.
+//! Codec work happens without a lock. The slot is pinned meanwhile: an entry that still names it has the same bytes.
 
-use super::{Pool, ShardCell};
+use super::pin::Pinned;
+use super::{Locked, Pool, ShardCell};
 use crate::codec::{COMPRESS_BUFFER, LONGEST_COMPRESSED};
-use crate::entry::{Encoding, Entry, Kind, OLDEST, Slot};
+use crate::entry::{Encoding, Entry, Kind, OLDEST};
 use crate::index::{Holder, SHARDS};
 use crate::page::{PAGE_SIZE, Page};
 use crate::segment::class_of;
@@ -16,7 +16,6 @@ use crate::stats::PoolKind;
 #[derive(Debug)]
 pub(crate) struct ColdBuffers {
     kept: [u8; COMPRESS_BUFFER],
-    again: [u8; COMPRESS_BUFFER],
     out: [u8; COMPRESS_BUFFER],
     page: Page,
 }
@@ -25,7 +24,6 @@ impl Default for ColdBuffers {
     fn default() -> Self {
         Self {
             kept: [0; COMPRESS_BUFFER],
-            again: [0; COMPRESS_BUFFER],
             out: [0; COMPRESS_BUFFER],
             page: [0; PAGE_SIZE],
         }
@@ -102,14 +100,9 @@ impl Pool {
 
     /// Recompresses a page, if it is still old and that saves a size class.
     fn cool(&self, cell: &ShardCell, spot: Spot, buffers: &mut ColdBuffers) {
-        let ColdBuffers {
-            kept,
-            again,
-            out,
-            page,
-        } = buffers;
+        let ColdBuffers { kept, out, page } = buffers;
         let (_, chunk, place) = spot;
-        let slot = {
+        let pinned = {
             let mut locked = cell.locked.lock();
             let Some(found) = locked.shard.chunk_mut(chunk) else {
                 return;
@@ -123,11 +116,15 @@ impl Pool {
             }
             // Whatever comes of it, the same bytes are not tried again.
             found.set(place, entry.with_tried());
-            if !self.space.fetch(slot, kept) {
-                return;
-            }
-            slot
+            Pinned::new(&self.space, &cell.locked, &mut locked, slot)
         };
+        let Some(pinned) = pinned else {
+            return;
+        };
+        let slot = pinned.slot();
+        if !pinned.read(kept) {
+            return;
+        }
         let bytes = &kept[..usize::from(slot.len)];
         if slot.encoding == Encoding::Raw {
             page.copy_from_slice(bytes);
@@ -140,51 +137,47 @@ impl Pool {
         if len == 0 || class_of(len as u16) >= class_of(slot.len) {
             return;
         }
-        if self.swap(cell, spot, bytes, (&out[..len], Encoding::Cold), again) {
+        if self.swap(cell, spot, &pinned, (&out[..len], Encoding::Cold)) {
             let _locked = cell.locked.lock();
             cell.counters.cooled.add(1);
         }
     }
 
     /// A cold page that was loaded again goes back to the fast codec.
-    pub(super) fn warm(&self, cell: &ShardCell, spot: Spot, kept: &[u8], page: &Page) {
+    pub(super) fn warm(
+        &self,
+        cell: &ShardCell,
+        pinned: &Pinned<'_, Locked>,
+        spot: Spot,
+        page: &Page,
+    ) {
         let mut out = [0; COMPRESS_BUFFER];
-        let mut again = [0; COMPRESS_BUFFER];
         let hot = match self.codecs.hot.compress(page, &mut out) {
             Some(len) if len > 0 && len <= LONGEST_COMPRESSED => (&out[..len], Encoding::Hot),
             _ => (&page[..], Encoding::Raw),
         };
-        if self.swap(cell, spot, kept, hot, &mut again) {
+        if self.swap(cell, spot, pinned, hot) {
             let _locked = cell.locked.lock();
             cell.counters.warmed.add(1);
         }
     }
 
-    /// Replaces the bytes of a page by others that stand for the same page, if `kept` is what is there.
+    /// Puts other bytes that stand for the same page in place of a slot, if that is what is there.
     fn swap(
         &self,
         cell: &ShardCell,
         (shard, chunk, place): Spot,
-        kept: &[u8],
+        pinned: &Pinned<'_, Locked>,
         (bytes, encoding): (&[u8], Encoding),
-        again: &mut [u8],
     ) -> bool {
-        let Ok(held) = self.space.hold(class_of(bytes.len() as u16)) else {
+        let Ok(held) = self.space.hold_for(bytes) else {
             return false;
         };
         let mut held = Some(held);
         let mut locked = cell.locked.lock();
-        let Some(entry) = locked.shard.chunk(chunk).map(|found| found.get(place)) else {
-            return false;
-        };
-        let Kind::Slot(slot) = entry.kind() else {
-            return false;
-        };
-        let back = encoding != Encoding::Cold;
-        if (slot.encoding == Encoding::Cold) != back || usize::from(slot.len) != kept.len() {
-            return false;
-        }
-        if !self.space.fetch(slot, again) || again[..kept.len()] != *kept {
+        let entry = locked.shard.chunk(chunk).map(|found| found.get(place));
+        let old = pinned.slot();
+        if entry.map(Entry::kind) != Some(Kind::Slot(old)) {
             return false;
         }
         let holder = Holder::Chunk {
@@ -193,20 +186,17 @@ impl Pool {
             chunk,
             place,
         };
-        let Ok(new) = self.space.place(bytes, encoding, holder.pack(), &mut held) else {
+        let len = bytes.len() as u16;
+        let placed = self.space.place(len, encoding, holder.pack(), &mut held);
+        let Ok(new) = placed else {
             return false;
         };
-        self.exchange(cell, slot, new);
-        let age = if back { 0 } else { OLDEST };
+        cell.counters.count(Entry::slot(old), false);
+        cell.counters.count(Entry::slot(new), true);
+        locked.pins.free(old, &self.space);
+        let age = if encoding == Encoding::Cold { OLDEST } else { 0 };
         let entry = Entry::slot(new).with_age(age);
         locked.shard.set(chunk, place, entry);
         true
-    }
-
-    /// The counters and the space learn that a page moved from one slot to another.
-    fn exchange(&self, cell: &ShardCell, old: Slot, new: Slot) {
-        cell.counters.count(Entry::slot(old), false);
-        cell.counters.count(Entry::slot(new), true);
-        self.space.free(old);
     }
 }

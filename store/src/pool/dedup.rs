@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use twox_hash::xxhash3_128::Hasher;
 
+use super::pin::{HasPins, Pinned, Pins};
 use crate::codec::Codecs;
 use crate::config::Dedup;
 use crate::entry::{Encoding, Slot};
@@ -52,9 +53,19 @@ pub(crate) struct RecordGauges {
 }
 
 #[derive(Debug, Default)]
-struct Records {
+pub(super) struct Records {
     table: Table,
     records: Slab<Record>,
+    pins: Pins,
+}
+
+/// The slot of a record, which stays where it is.
+pub(super) type PinnedRecord<'a> = Pinned<'a, Records>;
+
+impl HasPins for Records {
+    fn pins(&mut self) -> &mut Pins {
+        &mut self.pins
+    }
 }
 
 impl Records {
@@ -137,33 +148,43 @@ impl DedupTable {
         let found = {
             let mut shard = self.shards[number].lock();
             shard.find(hash).and_then(|local| {
-                let record = shard.records.get_mut(local)?;
-                if !space.fetch(record.slot, scratch) {
-                    return None;
-                }
-                record.references += 1;
-                Some((local, record.slot))
+                shard.records.get_mut(local)?.references += 1;
+                Some(local << SHARD_BITS | number as u32)
             })
         };
         self.decide(found.is_some());
-        let Some((local, slot)) = found else {
+        let Some(record) = found else {
             return Ok(None);
         };
-        let record = local << SHARD_BITS | number as u32;
-        let bytes = &scratch[..usize::from(slot.len)];
-        let same = match slot.encoding {
-            Encoding::Raw => bytes == page,
-            _ => {
-                let mut other = [0; crate::page::PAGE_SIZE];
-                codecs.hot.decompress(bytes, &mut other) && other == *page
+        let pinned = self.pin(record, space);
+        let same = pinned.as_ref().is_some_and(|pinned| {
+            let slot = pinned.slot();
+            let bytes = &mut scratch[..usize::from(slot.len)];
+            pinned.read(bytes)
+                && match slot.encoding {
+                    Encoding::Raw => bytes == page,
+                    _ => {
+                        let mut other = [0; crate::page::PAGE_SIZE];
+                        codecs.hot.decompress(bytes, &mut other) && other == *page
+                    }
+                }
+        });
+        match pinned {
+            Some(pinned) if same => Ok(Some((record, pinned.slot().len))),
+            pinned => {
+                drop(pinned);
+                self.release(record, space);
+                Err(())
             }
-        };
-        if same {
-            Ok(Some((record, slot.len)))
-        } else {
-            self.release(record, space);
-            Err(())
         }
+    }
+
+    /// Keeps the slot of a record where it is. `None` when there is no memory to note it.
+    pub(super) fn pin<'a>(&'a self, record: u32, space: &'a Space) -> Option<PinnedRecord<'a>> {
+        let lock = &self.shards[record as usize % SHARDS];
+        let mut records = lock.lock();
+        let slot = records.records.get(record >> SHARD_BITS)?.slot;
+        Pinned::new(space, lock, &mut records, slot)
     }
 
     /// Another entry names the record, which is held.
@@ -182,7 +203,7 @@ impl DedupTable {
     pub(crate) fn insert(
         &self,
         hash: [u64; 2],
-        (bytes, encoding): (&[u8], Encoding),
+        (len, encoding): (u16, Encoding),
         pool: u8,
         space: &Space,
         held: &mut Option<Held<'_>>,
@@ -193,7 +214,7 @@ impl DedupTable {
         if guard.find(hash).is_some() {
             return Ok(Inserted::Taken);
         }
-        let Records { table, records } = &mut *guard;
+        let Records { table, records, .. } = &mut *guard;
         let tag = hash[0] as u32;
         let before = table.paid();
         let reserved = table.reserve(space.purse(), tag);
@@ -219,7 +240,7 @@ impl DedupTable {
         gauges.metadata.add(growth);
         let record = local << SHARD_BITS | number as u32;
         let holder = Holder::Record { pool, record };
-        match space.place(bytes, encoding, holder.pack(), held) {
+        match space.place(len, encoding, holder.pack(), held) {
             Ok(slot) => {
                 if let Some(record) = records.get_mut(local) {
                     record.slot = slot;
@@ -243,7 +264,11 @@ impl DedupTable {
         let number = record as usize % SHARDS;
         let gauges = &self.gauges[number];
         let mut guard = self.shards[number].lock();
-        let Records { table, records } = &mut *guard;
+        let Records {
+            table,
+            records,
+            pins,
+        } = &mut *guard;
         let local = record >> SHARD_BITS;
         let Some(found) = records.get_mut(local) else {
             return (0, false);
@@ -264,7 +289,7 @@ impl DedupTable {
         gauges.records.sub(1);
         gauges.payload.sub(u64::from(slot.len));
         gauges.slots.sub(slot_bytes(class_of(slot.len)) as u64);
-        space.free(slot);
+        pins.free(slot, space);
         (slot.len, true)
     }
 
@@ -277,11 +302,11 @@ impl DedupTable {
             .map_or(0, |record| record.slot.len)
     }
 
-    /// Copies a record's bytes out.
-    pub(crate) fn fetch(&self, record: u32, space: &Space, scratch: &mut [u8]) -> Option<Slot> {
+    /// Copies a record's bytes out, for whoever has no memory to do without the lock.
+    pub(super) fn fetch_now(&self, record: u32, space: &Space, scratch: &mut [u8]) -> Option<Slot> {
         let shard = self.shards[record as usize % SHARDS].lock();
         let slot = shard.records.get(record >> SHARD_BITS)?.slot;
-        space.fetch(slot, scratch).then_some(slot)
+        space.fetch_now(slot, scratch).then_some(slot)
     }
 
     /// Moves a record's slot to a place that is held.
@@ -293,20 +318,28 @@ impl DedupTable {
         space: &Space,
         to: &mut Option<Held<'_>>,
     ) -> bool {
-        let mut shard = self.shards[record as usize % SHARDS].lock();
-        let Some(found) = shard.records.get_mut(record >> SHARD_BITS) else {
+        let Some(pinned) = self.pin(record, space) else {
             return false;
         };
-        let slot = found.slot;
-        if (slot.segment, slot.number) != place || found.references == 0 {
+        let slot = pinned.slot();
+        if (slot.segment, slot.number) != place || !space.copy(slot, to) {
+            return false;
+        }
+        let mut guard = self.shards[record as usize % SHARDS].lock();
+        let Records { records, pins, .. } = &mut *guard;
+        let Some(found) = records.get_mut(record >> SHARD_BITS) else {
+            return false;
+        };
+        // What is pinned is no other page's: the same slot is the same bytes.
+        if found.slot != slot || found.references == 0 {
             return false;
         }
         let holder = Holder::Record { pool, record };
-        let Some(moved) = space.relocate(slot, holder.pack(), to) else {
+        let Ok(moved) = space.place(slot.len, slot.encoding, holder.pack(), to) else {
             return false;
         };
         found.slot = moved;
-        space.free(slot);
+        pins.free(slot, space);
         true
     }
 
@@ -314,14 +347,26 @@ impl DedupTable {
         self.gauges.iter()
     }
 
-    /// Gives back what the tables cost; the pool is going. Records that are left go with the space.
-    pub(crate) fn end(&self, purse: &Purse) {
+    /// Gives back what the tables cost; the pool is going. Records that are left go with the space if all of that goes;
+    /// else they are those of pages that are just being loaded.
+    pub(crate) fn end(&self, space: &Space, whole: bool) {
         for (gauges, shard) in self.gauges.iter().zip(&self.shards) {
             let records = {
-                let mut records = shard.lock();
-                purse.refund(gauges.metadata.get());
+                let mut guard = shard.lock();
+                let Records {
+                    table,
+                    records,
+                    pins,
+                } = &mut *guard;
+                space.purse().refund(gauges.metadata.get());
                 gauges.metadata.set(0);
-                std::mem::take(&mut *records)
+                let left = if whole { 0 } else { records.end() };
+                for number in 0..left {
+                    if let Some(record) = records.remove(number) {
+                        pins.free(record.slot, space);
+                    }
+                }
+                (std::mem::take(table), std::mem::take(records))
             };
             drop(records);
         }

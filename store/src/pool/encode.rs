@@ -26,12 +26,17 @@ pub(crate) enum Encoded<'a> {
 }
 
 impl Encoded<'_> {
-    /// The size class of the slot that it needs.
-    pub(crate) fn class(&self) -> Option<usize> {
+    /// The bytes that it needs a slot for.
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
         match self {
-            Encoded::Bytes { bytes, .. } => Some(class_of(bytes.len() as u16)),
+            Encoded::Bytes { bytes, .. } => Some(bytes),
             Encoded::Fill(_) | Encoded::Record { .. } => None,
         }
+    }
+
+    /// The size class of the slot that it needs.
+    pub(crate) fn class(&self) -> Option<usize> {
+        self.bytes().map(|bytes| class_of(bytes.len() as u16))
     }
 
     /// Bytes of the payload.

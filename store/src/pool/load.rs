@@ -1,6 +1,8 @@
-//! Bringing a page back: a copy of its bytes under the lock, the codec without it.
+//! Bringing a page back. What keeps its bytes where they are is found under the lock; they are read without it.
 
+use super::dedup::PinnedRecord;
 use super::encode::with_scratch;
+use super::pin::Pinned;
 use super::{Locked, Pool, ShardCell};
 use crate::entry::{Encoding, Entry, Kind, Slot};
 use crate::error::LoadError;
@@ -9,15 +11,23 @@ use crate::index::Tags;
 use crate::page::{Key, Page, fill_page};
 use crate::stats::PoolKind;
 
-/// What a load found under the lock.
-enum Fetched {
-    /// The page is in its place.
-    Page,
+/// Where a page is.
+enum Found<'a> {
     Fill(u64),
-    /// The slot's bytes are in the scratch buffer.
-    Bytes(Slot),
-    /// They are, and the page at this place is to leave the cold tier.
-    Warm(Slot, u32, u8),
+    Slot(Pinned<'a, Locked>, Place),
+    /// The record, and whether the page's reference to it is to go.
+    Record(PinnedRecord<'a>, Option<u32>),
+    /// A slot that no entry names any more.
+    Detached(Slot),
+    /// There was no memory to pin the slot: its bytes are in the scratch buffer, if they are whole.
+    Copied(Option<Slot>),
+}
+
+/// Where the entry of a page is, and whether the page is to leave the cold tier.
+struct Place {
+    chunk: u32,
+    place: u8,
+    warm: bool,
 }
 
 impl Pool {
@@ -26,51 +36,81 @@ impl Pool {
         let (number, tags) = self.tags(key);
         let cell = &self.shards[number];
         with_scratch(|scratch| {
-            let found = self.fetch(cell, tags, key, scratch, page);
-            let loaded = found.and_then(|fetched| match fetched {
-                Fetched::Page => Ok(()),
-                Fetched::Fill(word) => {
+            let whole = match self.find(cell, tags, key, scratch)? {
+                Found::Fill(word) => {
                     fill_page(page, word);
-                    Ok(())
+                    true
                 }
-                Fetched::Bytes(slot) => self.decode(slot, scratch, page),
-                Fetched::Warm(slot, chunk, place) => {
-                    self.decode(slot, scratch, page).inspect(|()| {
-                        let bytes = &scratch[..usize::from(slot.len)];
-                        self.warm(cell, (number, chunk, place), bytes, page);
-                    })
+                Found::Slot(pinned, place) => {
+                    let slot = pinned.slot();
+                    let whole = self.read(slot, |bytes| pinned.read(bytes), scratch, page);
+                    if whole && place.warm {
+                        let spot = (number, place.chunk, place.place);
+                        self.warm(cell, &pinned, spot, page);
+                    }
+                    whole
                 }
-            });
-            if loaded == Err(LoadError::Corrupt) {
-                let _locked = cell.locked.lock();
-                cell.counters.corrupt.add(1);
+                Found::Record(pinned, detached) => {
+                    let copy = |bytes: &mut [u8]| pinned.read(bytes);
+                    let whole = self.read(pinned.slot(), copy, scratch, page);
+                    if let Some(record) = detached {
+                        self.release(record);
+                    }
+                    whole
+                }
+                Found::Detached(slot) => {
+                    let copy = |bytes: &mut [u8]| self.space.fetch(slot, bytes);
+                    let whole = self.read(slot, copy, scratch, page);
+                    self.space.free(slot);
+                    whole
+                }
+                Found::Copied(slot) => slot.is_some_and(|slot| self.decode(slot, scratch, page)),
+            };
+            if whole {
+                return Ok(());
             }
-            loaded
+            let _locked = cell.locked.lock();
+            cell.counters.loads.sub(1);
+            cell.counters.corrupt.add(1);
+            Err(LoadError::Corrupt)
         })
     }
 
-    fn decode(&self, slot: Slot, bytes: &[u8], page: &mut Page) -> Result<(), LoadError> {
+    /// Reads the bytes of a slot, and the page from them. `false` when they are damaged.
+    fn read(
+        &self,
+        slot: Slot,
+        copy: impl FnOnce(&mut [u8]) -> bool,
+        scratch: &mut [u8],
+        page: &mut Page,
+    ) -> bool {
+        if slot.encoding == Encoding::Raw {
+            copy(page)
+        } else {
+            copy(scratch) && self.decode(slot, scratch, page)
+        }
+    }
+
+    fn decode(&self, slot: Slot, bytes: &[u8], page: &mut Page) -> bool {
         let bytes = &bytes[..usize::from(slot.len)];
-        let decoded = match slot.encoding {
+        match slot.encoding {
             Encoding::Raw => {
                 page.copy_from_slice(bytes);
                 true
             }
             Encoding::Hot => self.codecs.hot.decompress(bytes, page),
             Encoding::Cold => self.codecs.cold.decompress(bytes, page),
-        };
-        decoded.then_some(()).ok_or(LoadError::Corrupt)
+        }
     }
 
-    /// The part of a load that needs the lock: a copy of the slot's bytes.
-    fn fetch(
-        &self,
-        cell: &ShardCell,
+    /// The part of a load that needs the lock.
+    fn find<'a>(
+        &'a self,
+        cell: &'a ShardCell,
         tags: Tags<'_>,
         key: Key,
         scratch: &mut [u8],
-        page: &mut Page,
-    ) -> Result<Fetched, LoadError> {
+    ) -> Result<Found<'a>, LoadError> {
         let mut guard = cell.locked.lock();
         let locked = &mut *guard;
         let Some((chunk, indexed)) = locked.shard.get(tags, key) else {
@@ -93,42 +133,51 @@ impl Pool {
                 queue.touch(&mut locked.shard.nodes, number);
             }
         }
-        let fetched = match entry.kind() {
-            Kind::Fill(word) => Fetched::Fill(word),
-            Kind::Slot(slot) if slot.encoding == Encoding::Raw => {
-                if !self.space.fetch(slot, page) {
-                    return Err(LoadError::Corrupt);
-                }
-                Fetched::Page
-            }
-            Kind::Slot(slot) => {
-                if !self.space.fetch(slot, scratch) {
-                    return Err(LoadError::Corrupt);
-                }
-                // Twice between two sweeps: see `cold`.
-                if slot.encoding == Encoding::Cold && entry.age() == 0 {
-                    Fetched::Warm(slot, chunk, place)
-                } else {
-                    Fetched::Bytes(slot)
-                }
-            }
-            Kind::Record(record) => {
-                let slot = self
-                    .dedup
-                    .as_ref()
-                    .and_then(|dedup| dedup.fetch(record, &self.space, scratch))
-                    .ok_or(LoadError::Corrupt)?;
-                Fetched::Bytes(slot)
-            }
-            _ => return Err(LoadError::NotFound),
-        };
         cell.counters.loads.add(1);
         if self.kind == PoolKind::Ephemeral {
-            self.take_out(cell, locked, tags, key);
-        } else if matches!(entry.kind(), Kind::Slot(_)) && entry.age() != 0 {
-            self.set_entry(locked, chunk, place, indexed, entry.with_age(0));
+            let detached = self.detach(cell, locked, indexed);
+            locked.shard.remove(self.purse(), chunk, place, tags);
+            cell.counters.metadata.set(locked.shard.paid());
+            return Ok(match detached.kind() {
+                Kind::Fill(word) => Found::Fill(word),
+                Kind::Slot(slot) => Found::Detached(slot),
+                Kind::Record(record) => match self.find_record(record, scratch) {
+                    Found::Record(pinned, _) => Found::Record(pinned, Some(record)),
+                    copied => {
+                        self.release(record);
+                        copied
+                    }
+                },
+                Kind::Empty | Kind::Node(_) => Found::Copied(None),
+            });
         }
-        Ok(fetched)
+        match entry.kind() {
+            Kind::Fill(word) => Ok(Found::Fill(word)),
+            Kind::Slot(slot) => {
+                if entry.age() != 0 {
+                    self.set_entry(locked, chunk, place, indexed, entry.with_age(0));
+                }
+                let warm = slot.encoding == Encoding::Cold && entry.age() == 0;
+                if let Some(pinned) = Pinned::new(&self.space, &cell.locked, locked, slot) {
+                    // Twice between two sweeps: see `cold`.
+                    return Ok(Found::Slot(pinned, Place { chunk, place, warm }));
+                }
+                let whole = self.space.fetch_now(slot, scratch);
+                Ok(Found::Copied(whole.then_some(slot)))
+            }
+            Kind::Record(record) => Ok(self.find_record(record, scratch)),
+            Kind::Empty | Kind::Node(_) => Err(LoadError::NotFound),
+        }
+    }
+
+    fn find_record<'a>(&'a self, record: u32, scratch: &mut [u8]) -> Found<'a> {
+        let Some(dedup) = &self.dedup else {
+            return Found::Copied(None);
+        };
+        match dedup.pin(record, &self.space) {
+            Some(pinned) => Found::Record(pinned, None),
+            None => Found::Copied(dedup.fetch_now(record, &self.space, scratch)),
+        }
     }
 
     /// Changes the entry of a page where it is.

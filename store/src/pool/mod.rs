@@ -2,7 +2,9 @@
 //!
 //! `mod` puts pages in, `load` brings them back, `remove` takes away what is not wanted any more. `encode`
 //! has the work on bytes that no lock sees, `upkeep` eviction and compaction, `members` who may store to a shared
-//! pool, `dedup` shared bytes, `cold` the cold tier, `counters` the numbers.
+//! pool, `dedup` shared bytes, `cold` the cold tier, `pin` slots that are read, `counters` the numbers.
+//!
+//! No byte of a slot is read or written while a lock is held.
 
 mod cold;
 mod counters;
@@ -10,6 +12,7 @@ mod dedup;
 mod encode;
 mod load;
 mod members;
+mod pin;
 mod remove;
 mod upkeep;
 
@@ -22,6 +25,7 @@ use arc_swap::ArcSwap;
 use counters::Counters;
 use dedup::{DedupTable, Inserted};
 use members::Admitted;
+use pin::{HasPins, Pins};
 
 pub(crate) use cold::ColdBuffers;
 pub(crate) use encode::Encoded;
@@ -86,10 +90,17 @@ struct Locked {
     queues: Vec<(u8, S3Fifo)>,
     /// Members of a shared pool that may store here.
     admitted: Admitted,
+    pins: Pins,
     /// The pool is gone.
     dead: bool,
     /// Chunks of a pool that is gone are empty below this.
     next: u32,
+}
+
+impl HasPins for Locked {
+    fn pins(&mut self) -> &mut Pins {
+        &mut self.pins
+    }
 }
 
 /// Why a page was not placed; nothing is under its key.
@@ -161,8 +172,8 @@ impl Pool {
         ((hash >> 32) as usize % SHARDS, tags)
     }
 
-    /// Puts an encoded page under a key, in place of what was there; in the slot that is held, if there is one.
-    /// [`Refusal::Frames`] asks for such a slot.
+    /// Puts an encoded page under a key, in place of what was there; in the slot that is held, to which its bytes were
+    /// written. [`Refusal::Frames`] asks for such a slot.
     pub(crate) fn place(
         &self,
         member: u8,
@@ -239,13 +250,14 @@ impl Pool {
                 encoding,
                 hash,
             } => {
+                let len = bytes.len() as u16;
                 if let (Some(dedup), Some(hash)) = (&self.dedup, hash)
                     && let Inserted::Record(record) =
-                        dedup.insert(*hash, (bytes, *encoding), self.number, &self.space, held)?
+                        dedup.insert(*hash, (len, *encoding), self.number, &self.space, held)?
                 {
                     return Ok(Entry::record(record));
                 }
-                let slot = self.space.place(bytes, *encoding, holder.pack(), held)?;
+                let slot = self.space.place(len, *encoding, holder.pack(), held)?;
                 Ok(Entry::slot(slot))
             }
             Encoded::Record { record, .. } => match &self.dedup {
@@ -349,10 +361,19 @@ impl Pool {
 
     /// Gives back all that an entry of the index holds.
     fn discard(&self, cell: &ShardCell, locked: &mut Locked, entry: Entry) {
+        match self.detach(cell, locked, entry).kind() {
+            Kind::Slot(slot) => locked.pins.free(slot, &self.space),
+            Kind::Record(record) => self.release(record),
+            _ => {}
+        }
+    }
+
+    /// Takes an entry of the index off all counts and queues. What it returns names the bytes, which are the caller's.
+    fn detach(&self, cell: &ShardCell, locked: &mut Locked, entry: Entry) -> Entry {
         let mut entry = entry;
         if let Kind::Node(number) = entry.kind() {
             let Some(member) = locked.shard.nodes.get(number).map(|node| node.member) else {
-                return;
+                return Entry::EMPTY;
             };
             if let Some((_, queue)) = locked.queues.iter_mut().find(|(m, _)| *m == member) {
                 queue.remove(&mut locked.shard.nodes, number);
@@ -361,7 +382,7 @@ impl Pool {
                 }
             }
             let Some(node) = locked.shard.remove_node(self.purse(), number) else {
-                return;
+                return Entry::EMPTY;
             };
             entry = node.entry;
             if let Ok(Some(account)) = self.member(member) {
@@ -371,12 +392,12 @@ impl Pool {
             }
         }
         cell.counters.count(entry, false);
-        match (entry.kind(), &self.dedup) {
-            (Kind::Slot(slot), _) => self.space.free(slot),
-            (Kind::Record(record), Some(dedup)) => {
-                dedup.release(record, &self.space);
-            }
-            _ => {}
+        entry
+    }
+
+    fn release(&self, record: u32) {
+        if let Some(dedup) = &self.dedup {
+            dedup.release(record, &self.space);
         }
     }
 

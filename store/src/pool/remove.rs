@@ -155,7 +155,7 @@ impl Pool {
         loop {
             let number = self.emptied.load(Ordering::Relaxed);
             let Some(cell) = self.shards.get(number) else {
-                self.finish();
+                self.finish(whole);
                 return true;
             };
             if left == 0 {
@@ -197,12 +197,12 @@ impl Pool {
     }
 
     /// Gives back what the pool itself cost, once.
-    pub(super) fn finish(&self) {
+    fn finish(&self, whole: bool) {
         if self.finished.swap(true, Ordering::Relaxed) {
             return;
         }
         if let Some(dedup) = &self.dedup {
-            dedup.end(self.purse());
+            dedup.end(&self.space, whole);
         }
         self.purse().refund(self.base_bytes);
     }
@@ -217,6 +217,6 @@ impl Drop for Pool {
             self.forget_queues(number);
             self.purse().refund(paid);
         }
-        self.finish();
+        self.finish(true);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::pin::Pinned;
 use super::{Locked, Pool, ShardCell, fingerprint};
 use crate::entry::{Entry, Kind, Slot};
 use crate::evict::Policy;
@@ -145,24 +146,30 @@ impl Pool {
             return false;
         };
         let cell = &self.shards[usize::from(shard) % SHARDS];
-        let mut locked = cell.locked.lock();
-        let entry = match holder {
-            Holder::Chunk { chunk, place, .. } => {
-                locked.shard.chunk(chunk).map(|chunk| chunk.get(place))
+        let pinned = {
+            let mut locked = cell.locked.lock();
+            match entry_of(&locked, holder).kind() {
+                Kind::Slot(slot) if (slot.segment, slot.number) == from => {
+                    Pinned::new(&self.space, &cell.locked, &mut locked, slot)
+                }
+                _ => None,
             }
-            Holder::Node { node, .. } => locked.shard.nodes.get(node).map(|node| node.entry),
-            Holder::Record { .. } => None,
         };
-        let Some(entry) = entry else {
+        let Some(pinned) = pinned else {
             return false;
         };
-        let Kind::Slot(slot) = entry.kind() else {
-            return false;
-        };
-        if (slot.segment, slot.number) != from {
+        let slot = pinned.slot();
+        if !self.space.copy(slot, to) {
             return false;
         }
-        let Some(moved) = self.space.relocate(slot, holder.pack(), to) else {
+        let mut locked = cell.locked.lock();
+        let entry = entry_of(&locked, holder);
+        // What is pinned is no other page's: the same slot is the same bytes.
+        if entry.kind() != Kind::Slot(slot) {
+            return false;
+        }
+        let placed = self.space.place(slot.len, slot.encoding, holder.pack(), to);
+        let Ok(moved) = placed else {
             return false;
         };
         let entry = keep_marks(entry, moved);
@@ -175,10 +182,22 @@ impl Pool {
             }
             Holder::Record { .. } => {}
         }
-        self.space.free(slot);
+        locked.pins.free(slot, &self.space);
         cell.counters.moved.add(1);
         true
     }
+}
+
+/// The entry that names a slot, if it is one of the shard's.
+fn entry_of(locked: &Locked, holder: Holder) -> Entry {
+    let entry = match holder {
+        Holder::Chunk { chunk, place, .. } => {
+            locked.shard.chunk(chunk).map(|chunk| chunk.get(place))
+        }
+        Holder::Node { node, .. } => locked.shard.nodes.get(node).map(|node| node.entry),
+        Holder::Record { .. } => None,
+    };
+    entry.unwrap_or(Entry::EMPTY)
 }
 
 /// The entry of a slot that moved, with the marks it had. The cold tier does not know the new place.

@@ -99,8 +99,8 @@ mod tests {
     }
 
     fn place(space: &Space) -> Result<Slot, Refusal> {
-        let mut held = Some(space.hold(RAW)?);
-        space.place(&[7; 4096], Encoding::Raw, 1, &mut held)
+        let mut held = Some(space.hold_for(&[7; 4096])?);
+        space.place(4096, Encoding::Raw, 1, &mut held)
     }
 
     /// A class of so many pages or a few more, and no frame without one.

@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::{Classes, Held, Movable, Space};
 use crate::entry::Slot;
-use crate::segment::{Backref, class_of, slot_bytes};
+use crate::segment::class_of;
+use crate::sync::assert_no_lock_is_held;
 
 impl Space {
     /// Classes where moving slots may free a frame.
@@ -41,32 +42,15 @@ impl Space {
         })
     }
 
-    /// Copies a slot to a lower place that the caller got. It holds the lock of the entry that names the slot,
-    /// changes the entry, and frees the old slot.
-    pub(crate) fn relocate(
-        &self,
-        slot: Slot,
-        backref: Backref,
-        to: &mut Option<Held<'_>>,
-    ) -> Option<Slot> {
-        let class = class_of(slot.len);
+    /// Copies a slot that stays where it is to a lower one that is held. Returns whether it did. The caller holds no lock of
+    /// the crate.
+    pub(crate) fn copy(&self, slot: Slot, to: &mut Option<Held<'_>>) -> bool {
+        assert_no_lock_is_held();
+        #[cfg(test)]
+        super::tests::swap_in();
         let from = (slot.segment, slot.number);
-        let to = to.take_if(|to| to.is_of(self, class) && to.place() < from)?;
-        let (segment, number) = to.keep(backref);
-        let bytes = slot_bytes(class);
-        let copied = self.memory.copy(
-            (slot.segment, usize::from(slot.number) * bytes),
-            (segment, usize::from(number) * bytes),
-            usize::from(slot.len),
-        );
-        if !copied {
-            self.give(class, segment, number);
-            return None;
-        }
-        Some(Slot {
-            segment,
-            number,
-            ..slot
+        to.as_mut().is_some_and(|to| {
+            to.is_of(self, class_of(slot.len)) && to.place() < from && to.copy_from(slot)
         })
     }
 }

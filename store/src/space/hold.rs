@@ -5,8 +5,10 @@ use std::mem::ManuallyDrop;
 use std::sync::atomic::Ordering;
 
 use super::{Refusal, SizeClass, Space, free_place, ready_place};
+use crate::entry::Slot;
 use crate::memory::FRAME_BYTES;
-use crate::segment::{Backref, Segment, frame_run, runs};
+use crate::segment::{Backref, Segment, class_of, frame_run, runs, slot_bytes};
+use crate::sync::assert_no_lock_is_held;
 
 /// Frames that a class of `frames` frames takes ahead of its need: few when it is small, so that a small guest pays for
 /// little that it does not use, and never many, because whoever stores waits until the kernel has found and
@@ -16,12 +18,14 @@ fn ahead(frames: u64) -> u64 {
     (frames / 8).min(3)
 }
 
-/// A slot in frames with memory that nobody holds yet; given back when it is dropped.
+/// A slot in frames with memory that no entry names yet; given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Held<'a> {
     space: &'a Space,
     class: usize,
     place: (u32, u16),
+    /// How many bytes were written to it, and their check.
+    written: Option<(u16, u16)>,
 }
 
 impl Held<'_> {
@@ -29,19 +33,50 @@ impl Held<'_> {
         std::ptr::eq(self.space, space) && self.class == class
     }
 
+    /// Whether it has so many bytes of a page.
+    pub(super) fn is_written(&self, space: &Space, len: u16) -> bool {
+        self.is_of(space, class_of(len)) && self.written.is_some_and(|(written, _)| written == len)
+    }
+
     pub(crate) fn place(&self) -> (u32, u16) {
         self.place
     }
 
-    /// The slot is that of `backref` from now on.
-    pub(crate) fn keep(self, backref: Backref) -> (u32, u16) {
+    fn offset(&self) -> usize {
+        usize::from(self.place.1) * slot_bytes(self.class)
+    }
+
+    /// Writes a page's bytes to it. The caller holds no lock of the crate, as the host may have swapped the slot out.
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        assert_no_lock_is_held();
+        #[cfg(test)]
+        super::tests::swap_in();
+        let memory = &self.space.memory;
+        let check = memory.write(self.place.0, self.offset(), bytes);
+        self.written = Some((bytes.len() as u16, check));
+    }
+
+    /// Copies the bytes of a slot of the class to it. `false` when bytes that are lost can not be noted.
+    pub(super) fn copy_from(&mut self, slot: Slot) -> bool {
+        let from = usize::from(slot.number) * slot_bytes(self.class);
+        let copied = self.space.memory.copy(
+            (slot.segment, from),
+            (self.place.0, self.offset()),
+            usize::from(slot.len),
+        );
+        self.written = copied.then_some((slot.len, slot.check));
+        copied
+    }
+
+    /// The slot is that of `backref` from now on. Returns its place and the check of its bytes.
+    pub(super) fn keep(self, backref: Backref) -> ((u32, u16), u16) {
         let held = ManuallyDrop::new(self);
         let (number, slot) = held.place;
         let mut inner = held.space.classes[held.class].locked.lock();
         if let Some(segment) = inner.segments.get_mut(&number) {
             segment.set_backref(slot, backref);
         }
-        held.place
+        (held.place, held.written.map_or(0, |(_, check)| check))
     }
 }
 
@@ -60,9 +95,16 @@ struct Filling {
 }
 
 impl Space {
+    /// A slot with these bytes (1 to 4096). The caller holds no lock of the crate.
+    pub(crate) fn hold_for(&self, bytes: &[u8]) -> Result<Held<'_>, Refusal> {
+        let mut held = self.hold(class_of(bytes.len() as u16))?;
+        held.write(bytes);
+        Ok(held)
+    }
+
     /// A slot of the class in frames with memory, which this gets from the kernel if there is none. The caller holds no
     /// lock of the crate.
-    pub(crate) fn hold(&self, class: usize) -> Result<Held<'_>, Refusal> {
+    pub(super) fn hold(&self, class: usize) -> Result<Held<'_>, Refusal> {
         let mut fresh = None;
         loop {
             let mut guard = self.classes[class].locked.lock();
@@ -75,6 +117,7 @@ impl Space {
                     space: self,
                     class,
                     place,
+                    written: None,
                 });
             }
             let mut place = free_place(inner);
@@ -124,6 +167,7 @@ impl Space {
             space: self,
             class,
             place,
+            written: None,
         })
     }
 
@@ -184,6 +228,7 @@ impl Space {
                 space: self,
                 class,
                 place,
+                written: None,
             })
         } else {
             Err(Refusal::NoMemory)

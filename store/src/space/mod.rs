@@ -15,7 +15,7 @@ mod compact;
 mod hold;
 mod kept;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod trim;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +33,7 @@ use crate::memory::{FRAME_BYTES, Memory};
 use crate::segment::{
     Backref, CLASSES, IDLE, OPEN, READY, Segment, class_of, slot_bytes, slots_per_segment,
 };
-use crate::sync::{Counter, InnerMutex};
+use crate::sync::{Counter, InnerMutex, assert_no_lock_is_held};
 use crate::upkeep::Wakes;
 
 /// Slots given back to a class between two looks at its waste.
@@ -249,22 +249,16 @@ impl Space {
         &self.purse
     }
 
-    /// Takes a slot in frames with memory, or the one in `held`, and writes `bytes` (1 to 4096) to it.
+    /// Puts the bytes of the slot that is held, `len` of them, under a holder. [`Refusal::Frames`] when no such slot is.
     pub(crate) fn place(
         &self,
-        bytes: &[u8],
+        len: u16,
         encoding: Encoding,
         backref: Backref,
         held: &mut Option<Held<'_>>,
     ) -> Result<Slot, Refusal> {
-        let len = bytes.len() as u16;
-        let class = class_of(len);
-        let (segment, number) = match held.take_if(|held| held.is_of(self, class)) {
-            Some(held) => held.keep(backref),
-            None => self.take(class, backref)?,
-        };
-        let offset = usize::from(number) * slot_bytes(class);
-        let check = self.memory.write(segment, offset, bytes);
+        let written = held.take_if(|held| held.is_written(self, len));
+        let ((segment, number), check) = written.ok_or(Refusal::Frames)?.keep(backref);
         Ok(Slot {
             segment,
             number,
@@ -274,19 +268,21 @@ impl Space {
         })
     }
 
-    /// Copies a slot's bytes out. `false` when they are not those that were written.
+    /// Copies a slot's bytes out. `false` when they are not those that were written. The caller holds no lock of the
+    /// crate, as the host may have swapped the bytes out.
     pub(crate) fn fetch(&self, slot: Slot, bytes: &mut [u8]) -> bool {
+        assert_no_lock_is_held();
+        #[cfg(test)]
+        tests::swap_in();
+        self.fetch_now(slot, bytes)
+    }
+
+    /// As [`Space::fetch`], for whoever has no memory to do without a lock.
+    pub(crate) fn fetch_now(&self, slot: Slot, bytes: &mut [u8]) -> bool {
         let offset = usize::from(slot.number) * slot_bytes(class_of(slot.len));
         self.memory
             .read(slot.segment, offset, &mut bytes[..usize::from(slot.len)])
             == slot.check
-    }
-
-    /// Takes the lowest free slot in frames with memory.
-    fn take(&self, class: usize, backref: Backref) -> Result<(u32, u16), Refusal> {
-        let mut guard = self.classes[class].locked.lock();
-        let number = *guard.ready.first().ok_or(Refusal::Frames)?;
-        self.take_ready(class, &mut guard, number, backref)
     }
 
     /// Takes the lowest free slot in frames with memory of a segment that has one.

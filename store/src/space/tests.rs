@@ -1,5 +1,6 @@
 //! What a space counts and lists, against a recount after random operations.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,6 +10,18 @@ use rand::{Rng, SeedableRng};
 
 use super::*;
 use crate::segment::frame_run;
+
+std::thread_local! {
+    /// What this thread does when it touches a slot next, where the kernel might read a disk.
+    pub(crate) static SWAP_IN: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
+}
+
+/// The kernel reads a slot's page from a disk.
+pub(super) fn swap_in() {
+    if let Some(meanwhile) = SWAP_IN.take() {
+        meanwhile();
+    }
+}
 
 const MIB: u64 = 1 << 20;
 
@@ -88,7 +101,11 @@ fn move_one(space: &Space, class: usize, slots: &mut [Slot], fill: bool) -> bool
     let Some(slot) = found else {
         return false;
     };
-    let Some(moved) = space.relocate(*slot, highest.backref, &mut to) else {
+    if !space.copy(*slot, &mut to) {
+        return false;
+    }
+    let placed = space.place(slot.len, slot.encoding, highest.backref, &mut to);
+    let Ok(moved) = placed else {
         return false;
     };
     space.free(*slot);
@@ -110,17 +127,13 @@ fn what_a_space_lists_is_what_a_recount_finds_after_any_operations() {
             let most = rng.random_range(1..5);
             match rng.random_range(0..100) {
                 0..55 => {
-                    let mut held = None;
                     let bytes = vec![len as u8; usize::from(len)];
-                    let mut placed = space.place(&bytes, Encoding::Raw, 1, &mut held);
-                    if placed == Err(Refusal::Frames)
-                        && let Ok(slot) = space.hold(class)
-                    {
-                        held = Some(slot);
-                        placed = space.place(&bytes, Encoding::Raw, 1, &mut held);
+                    if let Ok(held) = space.hold_for(&bytes) {
+                        let mut held = Some(held);
+                        let placed = space.place(len, Encoding::Raw, 1, &mut held);
                         assert!(placed.is_ok() && held.is_none(), "a held slot is there");
+                        slots.extend(placed);
                     }
-                    slots.extend(placed);
                 }
                 55..80 if !slots.is_empty() => {
                     space.free(slots.swap_remove(rng.random_range(0..slots.len())));
@@ -190,12 +203,9 @@ fn moving_as_many_slots_as_are_said_to_win_a_frame_wins_one() {
         let bytes = vec![7; usize::from(len)];
         let mut slots = Vec::new();
         for _ in 0..3 * slots_per_segment(class) {
-            let mut held = Some(space.hold(class).expect("room"));
-            slots.push(
-                space
-                    .place(&bytes, Encoding::Raw, 1, &mut held)
-                    .expect("held"),
-            );
+            let mut held = Some(space.hold_for(&bytes).expect("room"));
+            let placed = space.place(len, Encoding::Raw, 1, &mut held);
+            slots.push(placed.expect("held"));
         }
         while space.trim(64) > 0 {}
         let mut won = 0;
@@ -229,21 +239,20 @@ fn a_slot_that_is_held_is_nobody_elses_and_comes_back() {
     let (ledger, space) = space(u64::MAX);
     let class = class_of(4096);
     let first = space.hold(class).expect("room");
-    let second = space.hold(class).expect("room");
+    let second = space.hold_for(&[3; 4096]).expect("room");
     assert_ne!(first.place(), second.place());
     let place = second.place();
     let mut held = Some(second);
-    let slot = space
-        .place(&[3; 4096], Encoding::Raw, 9, &mut held)
-        .expect("held");
+    let placed = space.place(4096, Encoding::Raw, 9, &mut held);
+    let slot = placed.expect("held");
     assert_eq!((slot.segment, slot.number), place);
-    // One of another class is left alone.
+    // One of another class is left alone, and one without the bytes.
     held = Some(first);
-    assert_eq!(
-        space.place(&[3; 64], Encoding::Raw, 9, &mut held),
-        Err(Refusal::Frames)
-    );
-    assert!(held.is_some());
+    for len in [64, 4095, 4096] {
+        let placed = space.place(len, Encoding::Raw, 9, &mut held);
+        assert_eq!(placed, Err(Refusal::Frames));
+        assert!(held.is_some());
+    }
     drop(held);
     space.free(slot);
     space.end();
