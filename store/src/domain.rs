@@ -252,6 +252,13 @@ impl Joined {
 }
 
 impl Domain {
+    /// Wakes the background threads that `act` asked for.
+    fn ringing<R>(&self, act: impl FnOnce() -> R) -> R {
+        let result = act();
+        self.store.wakes.ring();
+        result
+    }
+
     /// Name given by the operator.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -276,15 +283,17 @@ impl Domain {
         spec: PoolSpec<'_>,
         dedup: Dedup,
     ) -> Result<PoolId, CreatePoolError> {
-        for _ in 0..POOL_ATTEMPTS {
-            match self.try_create_pool(spec, dedup) {
-                // Pools that the domain had before may be in the way.
-                Err(CreatePoolError::NoSpace | CreatePoolError::TooMany)
-                    if self.store.free_for(&self.inner, Short::Budget) => {}
-                other => return other,
+        self.ringing(|| {
+            for _ in 0..POOL_ATTEMPTS {
+                match self.try_create_pool(spec, dedup) {
+                    // Pools that the domain had before may be in the way.
+                    Err(CreatePoolError::NoSpace | CreatePoolError::TooMany)
+                        if self.store.free_for(&self.inner, Short::Budget) => {}
+                    other => return other,
+                }
             }
-        }
-        self.try_create_pool(spec, dedup)
+            self.try_create_pool(spec, dedup)
+        })
     }
 
     fn try_create_pool(&self, spec: PoolSpec<'_>, dedup: Dedup) -> Result<PoolId, CreatePoolError> {
@@ -363,8 +372,9 @@ impl Domain {
             place.and_then(|place| self.inner.destroy(place))
         };
         if destroyed.is_some_and(|joined| !self.inner.free(&joined, reap::STEP)) {
-            self.store.wakes.upkeep.ask();
+            self.store.wakes.upkeep.ask_soon();
         }
+        self.store.wakes.ring();
         Ok(())
     }
 
@@ -385,7 +395,7 @@ impl Domain {
         };
         let key = Key { object, index };
         let refuse = |error| {
-            joined.pool.refuse(key, error);
+            self.ringing(|| joined.pool.refuse(key, error));
             Err(error)
         };
         if self.inner.frozen.load(Ordering::Relaxed) {
@@ -395,8 +405,10 @@ impl Domain {
         if joined.pool.kind != PoolKind::Persistent && self.store.is_host_short() {
             return refuse(StoreError::NoMemory);
         }
-        let stored = joined.pool.with_encoded(page, |encoded| {
-            self.store.place(&self.inner, joined, key, encoded)
+        let stored = self.ringing(|| {
+            joined.pool.with_encoded(page, |encoded| {
+                self.store.place(&self.inner, joined, key, encoded)
+            })
         });
         match stored {
             Ok(()) => {
@@ -425,7 +437,7 @@ impl Domain {
         let Some(joined) = joined.as_deref() else {
             return Err(LoadError::NoPool);
         };
-        joined.pool.load(Key { object, index }, page)
+        self.ringing(|| joined.pool.load(Key { object, index }, page))
     }
 
     /// Removes a page. Nothing to remove is no error.
@@ -440,7 +452,7 @@ impl Domain {
     ) -> Result<(), UnknownPool> {
         let joined = self.inner.joined(pool).ok_or(UnknownPool)?;
         if let Some(joined) = joined.as_deref() {
-            joined.pool.invalidate_page(Key { object, index });
+            self.ringing(|| joined.pool.invalidate_page(Key { object, index }));
         }
         Ok(())
     }
@@ -453,7 +465,7 @@ impl Domain {
     pub fn invalidate_object(&self, pool: PoolId, object: ObjectId) -> Result<(), UnknownPool> {
         let joined = self.inner.joined(pool).ok_or(UnknownPool)?;
         if let Some(joined) = joined.as_deref() {
-            joined.pool.invalidate_object(object);
+            self.ringing(|| joined.pool.invalidate_object(object));
         }
         Ok(())
     }
@@ -464,7 +476,7 @@ impl Domain {
     /// # Errors
     /// When the reserve can not be kept, or the values make no sense together. Nothing is changed.
     pub fn set(&self, change: DomainChange) -> Result<(), ConfigError> {
-        self.store.configure(&self.inner, change)?;
+        self.ringing(|| self.store.configure(&self.inner, change))?;
         if let Some(cold) = change.cold {
             self.inner.cold.store(cold, Ordering::Relaxed);
             self.store.wake_for_cold();
@@ -478,9 +490,7 @@ impl Domain {
     /// # Errors
     /// The host has no memory for it, or others have the budget.
     pub fn populate_reserve(&self) -> Result<bool, StoreError> {
-        self.inner
-            .space
-            .populate_reserve()
+        self.ringing(|| self.inner.space.populate_reserve())
             .map_err(|refusal| match refusal {
                 Refusal::NoMemory | Refusal::Frames | Refusal::Short(Short::Host) => {
                     StoreError::NoMemory
@@ -501,7 +511,7 @@ impl Domain {
 
     /// Evicts ephemeral pages of at least `bytes` bytes of slots, or all. Returns the bytes evicted.
     pub fn flush(&self, bytes: u64) -> u64 {
-        self.store.flush(&self.inner, bytes)
+        self.ringing(|| self.store.flush(&self.inner, bytes))
     }
 
     /// Bytes that [`Domain::flush`] can evict.
@@ -531,7 +541,7 @@ impl Domain {
     /// Ends the domain: its private pools go, and its pages in shared ones. Its name and its reserve are free when this
     /// returns; the memory of many pages is given back later, as in [`Domain::destroy_pool`]. Idempotent.
     pub fn remove(&self) {
-        self.store.remove(&self.inner);
+        self.ringing(|| self.store.remove(&self.inner));
     }
 }
 

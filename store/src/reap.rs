@@ -81,7 +81,7 @@ impl StoreInner {
                 return;
             }
         }
-        self.wakes.upkeep.ask();
+        self.wakes.upkeep.ask_soon();
     }
 
     /// Frees some of what a removed domain had. Returns whether nothing is left.

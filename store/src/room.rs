@@ -263,12 +263,13 @@ fn evict_furthest(asking: &Arc<DomainInner>, attempt: usize, domains: &[Arc<Doma
             own || joined.pool.kind == PoolKind::Shared
         });
         if evicted.pages > 0 {
-            tighten_domain(victim);
-            for joined in victim
-                .pools()
-                .filter(|joined| joined.pool.kind == PoolKind::Shared)
-            {
-                tighten_pool(&joined.pool);
+            // What it wastes otherwise is the background's to win: no guest moves another's slots. Those of a group are
+            // no guest's own, and evicting one member's pages seldom empties a frame: the slots of one are moved.
+            victim.space.trim(TRIM_FRAMES);
+            for joined in victim.pools() {
+                if joined.pool.kind == PoolKind::Shared {
+                    tighten_pool(&joined.pool);
+                }
             }
             return true;
         }

@@ -125,8 +125,11 @@ impl Store {
     /// One bounded step of what the background thread does, for a store that has none: it frees what was destroyed,
     /// invalidated or removed, and compacts. `true` when there is more to do.
     pub fn maintain(&self) -> bool {
-        let freed = self.inner.reap();
-        self.inner.compact_step(room::Pace::Fast) || freed
+        let mut freed = self.inner.wakes.clear_graveyard();
+        freed |= self.inner.reap();
+        let more = self.inner.compact_step(room::Pace::Fast);
+        self.inner.wakes.ring();
+        more || freed
     }
 
     /// Gets frames ahead for size classes that are growing, which another thread of the background does all the time.
@@ -140,7 +143,10 @@ impl Store {
     pub fn shrink(&self) -> bool {
         let (domains, groups) = self.inner.everybody();
         let evicted = room::evict_for_host(&domains);
-        room::compact_step(&self.inner.ledger, &domains, &groups, room::Pace::Fast) || evicted
+        let ledger = &self.inner.ledger;
+        let more = room::compact_step(ledger, &domains, &groups, room::Pace::Fast);
+        self.inner.wakes.ring();
+        more || evicted
     }
 
     /// Whether there are ephemeral pages, which [`Self::shrink`] evicts.
@@ -154,7 +160,9 @@ impl Store {
     /// [`StoreConfig::cold_after`]: pages age, and those that are old are compressed harder. `true` when
     /// another sweep will find something to do.
     pub fn sweep_cold(&self) -> bool {
-        self.inner.sweep_cold(|_| true)
+        let coming = self.inner.sweep_cold(|_| true);
+        self.inner.wakes.ring();
+        coming
     }
 
     /// Adds a domain.
@@ -188,7 +196,8 @@ impl Store {
             .domains
             .insert(name.to_owned(), Arc::clone(&domain));
         self.inner.everybody.store(registry.everybody());
-        self.inner.everybody.store(registry.everybody());
+        drop(registry);
+        self.inner.wakes.ring();
         Ok(Domain {
             inner: domain,
             store: Arc::clone(&self.inner),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::config::StoreConfig;
 use crate::room::Pace;
 use crate::store::StoreInner;
+use crate::sync::{InnerMutex, assert_no_lock_is_held};
 
 /// Time between being asked and looking, and between two looks.
 const REST: Duration = Duration::from_millis(50);
@@ -31,6 +32,8 @@ const COLD_REST: Duration = Duration::from_millis(10);
 pub(crate) struct Wake {
     /// The thread looks for work, or was asked to: asking again costs nothing.
     asked: AtomicBool,
+    /// It was asked and is yet to be woken, which is a call of the kernel.
+    owed: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -42,11 +45,24 @@ struct State {
 }
 
 impl Wake {
-    /// Asks the thread to look for work. Cheap when it was asked already.
+    /// Asks the thread to look for work. Cheap when it was asked already. The caller holds no lock that others wait for.
     pub(crate) fn ask(&self) {
+        self.ask_soon();
+        self.ring();
+    }
+
+    /// As [`Wake::ask`], for whoever holds a lock: [`Wakes::ring`] wakes the thread afterwards.
+    pub(crate) fn ask_soon(&self) {
         // What there is to do was written before; `listen` has the other fence.
         fence(Ordering::SeqCst);
         if !self.asked.load(Ordering::Relaxed) && !self.asked.swap(true, Ordering::AcqRel) {
+            self.owed.store(true, Ordering::Release);
+        }
+    }
+
+    fn ring(&self) {
+        if self.owed.load(Ordering::Relaxed) && self.owed.swap(false, Ordering::AcqRel) {
+            assert_no_lock_is_held();
             self.state
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -117,6 +133,41 @@ pub(crate) struct Wakes {
     pub(crate) cold: Wake,
     /// Pools, shards and domains with pages that were cut loose and are yet to be freed.
     pub(crate) dying: AtomicUsize,
+    graveyard: InnerMutex<Graveyard>,
+}
+
+impl Wakes {
+    /// Wakes those that were asked while a lock was held. Whoever took a lock calls it when it holds none any more.
+    pub(crate) fn ring(&self) {
+        self.upkeep.ring();
+        self.ahead.ring();
+    }
+
+    /// Takes what is large to drop from whoever holds a lock.
+    pub(crate) fn bury(&self, spent: impl Send + 'static) {
+        let mut graveyard = self.graveyard.lock();
+        if graveyard.0.try_reserve(1).is_ok() {
+            graveyard.0.push(Box::new(spent));
+            drop(graveyard);
+            self.upkeep.ask_soon();
+        }
+    }
+
+    /// Drops what was buried. `true` when there was something.
+    pub(crate) fn clear_graveyard(&self) -> bool {
+        let buried = std::mem::take(&mut self.graveyard.lock().0);
+        !buried.is_empty()
+    }
+}
+
+/// What nobody needs any more.
+#[derive(Default)]
+struct Graveyard(Vec<Box<dyn Send>>);
+
+impl std::fmt::Debug for Graveyard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} things", self.0.len())
+    }
 }
 
 /// The threads; dropping it ends them.
@@ -138,17 +189,13 @@ impl Upkeep {
             wakes,
             threads: Vec::new(),
         };
-        upkeep.spawn(config, "tmem-upkeep", store, |store, wakes| {
-            run(store, &wakes.upkeep);
-        })?;
+        upkeep.spawn(config, "tmem-upkeep", store, run)?;
         upkeep.spawn(config, "tmem-cold", store, move |store, wakes| {
-            cool(store, &wakes.cold, sweep);
+            cool(store, wakes, sweep);
         })?;
         // On one processor nobody could get frames while somebody else stores.
         if std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
-            upkeep.spawn(config, "tmem-ahead", store, |store, wakes| {
-                fill_ahead(store, &wakes.ahead);
-            })?;
+            upkeep.spawn(config, "tmem-ahead", store, fill_ahead)?;
         }
         Ok(upkeep)
     }
@@ -194,12 +241,16 @@ impl Drop for Upkeep {
     }
 }
 
-fn run(store: &Weak<StoreInner>, wake: &Wake) {
+fn run(store: &Weak<StoreInner>, wakes: &Wakes) {
+    let wake = &wakes.upkeep;
     let mut more = false;
     loop {
+        wakes.ring();
         if !more {
             wake.listen();
-            if !compact(store) && !wake.sleep(None) {
+            more = compact(store);
+            wakes.ring();
+            if !more && !wake.sleep(None) {
                 return;
             }
         }
@@ -217,7 +268,8 @@ fn compact(store: &Weak<StoreInner>) -> bool {
     let Some(store) = store.upgrade() else {
         return false;
     };
-    let mut more = store.look();
+    let mut more = store.wakes.clear_graveyard();
+    more |= store.look();
     let mut looked = Instant::now();
     while Arc::strong_count(&store) > 1 {
         let freed = store.reap();
@@ -236,9 +288,11 @@ fn compact(store: &Weak<StoreInner>) -> bool {
 }
 
 /// Runs the cold tier: a sweep in `sweep` while pages are on their way, none while there are not.
-fn cool(store: &Weak<StoreInner>, wake: &Wake, sweep: Duration) {
+fn cool(store: &Weak<StoreInner>, wakes: &Wakes, sweep: Duration) {
+    let wake = &wakes.cold;
     let mut next: Option<Instant> = None;
     loop {
+        wakes.ring();
         wake.listen();
         match next {
             Some(at) => {
@@ -273,8 +327,13 @@ fn cool(store: &Weak<StoreInner>, wake: &Wake, sweep: Duration) {
 }
 
 /// Gets frames ahead: often while there are requests, not at all when there were none for a while.
-fn fill_ahead(store: &Weak<StoreInner>, wake: &Wake) {
-    let fill = || store.upgrade().is_some_and(|store| store.fill_ahead());
+fn fill_ahead(store: &Weak<StoreInner>, wakes: &Wakes) {
+    let wake = &wakes.ahead;
+    let fill = || {
+        let filled = store.upgrade().is_some_and(|store| store.fill_ahead());
+        wakes.ring();
+        filled
+    };
     let mut idle = 0;
     loop {
         idle = if fill() { 0 } else { idle + 1 };

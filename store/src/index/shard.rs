@@ -358,6 +358,9 @@ impl Shard {
         let removed = self.nodes.remove(node);
         let freed = before - self.nodes.bytes();
         self.refund(purse, freed);
+        if let Some(spent) = self.nodes.spent() {
+            purse.wakes().bury(spent);
+        }
         removed
     }
 }

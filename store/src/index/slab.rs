@@ -5,13 +5,20 @@ use crate::segment::heap_bytes;
 /// Values under numbers that are used again, `PAGE` of them in an allocation.
 #[derive(Debug)]
 pub(crate) struct Slab<T, const PAGE: usize = 16> {
-    pages: Vec<Box<[Place<T>]>>,
+    pages: Pages<T>,
     free: Option<u32>,
     live: usize,
+    /// What the last value left, if it is much.
+    spent: Pages<T>,
 }
 
+type Pages<T> = Vec<Box<[Place<T>]>>;
+
+/// Pages that are dropped in the time that a value takes.
+const FEW: usize = 64;
+
 #[derive(Debug)]
-enum Place<T> {
+pub(crate) enum Place<T> {
     Free(Option<u32>),
     Taken(T),
 }
@@ -22,6 +29,7 @@ impl<T, const PAGE: usize> Default for Slab<T, PAGE> {
             pages: Vec::new(),
             free: None,
             live: 0,
+            spent: Vec::new(),
         }
     }
 }
@@ -113,7 +121,7 @@ impl<T, const PAGE: usize> Slab<T, PAGE> {
         }
     }
 
-    /// Takes a value out. The pages go with the last one.
+    /// Takes a value out. The pages go with the last one; if they are many, they are [`Slab::spent`].
     pub(crate) fn remove(&mut self, number: u32) -> Option<T> {
         let place = self
             .pages
@@ -126,13 +134,21 @@ impl<T, const PAGE: usize> Slab<T, PAGE> {
         self.free = Some(number);
         self.live -= 1;
         if self.live == 0 {
-            self.pages = Vec::new();
+            let pages = std::mem::take(&mut self.pages);
+            if pages.len() > FEW {
+                self.spent = pages;
+            }
             self.free = None;
         }
         match taken {
             Place::Taken(value) => Some(value),
             Place::Free(_) => None,
         }
+    }
+
+    /// Pages that nobody needs and that take long to drop: for whoever holds no lock.
+    pub(crate) fn spent(&mut self) -> Option<Pages<T>> {
+        (!self.spent.is_empty()).then(|| std::mem::take(&mut self.spent))
     }
 
     /// Numbers that may be taken are below this.
@@ -164,5 +180,24 @@ mod tests {
             assert!(slab.remove(number).is_some());
         }
         assert_eq!((slab.bytes(), slab.end()), (0, 0));
+        assert!(slab.spent().is_none(), "few pages go at once");
+    }
+
+    #[test]
+    fn many_pages_are_left_to_be_dropped_later() {
+        let mut slab = Slab::<u64>::default();
+        let values = (FEW as u32 + 1) * 16;
+        for value in 0..values {
+            assert_eq!(slab.insert(u64::from(value)), Ok(value));
+        }
+        for number in 0..values {
+            assert!(
+                slab.remove(number).is_some() && (slab.spent.is_empty() || number + 1 == values)
+            );
+        }
+        assert_eq!((slab.bytes(), slab.end()), (0, 0));
+        assert_eq!(slab.spent().map(|pages| pages.len()), Some(FEW + 1));
+        assert!(slab.spent().is_none());
+        assert_eq!(slab.insert(7), Ok(0));
     }
 }

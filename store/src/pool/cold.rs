@@ -194,7 +194,11 @@ impl Pool {
         cell.counters.count(Entry::slot(old), false);
         cell.counters.count(Entry::slot(new), true);
         locked.pins.free(old, &self.space);
-        let age = if encoding == Encoding::Cold { OLDEST } else { 0 };
+        let age = if encoding == Encoding::Cold {
+            OLDEST
+        } else {
+            0
+        };
         let entry = Entry::slot(new).with_age(age);
         locked.shard.set(chunk, place, entry);
         true

@@ -379,6 +379,9 @@ fn remove(records: &mut Slab<Record>, local: u32, gauges: &RecordGauges, purse: 
     let freed = before - records.bytes();
     gauges.metadata.sub(freed);
     purse.refund(freed);
+    if let Some(spent) = records.spent() {
+        purse.wakes().bury(spent);
+    }
 }
 
 /// Whether a page is one of those looked at while sharing does not pay: by its bytes, so that pages that

@@ -107,7 +107,9 @@ mod tests {
     use std::time::Duration;
 
     use crate::space::tests::SWAP_IN;
-    use crate::{Dedup, Domain, DomainConfig, ObjectId, Page, PoolId, PoolSpec, Store, StoreConfig};
+    use crate::{
+        Dedup, Domain, DomainConfig, ObjectId, Page, PoolId, PoolSpec, Store, StoreConfig,
+    };
 
     const OBJECT: ObjectId = ObjectId([0; 3]);
 
@@ -171,13 +173,17 @@ mod tests {
                 let b = b.clone();
                 move || {
                     for index in [1, 2] {
-                        b.0.store(b.1, OBJECT, index, &page(5 + index as usize)).expect("room");
+                        b.0.store(b.1, OBJECT, index, &page(5 + index as usize))
+                            .expect("room");
                     }
                 }
             });
             let mut back = [0; 4096];
             a.0.load(a.1, OBJECT, 1, &mut back).expect("is there");
-            assert!(went_on.load(std::sync::atomic::Ordering::SeqCst), "another guest waited");
+            assert!(
+                went_on.load(std::sync::atomic::Ordering::SeqCst),
+                "another guest waited"
+            );
             assert!(back == page(3), "the page that was there");
             a.0.load(a.1, OBJECT, 1, &mut back).expect("is there");
             assert!(back == page(6));
@@ -193,7 +199,10 @@ mod tests {
                 move || b.0.store(b.1, OBJECT, 1, &page(5)).expect("room")
             });
             a.0.store(a.1, OBJECT, 1, &page(3)).expect("room");
-            assert!(went_on.load(std::sync::atomic::Ordering::SeqCst), "another guest waited");
+            assert!(
+                went_on.load(std::sync::atomic::Ordering::SeqCst),
+                "another guest waited"
+            );
             let mut back = [0; 4096];
             b.0.load(b.1, OBJECT, 1, &mut back).expect("is there");
             assert!(back == page(3), "the store that ended last");

@@ -57,7 +57,7 @@ impl Pool {
             }
         }
         if loose {
-            self.purse().wakes().upkeep.ask();
+            self.purse().wakes().upkeep.ask_soon();
         }
     }
 

@@ -439,7 +439,7 @@ impl Space {
             }
             spare.retired.push((number, resident));
             drop(spare);
-            self.purse.wakes.upkeep.ask();
+            self.purse.wakes.upkeep.ask_soon();
         }
     }
 
@@ -479,7 +479,7 @@ impl Space {
         gauges.frees.add(1);
         if gauges.frees.get().is_multiple_of(FREES_PER_LOOK) {
             if self.is_sparse(class, WAKE_WASTE) {
-                self.purse.wakes.upkeep.ask();
+                self.purse.wakes.upkeep.ask_soon();
             }
             if !self.wasteful.load(Ordering::Relaxed) {
                 self.look_at_waste();
