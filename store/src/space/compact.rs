@@ -2,10 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Classes, Held, Movable, Space};
+use super::{Classes, Held, Movable, Space, before_touch};
 use crate::entry::Slot;
 use crate::segment::class_of;
-use crate::sync::assert_no_lock_is_held;
 
 impl Space {
     /// Classes where moving slots may free a frame.
@@ -45,9 +44,7 @@ impl Space {
     /// Copies a slot that stays where it is to a lower one that is held. Returns whether it did. The caller holds no lock of
     /// the crate.
     pub(crate) fn copy(&self, slot: Slot, to: &mut Option<Held<'_>>) -> bool {
-        assert_no_lock_is_held();
-        #[cfg(test)]
-        super::tests::swap_in();
+        before_touch();
         let from = (slot.segment, slot.number);
         to.as_mut().is_some_and(|to| {
             to.is_of(self, class_of(slot.len)) && to.place() < from && to.copy_from(slot)

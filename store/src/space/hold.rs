@@ -4,11 +4,10 @@
 use std::mem::ManuallyDrop;
 use std::sync::atomic::Ordering;
 
-use super::{Refusal, SizeClass, Space, free_place, ready_place};
+use super::{Refusal, SizeClass, Space, before_touch, free_place, ready_place};
 use crate::entry::Slot;
 use crate::memory::FRAME_BYTES;
 use crate::segment::{Backref, Segment, class_of, frame_run, runs, slot_bytes};
-use crate::sync::assert_no_lock_is_held;
 
 /// Frames that a class of `frames` frames takes ahead of its need: few when it is small, so that a small guest pays for
 /// little that it does not use, and never many, because whoever stores waits until the kernel has found and
@@ -48,9 +47,7 @@ impl Held<'_> {
 
     /// Writes a page's bytes to it. The caller holds no lock of the crate, as the host may have swapped the slot out.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
-        assert_no_lock_is_held();
-        #[cfg(test)]
-        super::tests::swap_in();
+        before_touch();
         let memory = &self.space.memory;
         let check = memory.write(self.place.0, self.offset(), bytes);
         self.written = Some((bytes.len() as u16, check));

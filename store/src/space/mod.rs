@@ -271,9 +271,7 @@ impl Space {
     /// Copies a slot's bytes out. `false` when they are not those that were written. The caller holds no lock of the
     /// crate, as the host may have swapped the bytes out.
     pub(crate) fn fetch(&self, slot: Slot, bytes: &mut [u8]) -> bool {
-        assert_no_lock_is_held();
-        #[cfg(test)]
-        tests::swap_in();
+        before_touch();
         self.fetch_now(slot, bytes)
     }
 
@@ -588,6 +586,15 @@ impl Drop for Space {
             self.purse.ledger.owners_with_idle.add(-1);
         }
     }
+}
+
+/// Called before a slot's bytes are touched, which the host may have swapped out: others go on meanwhile.
+fn before_touch() {
+    assert_no_lock_is_held();
+    #[cfg(test)]
+    tests::swap_in();
+    #[cfg(shuttle)]
+    shuttle::thread::yield_now();
 }
 
 /// The lowest free slot in frames with memory.

@@ -3,7 +3,10 @@
 //! every lock.
 #![cfg(shuttle)]
 
+mod slots;
+
 use shuttle::thread;
+use slots::raw_page;
 use tmem_store::{
     Dedup, Domain, DomainChange, DomainConfig, LoadError, ObjectId, PAGE_SIZE, Page, PoolId,
     PoolSpec, Store, StoreConfig,
@@ -274,75 +277,6 @@ fn stores_at_a_limit_evict_and_never_pass_it() {
     );
 }
 
-/// A page that no codec makes smaller, so that it takes a frame of its own.
-fn raw_page(seed: u32) -> Page {
-    let mut state = seed + 1;
-    std::array::from_fn(|_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    })
-}
-
-#[test]
-fn frames_ahead_meet_stores_and_removals_and_lose_no_page() {
-    check_frames_ahead(false);
-}
-
-#[test]
-fn frames_ahead_meet_the_end_of_their_domain_and_are_given_back() {
-    check_frames_ahead(true);
-}
-
-fn check_frames_ahead(ends: bool) {
-    shuttle::check_random(
-        move || {
-            let (store, domain) = store(16 << 20);
-            let pool = domain.create_pool(PoolSpec::Persistent).expect("room");
-            let other = ObjectId([8, 0, 0]);
-            // Large enough that it asks for frames ahead.
-            for index in 0..68 {
-                let page = raw_page(index);
-                domain.store(pool, other, index, &page).expect("room");
-            }
-            let filler = {
-                let store = store.clone();
-                thread::spawn(move || {
-                    store.fill_ahead();
-                    store.fill_ahead();
-                })
-            };
-            let remover = {
-                let (store, domain) = (store.clone(), domain.clone());
-                thread::spawn(move || {
-                    // The second segment, which is being filled, may become empty.
-                    for index in 64..68 {
-                        let _ = domain.invalidate_page(pool, other, index);
-                    }
-                    store.maintain();
-                    let _ = domain.invalidate_object(pool, other);
-                })
-            };
-            let stored: Vec<_> = (0..4)
-                .map(|index| domain.store(pool, OBJECT, index, &raw_page(index)))
-                .collect();
-            assert!(stored.iter().all(Result::is_ok));
-            if ends {
-                domain.remove();
-            } else {
-                for index in 0..4 {
-                    let mut back = [0; PAGE_SIZE];
-                    assert_eq!(domain.load(pool, OBJECT, index, &mut back), Ok(()));
-                    assert!(back == raw_page(index), "other bytes came back");
-                }
-            }
-            filler.join().expect("no panic");
-            remover.join().expect("no panic");
-            end(&store, &domain);
-        },
-        2000,
-    );
-}
-
 /// A guest whose ephemeral pool is full: any store finds a page to evict.
 fn full_cache(pages: u64) -> (Store, Domain, PoolId) {
     let (store, domain) = store(16 << 20);
@@ -411,59 +345,6 @@ fn two_that_evict_at_once_both_find_pages_that_are_there() {
         },
         300,
     );
-}
-
-#[test]
-fn a_slot_that_waits_for_its_frames_meets_compaction_invalidation_and_the_end() {
-    for ends in [false, true] {
-        shuttle::check_random(
-            move || {
-                let (store, domain) = store(16 << 20);
-                let pool = domain.create_pool(PoolSpec::Persistent).expect("room");
-                let other = ObjectId([8, 0, 0]);
-                for index in 0..6 {
-                    let page = raw_page(index);
-                    domain.store(pool, other, index, &page).expect("room");
-                }
-                let writers: Vec<_> = (0..2u32)
-                    .map(|number| {
-                        let domain = domain.clone();
-                        thread::spawn(move || {
-                            for at in [number, number + 2] {
-                                let stored = domain.store(pool, OBJECT, at, &raw_page(at));
-                                assert!(stored.is_ok() || ends);
-                            }
-                        })
-                    })
-                    .collect();
-                let keeper = {
-                    let (store, domain) = (store.clone(), domain.clone());
-                    thread::spawn(move || {
-                        for index in 0..5 {
-                            let _ = domain.invalidate_page(pool, other, index);
-                        }
-                        store.maintain();
-                        store.maintain();
-                    })
-                };
-                if ends {
-                    domain.remove();
-                }
-                for thread in writers {
-                    thread.join().expect("no panic");
-                }
-                keeper.join().expect("no panic");
-                for index in (0..4).filter(|_| !ends) {
-                    let mut back = [0; PAGE_SIZE];
-                    assert_eq!(domain.load(pool, OBJECT, index, &mut back), Ok(()));
-                    assert!(back == raw_page(index), "other bytes came back");
-                }
-                domain.remove();
-                assert_eq!(store.stats().used, 0);
-            },
-            1500,
-        );
-    }
 }
 
 /// Pages enough that ending them is more than one step.
