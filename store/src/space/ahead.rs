@@ -25,7 +25,7 @@ impl Space {
         if self.wanting.load(Ordering::Relaxed) & bit == 0 {
             self.wanting.fetch_or(bit, Ordering::Relaxed);
         }
-        self.purse.wakes.ahead.ask_soon();
+        self.purse.wakes().ahead.ask_soon();
     }
 
     /// Gets frames for the classes that asked. Returns whether any did.
@@ -36,7 +36,7 @@ impl Space {
         }
         if wanting != 0 {
             // What is not needed after all is given back.
-            self.purse.wakes.upkeep.ask_soon();
+            self.purse.wakes().upkeep.ask_soon();
         }
         wanting != 0
     }

@@ -14,119 +14,30 @@ mod ahead;
 mod compact;
 mod hold;
 mod kept;
+mod purse;
 #[cfg(test)]
 pub(crate) mod tests;
 mod trim;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(crate) use hold::Held;
+pub(crate) use purse::{Purse, Refusal};
 use trim::Look;
 
-use crate::config::{Gate, Want};
 use crate::entry::{Encoding, MAX_SEGMENTS, Slot};
-use crate::ledger::{Account, Ledger, Short};
 use crate::memory::{FRAME_BYTES, Memory};
 use crate::segment::{
     Backref, CLASSES, IDLE, OPEN, READY, Segment, class_of, slot_bytes, slots_per_segment,
 };
 use crate::sync::{Counter, InnerMutex, assert_no_lock_is_held};
-use crate::upkeep::Wakes;
 
 /// Slots given back to a class between two looks at its waste.
 const FREES_PER_LOOK: u64 = 64;
 /// Waste, in thousandths of a class's frames, for which the background thread is woken.
 const WAKE_WASTE: u64 = 20;
-
-/// Why there is no slot or no metadata.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// Limit or budget: evicting, trimming or compacting may help.
-    Short(Short),
-    /// The host has no memory.
-    NoMemory,
-    /// No slot of the class lies in frames with memory: [`Space::hold`] gets one, once no lock is held.
-    Frames,
-}
-
-impl From<Short> for Refusal {
-    fn from(short: Short) -> Self {
-        Refusal::Short(short)
-    }
-}
-
-/// Pays for memory and asks whether the host grants it.
-#[derive(Clone, Debug)]
-pub(crate) struct Purse {
-    pub(crate) ledger: Arc<Ledger>,
-    pub(crate) account: Arc<Account>,
-    gate: Option<Arc<dyn Gate>>,
-    /// The background threads, for when there is something to compact or to get ahead.
-    wakes: Arc<Wakes>,
-    /// The host may not swap the memory out.
-    locked: bool,
-}
-
-impl Purse {
-    pub(crate) fn new(
-        ledger: Arc<Ledger>,
-        account: Arc<Account>,
-        gate: Option<Arc<dyn Gate>>,
-        wakes: Arc<Wakes>,
-    ) -> Self {
-        Self {
-            ledger,
-            account,
-            gate,
-            wakes,
-            locked: false,
-        }
-    }
-
-    /// As it is, or for memory that the host may not swap out.
-    pub(crate) fn locked(self, locked: bool) -> Self {
-        Self { locked, ..self }
-    }
-
-    pub(crate) fn pay(&self, bytes: u64) -> Result<(), Refusal> {
-        self.pay_for(bytes, Want::Pages)
-    }
-
-    pub(crate) fn pay_for(&self, bytes: u64, want: Want) -> Result<(), Refusal> {
-        if bytes == 0 {
-            return Ok(());
-        }
-        self.ledger.charge(&self.account, bytes)?;
-        if self
-            .gate
-            .as_ref()
-            .is_some_and(|gate| !gate.allow(bytes, want))
-        {
-            self.ledger.release(&self.account, bytes);
-            return Err(Refusal::Short(Short::Host));
-        }
-        Ok(())
-    }
-
-    /// Gives back what was paid for frames that the kernel has again.
-    fn give_back(&self, bytes: u64) {
-        self.refund(bytes);
-        if let Some(gate) = &self.gate {
-            gate.returned(bytes);
-        }
-    }
-
-    pub(crate) fn refund(&self, bytes: u64) {
-        self.ledger.release(&self.account, bytes);
-    }
-
-    pub(crate) fn wakes(&self) -> &Wakes {
-        &self.wakes
-    }
-}
 
 /// The slots of one owner.
 #[derive(Debug)]
@@ -227,7 +138,7 @@ pub(crate) struct Movable {
 impl Space {
     pub(crate) fn new(name: &str, purse: Purse) -> io::Result<Self> {
         Ok(Self {
-            memory: Memory::new(name)?.locked(purse.locked),
+            memory: Memory::new(name)?.locked(purse.is_locked()),
             purse,
             classes: (0..CLASSES).map(|_| ClassCell::default()).collect(),
             spare: InnerMutex::default(),
@@ -437,7 +348,7 @@ impl Space {
             }
             spare.retired.push((number, resident));
             drop(spare);
-            self.purse.wakes.upkeep.ask_soon();
+            self.purse.wakes().upkeep.ask_soon();
         }
     }
 
@@ -477,7 +388,7 @@ impl Space {
         gauges.frees.add(1);
         if gauges.frees.get().is_multiple_of(FREES_PER_LOOK) {
             if self.is_sparse(class, WAKE_WASTE) {
-                self.purse.wakes.upkeep.ask_soon();
+                self.purse.wakes().upkeep.ask_soon();
             }
             if !self.wasteful.load(Ordering::Relaxed) {
                 self.look_at_waste();

@@ -9,7 +9,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::ledger::{Account, Ledger};
 use crate::segment::frame_run;
+use crate::upkeep::Wakes;
 
 std::thread_local! {
     /// What this thread does when it touches a slot next, where the kernel might read a disk.

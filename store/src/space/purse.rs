@@ -1,0 +1,98 @@
+//! Who pays for an owner's memory, and why none is to be had.
+
+use std::sync::Arc;
+
+use crate::config::{Gate, Want};
+use crate::ledger::{Account, Ledger, Short};
+use crate::upkeep::Wakes;
+
+/// Why there is no slot or no metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Limit or budget: evicting, trimming or compacting may help.
+    Short(Short),
+    /// The host has no memory.
+    NoMemory,
+    /// No slot of the class lies in frames with memory: [`Space::hold_for`](super::Space::hold_for) gets one, once no lock is held.
+    Frames,
+}
+
+impl From<Short> for Refusal {
+    fn from(short: Short) -> Self {
+        Refusal::Short(short)
+    }
+}
+
+/// Pays for memory and asks whether the host grants it.
+#[derive(Clone, Debug)]
+pub(crate) struct Purse {
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) account: Arc<Account>,
+    gate: Option<Arc<dyn Gate>>,
+    /// The background threads, for when there is something to compact or to get ahead.
+    wakes: Arc<Wakes>,
+    /// The host may not swap the memory out.
+    locked: bool,
+}
+
+impl Purse {
+    pub(crate) fn new(
+        ledger: Arc<Ledger>,
+        account: Arc<Account>,
+        gate: Option<Arc<dyn Gate>>,
+        wakes: Arc<Wakes>,
+    ) -> Self {
+        Self {
+            ledger,
+            account,
+            gate,
+            wakes,
+            locked: false,
+        }
+    }
+
+    /// As it is, or for memory that the host may not swap out.
+    pub(crate) fn locked(self, locked: bool) -> Self {
+        Self { locked, ..self }
+    }
+
+    pub(super) fn is_locked(&self) -> bool {
+        self.locked
+    }
+
+    pub(crate) fn pay(&self, bytes: u64) -> Result<(), Refusal> {
+        self.pay_for(bytes, Want::Pages)
+    }
+
+    pub(crate) fn pay_for(&self, bytes: u64, want: Want) -> Result<(), Refusal> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.ledger.charge(&self.account, bytes)?;
+        if self
+            .gate
+            .as_ref()
+            .is_some_and(|gate| !gate.allow(bytes, want))
+        {
+            self.ledger.release(&self.account, bytes);
+            return Err(Refusal::Short(Short::Host));
+        }
+        Ok(())
+    }
+
+    /// Gives back what was paid for frames that the kernel has again.
+    pub(super) fn give_back(&self, bytes: u64) {
+        self.refund(bytes);
+        if let Some(gate) = &self.gate {
+            gate.returned(bytes);
+        }
+    }
+
+    pub(crate) fn refund(&self, bytes: u64) {
+        self.ledger.release(&self.account, bytes);
+    }
+
+    pub(crate) fn wakes(&self) -> &Wakes {
+        &self.wakes
+    }
+}
