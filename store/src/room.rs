@@ -81,24 +81,29 @@ impl StoreInner {
     ) -> Result<(), StoreError> {
         let space = &joined.pool.space;
         let (class, bytes) = (encoded.class(), encoded.bytes());
-        let mut held = bytes.and_then(|bytes| space.hold_for(bytes).ok());
+        let (mut held, mut first) = (None, true);
         let (mut attempt, mut retries, mut yields) = (0, 0, 0);
         loop {
             let changes = self.ledger.changes();
+            let mut none = None;
+            if let (None, Some(bytes)) = (&held, bytes) {
+                match space.hold_for(bytes) {
+                    Ok(slot) => held = Some(slot),
+                    Err(why) => none = Some(why),
+                }
+            }
             let mut refusal = match joined.pool.place(joined.member, key, encoded, &mut held) {
                 Ok(()) => return Ok(()),
                 Err(Unplaced::PoolGone) => return Err(StoreError::NoPool),
                 Err(Unplaced::Refused(refusal)) => refusal,
             };
             let wants_slot = refusal == Refusal::Frames;
-            if let (true, Some(bytes)) = (wants_slot, bytes) {
-                match space.hold_for(bytes) {
-                    Ok(slot) => {
-                        held = Some(slot);
-                        continue;
-                    }
-                    Err(why) => refusal = why,
+            if let (true, Some(why)) = (wants_slot, none) {
+                // The page that was under the key may have left one, the first time.
+                if std::mem::take(&mut first) && class.is_some_and(|class| space.has_ready(class)) {
+                    continue;
                 }
+                refusal = why;
             }
             let Refusal::Short(short) = refusal else {
                 return Err(StoreError::NoMemory);

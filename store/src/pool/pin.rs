@@ -102,8 +102,8 @@ impl<T: HasPins> Drop for Pinned<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::mpsc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, mpsc};
     use std::time::Duration;
 
     use crate::space::tests::SWAP_IN;
@@ -134,8 +134,8 @@ mod tests {
     }
 
     /// While this thread touches a slot next, another one has time for `act`.
-    fn meanwhile(act: impl FnOnce() + Send + 'static) -> Arc<std::sync::atomic::AtomicBool> {
-        let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    fn meanwhile(act: impl FnOnce() + Send + 'static) -> Arc<AtomicBool> {
+        let done = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&done);
         SWAP_IN.set(Some(Box::new(move || {
             let (say, heard) = mpsc::channel();
@@ -144,7 +144,7 @@ mod tests {
                 let _ = say.send(());
             });
             let ended = heard.recv_timeout(Duration::from_secs(20)).is_ok();
-            seen.store(ended, std::sync::atomic::Ordering::SeqCst);
+            seen.store(ended, Ordering::SeqCst);
         })));
         done
     }
@@ -180,10 +180,7 @@ mod tests {
             });
             let mut back = [0; 4096];
             a.0.load(a.1, OBJECT, 1, &mut back).expect("is there");
-            assert!(
-                went_on.load(std::sync::atomic::Ordering::SeqCst),
-                "another guest waited"
-            );
+            assert!(went_on.load(Ordering::SeqCst), "another guest waited");
             assert!(back == page(3), "the page that was there");
             a.0.load(a.1, OBJECT, 1, &mut back).expect("is there");
             assert!(back == page(6));
@@ -199,10 +196,7 @@ mod tests {
                 move || b.0.store(b.1, OBJECT, 1, &page(5)).expect("room")
             });
             a.0.store(a.1, OBJECT, 1, &page(3)).expect("room");
-            assert!(
-                went_on.load(std::sync::atomic::Ordering::SeqCst),
-                "another guest waited"
-            );
+            assert!(went_on.load(Ordering::SeqCst), "another guest waited");
             let mut back = [0; 4096];
             b.0.load(b.1, OBJECT, 1, &mut back).expect("is there");
             assert!(back == page(3), "the store that ended last");
