@@ -217,6 +217,33 @@ pub struct NewGuest {
     /// Whether its pages are refused to begin with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frozen: Option<bool>,
+    /// Bytes of memory that its front end may describe.
+    #[serde(
+        default,
+        deserialize_with = "some_whole",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub memory: Option<u64>,
+    /// Bytes of it that the service may be the first to touch; no limit when left out.
+    #[serde(
+        default,
+        deserialize_with = "some_whole",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub first_touch: Option<u64>,
+    /// What may be behind it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_backing: Option<MemoryBacking>,
+}
+
+/// What may be behind the memory of a front end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryBacking {
+    /// The kernel alone: memfd, tmpfs, hugetlbfs.
+    Kernel,
+    /// Anything that can be mapped.
+    Any,
 }
 
 /// A mode is text in octal: `"0660"`.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tmem_control::clients::Clients;
-use tmem_control::operate::{Change, Compression, Dedup, Flush, NewGuest};
+use tmem_control::operate::{Change, Compression, Dedup, Flush, MemoryBacking, NewGuest};
 use tmem_control::stats::{Counters, Device, Domain, Histogram, Pool, Process, Service};
 use tmem_control::{Done, Operation, Refused, Role, Server, Source, Stats};
 
@@ -362,6 +362,9 @@ fn bodies_have_the_documented_fields_and_no_others() {
         compression: Some(Compression::Dense),
         dedup: Some(Dedup::On),
         frozen: Some(true),
+        memory: Some(1),
+        first_touch: Some(1),
+        memory_backing: Some(MemoryBacking::Any),
     };
     let of = |path: &str, method: &str| {
         &document["paths"][path][method]["requestBody"]["content"]["application/json"]["schema"]

@@ -355,8 +355,8 @@ const SERVICE_KEYS: &[&str] = &[
     "guest",
 ];
 
-/// Keys of a guest.
-const GUEST_KEYS: &[&str] = &[
+/// Keys of a guest, in the configuration and, but for `groups`, after `--guest`.
+pub const GUEST_KEYS: &[&str] = &[
     "name",
     "socket",
     "socket-mode",

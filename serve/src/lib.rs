@@ -42,8 +42,8 @@ pub mod signals;
 
 pub use access::Access;
 pub use config::{
-    Compression, Config, ConfigError, ConfigFile, Dedup, GuestConfig, GuestFile, MemoryBacking,
-    Size,
+    Compression, Config, ConfigError, ConfigFile, Dedup, GUEST_KEYS, GuestConfig, GuestFile,
+    MemoryBacking, Size,
 };
 pub use memory::MemoryReport;
 pub use service::{GuestReport, Service, StartError};

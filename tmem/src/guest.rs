@@ -4,9 +4,10 @@ use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
 use tmem_control::Client;
-use tmem_control::operate::{self, NewGuest};
-use tmem_serve::{Compression, ConfigError, Dedup, GuestConfig, GuestFile, activation};
+use tmem_control::operate::NewGuest;
+use tmem_serve::{ConfigError, GuestConfig, GuestFile, activation};
 
+use crate::guest_keys::{KEYS, request};
 use crate::reply::{self, Target};
 
 /// Arguments of `tmem guest`.
@@ -22,7 +23,7 @@ enum Action {
     Add {
         /// The guest, as after --guest of `tmem serve`
         #[arg(
-            value_name = "name=NAME,socket=PATH[,socket-mode=OCTAL][,socket-group=GROUP][,reserve=SIZE][,limit=SIZE][,weight=N][,swap=SIZE][,queues=N][,keep-seconds=N][,group=NAME]...[,compression=fast|dense][,dedup=auto|off|on|adaptive][,frozen=true]"
+            value_name = KEYS
         )]
         guest: String,
         /// Number of a listening unix socket that this command was started with, in place of socket=PATH; systemd passes 3
@@ -90,31 +91,9 @@ fn new_guest(text: &str, socket: Option<&UnixListener>) -> Result<NewGuest, Stri
     // Relative to where this command runs, not to where the service does.
     let socket = std::path::absolute(&checked.socket)
         .map_err(|error| format!("Cannot find {}: {error}", checked.socket.display()))?;
-    Ok(NewGuest {
-        name: checked.name,
-        socket: socket
-            .into_os_string()
-            .into_string()
-            .map_err(|_| "The path of the socket is not UTF-8".to_owned())?,
-        socket_mode: file.socket_mode,
-        socket_group: file.socket_group,
-        reserve: file.reserve.map(|size| size.0),
-        limit: file.limit.map(|size| size.0),
-        weight: file.weight,
-        swap: file.swap.map(|size| size.0),
-        queues: file.queues,
-        keep_seconds: file.keep_seconds,
-        groups: file.groups,
-        compression: file.compression.map(|compression| match compression {
-            Compression::Fast => operate::Compression::Fast,
-            Compression::Dense => operate::Compression::Dense,
-        }),
-        dedup: file.dedup.map(|dedup| match dedup {
-            Dedup::Auto => operate::Dedup::Auto,
-            Dedup::Off => operate::Dedup::Off,
-            Dedup::On => operate::Dedup::On,
-            Dedup::Adaptive => operate::Dedup::Adaptive,
-        }),
-        frozen: file.frozen,
-    })
+    let socket = socket
+        .into_os_string()
+        .into_string()
+        .map_err(|_| "The path of the socket is not UTF-8".to_owned())?;
+    Ok(request(file, socket))
 }

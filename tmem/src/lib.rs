@@ -9,6 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 mod flush;
 mod guest;
+mod guest_keys;
 mod host_memory;
 mod limits;
 mod list;

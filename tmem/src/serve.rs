@@ -17,6 +17,7 @@ use tmem_serve::listen::listen_for;
 use tmem_serve::seccomp::{Thread, confine, confine_or_abort, prepare};
 use tmem_serve::{Access, Config, ConfigError, ConfigFile, GuestFile, Service, Size};
 
+use crate::guest_keys::KEYS;
 use crate::host_memory::figures::Figures;
 use crate::host_memory::{HostMemory, Relief};
 use crate::own_process::OwnProcess;
@@ -68,7 +69,7 @@ pub(crate) struct Args {
     /// A guest, and the vhost-user socket to make for it; can be given several times
     #[arg(
         long,
-        value_name = "name=NAME,socket=PATH[,socket-mode=OCTAL][,socket-group=GROUP][,reserve=SIZE][,limit=SIZE][,weight=N][,swap=SIZE][,queues=N][,keep-seconds=N][,group=NAME]...[,compression=fast|dense][,dedup=auto|off|on|adaptive][,frozen=true][,memory=SIZE][,first-touch=SIZE][,memory-backing=kernel|any]"
+        value_name = KEYS
     )]
     guest: Vec<String>,
 }

@@ -6,15 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tmem_control::clients::Clients;
-use tmem_control::operate::{self, NewGuest, Passed};
+use tmem_control::operate::{NewGuest, Passed};
 use tmem_control::stats::FrontEnd;
 use tmem_control::{Done, Live, Operation, Refused, Source, Stats};
 use tmem_serve::activation::{address, listener};
 use tmem_serve::listen::ListenError;
-use tmem_serve::{
-    Compression, ConfigError, Dedup, GuestConfig, GuestFile, Service, Size, StartError,
-};
+use tmem_serve::{ConfigError, GuestConfig, Service, StartError};
 
+use crate::guest_keys::requested;
 use crate::host_memory::HostMemory;
 use crate::own_process::OwnProcess;
 use crate::run::one_line;
@@ -88,34 +87,8 @@ impl Operator {
                 "The reserve is larger than the limit".to_owned(),
             ));
         }
-        let config = GuestConfig::try_from(GuestFile {
-            name: guest.name,
-            socket: guest.socket.into(),
-            socket_mode: guest.socket_mode,
-            socket_group: guest.socket_group,
-            reserve: guest.reserve.map(Size),
-            limit: guest.limit.map(Size),
-            weight: guest.weight,
-            swap: guest.swap.map(Size),
-            queues: guest.queues,
-            keep_seconds: guest.keep_seconds,
-            groups: guest.groups,
-            compression: guest.compression.map(|compression| match compression {
-                operate::Compression::Fast => Compression::Fast,
-                operate::Compression::Dense => Compression::Dense,
-            }),
-            dedup: guest.dedup.map(|dedup| match dedup {
-                operate::Dedup::Auto => Dedup::Auto,
-                operate::Dedup::Off => Dedup::Off,
-                operate::Dedup::On => Dedup::On,
-                operate::Dedup::Adaptive => Dedup::Adaptive,
-            }),
-            frozen: guest.frozen,
-            memory: None,
-            first_touch: None,
-            memory_backing: None,
-        })
-        .map_err(|error: ConfigError| Refused::Invalid(one_line(&error)))?;
+        let config = GuestConfig::try_from(requested(guest))
+            .map_err(|error: ConfigError| Refused::Invalid(one_line(&error)))?;
         match made {
             None => self.add_guest(config)?,
             Some(listener) => self.add_guest_on(config, listener)?,
