@@ -314,8 +314,9 @@ impl VhostUserBackendReqHandlerMut for Backend {
             // A new table would make it look whole.
             return Err(VhostError::InvalidParam);
         }
+        self.account.wait_for_turn();
         self.ram = None;
-        let ram = GuestRam::map(table, &files, &self.account).map_err(refused)?;
+        let ram = GuestRam::map(table, files, &self.account).map_err(refused)?;
         for ring in &mut self.rings {
             if ring.queue.ready() && !ring.queue.is_valid(&ram) {
                 return Err(VhostError::InvalidParam);

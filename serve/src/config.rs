@@ -78,7 +78,7 @@ pub struct GuestConfig {
     pub frozen: bool,
     /// Bytes of memory that its front end may describe; `None` is [`MAX_GUEST_BYTES`].
     pub memory: Option<u64>,
-    /// Bytes of it that the service may be the first to touch, in one connection; `None` is no limit.
+    /// Bytes of it that the service may be the first to touch, as long as its files are there; `None` is no limit.
     pub first_touch: Option<u64>,
     /// What may be behind it.
     pub memory_backing: MemoryBacking,

@@ -13,7 +13,9 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 
-use crate::memory::{UFFDIO_API, UFFDIO_REGISTER, UFFDIO_ZEROPAGE, USERFAULTFD_FLAGS};
+use crate::memory::{
+    FANOTIFY_MARK, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_ZEROPAGE, USERFAULTFD_FLAGS,
+};
 
 /// Heaps that the threads share.
 #[cfg(target_env = "gnu")]
@@ -68,11 +70,13 @@ enum Only {
     Has(u32),
     /// The first argument is this process.
     Own,
+    /// `fanotify_mark` has the kernel say when the file of a descriptor is gone, and knows no path.
+    Gone,
     /// `fchownat` changes the group and not the owner, and follows no link.
     Group,
 }
 
-use Only::{Any, Group, Has, Is, NotExecutable, OneOf, Own, Requests};
+use Only::{Any, Gone, Group, Has, Is, NotExecutable, OneOf, Own, Requests};
 
 const IOCTLS: &[u64] = &[libc::FIONBIO, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_ZEROPAGE];
 
@@ -148,6 +152,8 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_getdents64, C | S | W, Any, "number of descriptors, in a folder that is open"),
     (libc::SYS_fstatfs, M | C | G, Any, "is it of tmpfs or hugetlbfs, and what are its pages"),
     (libc::SYS_userfaultfd, M | C | G, Is(0, USERFAULTFD_FLAGS), "pages of guest memory that nobody touched: of user mode only"),
+    (libc::SYS_fanotify_mark, M | C | G, Gone, "when a file is gone in which pages of guest memory were made"),
+    (libc::SYS_name_to_handle_at, M | C | G, Is(4, libc::AT_EMPTY_PATH as u32), "as above: which file it is"),
     // The configuration, read again. Read only: these are all the flags there may be.
     (libc::SYS_openat, M, Is(2, TO_READ), "the configuration file, and the names of groups"),
     // Guests that are added and removed, and the end.
@@ -298,6 +304,13 @@ impl Only {
             NotExecutable => vec![one(2, masked(libc::PROT_EXEC.cast_unsigned()), 0)?],
             Has(bits) => vec![one(0, masked(bits), bits)?],
             Own => vec![one(0, Op::Eq, std::process::id())?],
+            Gone => {
+                let (flags, mask) = FANOTIFY_MARK;
+                let is =
+                    |argument, value| SeccompCondition::new(argument, Len::Qword, Op::Eq, value);
+                let flags = SeccompCondition::new(1, Len::Dword, Op::Eq, u64::from(flags))?;
+                vec![SeccompRule::new(vec![flags, is(2, mask)?, is(4, 0)?])?]
+            }
             Group => {
                 let is = |argument, value: u32| {
                     SeccompCondition::new(argument, Len::Dword, Op::Eq, u64::from(value))

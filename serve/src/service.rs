@@ -146,6 +146,8 @@ impl Service {
     ) -> Result<Self, StartError> {
         prepare();
         crate::sigbus::install();
+        // No thread that is confined may open it.
+        crate::memory::watch_files();
         let store = Store::new(StoreConfig {
             budget: config.memory,
             background_start: Some(|| confine_or_abort(Thread::Upkeep)),

@@ -46,6 +46,8 @@ pub(crate) enum Broken {
 thread_local! {
     static REGIONS: [Cell<(usize, usize, bool)>; MAX_REGIONS] =
         const { [const { Cell::new(NONE) }; MAX_REGIONS] };
+    /// Pages that were made in each.
+    static MADE: [Cell<u64>; MAX_REGIONS] = const { [const { Cell::new(0) }; MAX_REGIONS] };
     static BROKEN: Cell<Option<Broken>> = const { Cell::new(None) };
     /// The descriptor that makes pages, or -1.
     static FAULTS: Cell<RawFd> = const { Cell::new(-1) };
@@ -91,6 +93,7 @@ impl Guard {
                 }));
             }
         });
+        MADE.with(|made| made.iter().for_each(|made| made.set(0)));
         FAULTS.set(faults.map_or(-1, |faults| faults.as_raw_fd()));
         BROKEN.set(None);
         compiler_fence(Ordering::SeqCst);
@@ -104,6 +107,12 @@ impl Guard {
     pub(crate) fn broken(&self) -> Option<Broken> {
         compiler_fence(Ordering::SeqCst);
         BROKEN.get()
+    }
+
+    /// Pages that were made in each region, in the order they were given.
+    pub(crate) fn made(&self) -> [u64; MAX_REGIONS] {
+        compiler_fence(Ordering::SeqCst);
+        MADE.with(|made| std::array::from_fn(|at| made.get(at).map_or(0, Cell::get)))
     }
 }
 
@@ -175,17 +184,15 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, _context: *mu
 /// Sees to a touch of guest memory. `false` where the address is of something else.
 fn guest_memory(code: c_int, address: usize) -> bool {
     let regions = |slots: &[Cell<(usize, usize, bool)>; MAX_REGIONS]| {
-        slots
-            .iter()
-            .map(Cell::get)
-            .find(|&(start, end, _)| (start..end).contains(&address))
+        let mut slots = slots.iter().map(Cell::get).enumerate();
+        slots.find(|&(_, (start, end, _))| (start..end).contains(&address))
     };
-    let Some((start, end, makes_pages)) = REGIONS.with(regions) else {
+    let Some((region, (start, end, makes_pages))) = REGIONS.with(regions) else {
         return false;
     };
     // Other codes are of memory that went bad: no page is missing there.
     let broken = if code == libc::BUS_ADRERR && makes_pages {
-        match make(address) {
+        match make(region, address) {
             Ok(()) => return true,
             Err(broken) => broken,
         }
@@ -213,8 +220,8 @@ fn guest_memory(code: c_int, address: usize) -> bool {
     true
 }
 
-/// Makes the page at an address, if this thread may.
-fn make(address: usize) -> Result<(), Broken> {
+/// Makes the page at an address of a region, if this thread may.
+fn make(region: usize, address: usize) -> Result<(), Broken> {
     let len = usize::try_from(page_size()).unwrap_or(4096);
     let page = address / len * len;
     let Some(left) = ALLOWED.get().checked_sub(1) else {
@@ -223,6 +230,11 @@ fn make(address: usize) -> Result<(), Broken> {
     match make_page(FAULTS.get(), page, len) {
         Ok(()) => {
             ALLOWED.set(left);
+            MADE.with(|made| {
+                if let Some(made) = made.get(region) {
+                    made.set(made.get().saturating_add(1));
+                }
+            });
             TRIED.set((0, 0));
             Ok(())
         }

@@ -67,30 +67,37 @@ fn a_guest_that_is_added_is_bound_by_the_memory_that_it_was_given() {
 
 #[test]
 fn a_guest_that_is_added_has_no_more_of_its_memory_touched_than_it_was_given() {
-    let serve = Serve::start();
+    let serve = Serve::configured("64M", "", |_| {});
     let (code, said) = add(&serve, "vm2", ",queues=1,first-touch=1M");
     assert_eq!(code, Some(0), "{said}");
-    let mut guest = TestGuest::connect_with(&serve.path("vm2"), 64 << 20);
-    guest.start_rings(0);
-    let pool = guest.create_pool();
-    assert_eq!(guest.store(pool, 0, &page(0)), Status::Ok);
-    let made = (0..1024u64).take_while(|at| {
-        let place = (8 << 20) + at * 4096;
-        match guest.load_to(pool, 0, place) {
-            Status::Ok => true,
-            status => {
-                assert_eq!(status, Status::NoMemory);
-                false
+    // The second time its memory is another, and the first is gone, which a confined thread has to learn.
+    for _ in 0..2 {
+        let mut guest = TestGuest::connect_with(&serve.path("vm2"), 64 << 20);
+        guest.start_rings(0);
+        let pool = guest.create_pool();
+        assert_eq!(guest.store(pool, 0, &page(0)), Status::Ok);
+        let made = (0..1024u64).take_while(|at| {
+            let place = (8 << 20) + at * 4096;
+            match guest.load_to(pool, 0, place) {
+                Status::Ok => true,
+                status => {
+                    assert_eq!(status, Status::NoMemory);
+                    false
+                }
             }
+        });
+        // Page tables and the pages of its rings are counted, too.
+        let made = made.count();
+        if serve.log().contains("fanotify") {
+            eprintln!("NOT TESTED: there is no fanotify here, so nothing is given back");
+        } else {
+            assert!((200..=256).contains(&made), "{made} pages in 1 MiB");
         }
-    });
-    // Page tables and the pages of its rings are counted, too.
-    let made = made.count();
-    assert!((200..=256).contains(&made), "{made} pages in 1 MiB");
-    // What the guest touches itself is no matter.
-    let place = (8 << 20) + u64::try_from(made).expect("small") * 4096;
-    guest.memory_write(place, 7);
-    assert_eq!(guest.load_to(pool, 0, place), Status::Ok);
+        // What the guest touches itself is no matter.
+        let place = (8 << 20) + u64::try_from(made).expect("small") * 4096;
+        guest.memory_write(place, 7);
+        assert_eq!(guest.load_to(pool, 0, place), Status::Ok);
+    }
 }
 
 #[test]

@@ -3,9 +3,10 @@
 //! A page that is in nobody's page cache is charged to the control group of who touches it first. That is counted here,
 //! and granted as the pages of the store are: by the operator's allowance and by the memory that the host has left.
 
-use std::sync::Arc;
+use std::fs::File;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tmem_store::{Gate, Want};
@@ -15,11 +16,16 @@ use crate::link::Link;
 use crate::sigbus;
 
 use super::backing::page_size;
+use super::files;
+use super::pace::Pace;
 
 /// Pages that are granted at a time, so that a page more seldom needs more than a look.
 const BATCH: u64 = 16;
 
-/// Pages of a connection that are granted as empty pools are, with which a host goes deeper: a guest that starts needs its
+/// Files of former tables that are told apart. What is in more of them counts for the life of their guest.
+const FILES: usize = 64;
+
+/// Pages of a guest that are granted as empty pools are, with which a host goes deeper: a guest that starts needs its
 /// rings, and one that runs its swap, however full the host is.
 const DEEP: u64 = 256;
 
@@ -34,7 +40,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub(crate) struct Account {
     /// Most bytes that its table may describe.
     most: AtomicU64,
-    /// Most bytes of it that are touched here first, in one connection.
+    /// Most bytes of it that are touched here first, as long as they are charged to this process.
     first_touch: AtomicU64,
     backing: MemoryBacking,
     gate: Option<Arc<dyn Gate>>,
@@ -42,8 +48,12 @@ pub(crate) struct Account {
     link: Option<Arc<Link>>,
     /// The host had no page in all of [`PATIENCE`], and none since: nobody waits for it again.
     tired: AtomicBool,
-    /// Bytes granted to this connection.
+    /// Bytes granted to the table that is mapped.
     held: AtomicU64,
+    /// Pages made for tables before it. Locked by the guest's thread only.
+    former: Mutex<Former>,
+    /// What tables took. Locked by the guest's thread only.
+    pace: Mutex<Pace>,
     /// Bytes granted so far, those of earlier connections included.
     pub(super) touched: AtomicU64,
     /// Accesses that were refused for want of such bytes.
@@ -52,8 +62,53 @@ pub(crate) struct Account {
     pub(super) described: AtomicU64,
     /// Mappings that could not be undone.
     pub(super) stuck: AtomicU64,
+    /// Tables that had to wait.
+    waits: AtomicU64,
     /// Panics of its thread.
     panics: AtomicU64,
+}
+
+/// Pages that were made in files of former tables, connections before included: they are charged here until the file is
+/// gone, whoever else has it.
+#[derive(Debug, Default)]
+struct Former {
+    /// Whether a file is gone, and bytes in it.
+    files: Vec<(Arc<AtomicBool>, u64)>,
+    /// Bytes in files of which nobody will say that they are gone.
+    others: u64,
+}
+
+impl Former {
+    fn bytes(&self) -> u64 {
+        let bytes = self.files.iter().map(|(_, bytes)| *bytes);
+        bytes.fold(self.others, u64::saturating_add)
+    }
+
+    fn add(&mut self, file: &File, bytes: u64) {
+        let watched = files::watch().and_then(|watch| watch.file(file).ok());
+        let Some(gone) = watched else {
+            self.others = self.others.saturating_add(bytes);
+            return;
+        };
+        let known = self
+            .files
+            .iter_mut()
+            .find(|(known, _)| Arc::ptr_eq(known, &gone));
+        if let Some((_, known)) = known {
+            *known = known.saturating_add(bytes);
+        } else if self.files.len() < FILES {
+            self.files.push((gone, bytes));
+        } else {
+            self.others = self.others.saturating_add(bytes);
+        }
+    }
+
+    fn look(&mut self) {
+        if let Some(watch) = files::watch().filter(|_| !self.files.is_empty()) {
+            watch.look();
+            self.files.retain(|(gone, _)| !gone.load(Relaxed));
+        }
+    }
 }
 
 /// What an account says.
@@ -67,6 +122,8 @@ pub struct MemoryReport {
     pub refused: u64,
     /// Mappings that could not be undone.
     pub stuck: u64,
+    /// Tables that were mapped later than they came, because there were many.
+    pub waits: u64,
     /// Panics of the guest's thread.
     pub panics: u64,
 }
@@ -81,10 +138,13 @@ impl Default for Account {
             link: None,
             tired: AtomicBool::new(false),
             held: AtomicU64::new(0),
+            former: Mutex::default(),
+            pace: Mutex::new(Pace::new(Instant::now())),
             touched: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             described: AtomicU64::new(0),
             stuck: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
             panics: AtomicU64::new(0),
         }
     }
@@ -132,15 +192,64 @@ impl Account {
             touched: self.touched.load(Relaxed),
             refused: self.refused.load(Relaxed),
             stuck: self.stuck.load(Relaxed),
+            waits: self.waits.load(Relaxed),
             panics: self.panics.load(Relaxed),
         }
     }
 
-    /// A connection begins: what the last one had belongs to files that are its front end's business now.
+    /// A connection begins.
     pub(crate) fn begin(&self) {
         self.held.store(0, Relaxed);
         self.tired.store(false, Relaxed);
         sigbus::set_allowed(0);
+        self.former().look();
+    }
+
+    /// A table is unmapped: its page tables and what it did not use are given back. So many pages were made in its files.
+    pub(super) fn settle<'a>(&self, made: impl Iterator<Item = (&'a File, u64)>) {
+        let mut former = self.former();
+        for (file, pages) in made.filter(|(_, pages)| *pages > 0) {
+            former.look();
+            former.add(file, pages.saturating_mul(page_size()));
+        }
+        drop(former);
+        self.held.store(0, Relaxed);
+        sigbus::set_allowed(0);
+    }
+
+    /// Waits until the guest may have memory mapped again, or is stopped.
+    pub(crate) fn wait_for_turn(&self) {
+        let mut waits = false;
+        while !self.is_stopped() {
+            let left = self.pace().wait(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            if !std::mem::replace(&mut waits, true) {
+                self.waits.fetch_add(1, Relaxed);
+            }
+            std::thread::sleep(left.min(PAUSE));
+        }
+    }
+
+    /// Notes the processor time of mapping or unmapping, since `began` of this thread.
+    pub(super) fn spend_since(&self, began: Duration) {
+        let spent = processor_time().saturating_sub(began);
+        self.pace().spend(spent, Instant::now());
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.is_stopped())
+    }
+
+    fn former(&self) -> MutexGuard<'_, Former> {
+        // Each change leaves it whole.
+        self.former.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        // As above.
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes sure that this thread may make `pages` pages.
@@ -152,8 +261,7 @@ impl Account {
     /// As [`Self::afford`], and waits for the host to have them.
     pub(super) fn wait_for(&self, pages: u64) -> bool {
         let begin = Instant::now();
-        let stopped = || self.link.as_ref().is_some_and(|link| link.is_stopped());
-        while !self.is_over(pages) && !self.tired.load(Relaxed) && !stopped() {
+        while !self.is_over(pages) && !self.tired.load(Relaxed) && !self.is_stopped() {
             if begin.elapsed() >= PATIENCE {
                 self.tired.store(true, Relaxed);
                 break;
@@ -171,19 +279,22 @@ impl Account {
         self.more(pages) > self.first_touch.load(Relaxed)
     }
 
-    /// Bytes of this connection with so many pages more.
+    /// Bytes that are charged for this guest, with so many pages more.
     fn more(&self, pages: u64) -> u64 {
+        let mut former = self.former();
+        former.look();
         let bytes = pages.saturating_mul(page_size());
+        let bytes = bytes.saturating_add(former.bytes());
         self.held.load(Relaxed).saturating_add(bytes)
     }
 
     fn grant(&self, pages: u64) -> bool {
-        if self.is_over(pages) {
+        let charged = self.more(pages);
+        if charged > self.first_touch.load(Relaxed) {
             return false;
         }
-        // No other thread changes what is held.
-        let (held, bytes) = (self.more(pages), pages.saturating_mul(page_size()));
-        let want = if held <= DEEP.saturating_mul(page_size()) {
+        let bytes = pages.saturating_mul(page_size());
+        let want = if charged <= DEEP.saturating_mul(page_size()) {
             Want::Pool
         } else {
             Want::Pages
@@ -193,11 +304,23 @@ impl Account {
             return false;
         }
         self.tired.store(false, Relaxed);
-        self.held.store(held, Relaxed);
+        self.held.fetch_add(bytes, Relaxed);
         self.touched.fetch_add(bytes, Relaxed);
         sigbus::set_allowed(sigbus::allowed().saturating_add(pages));
         true
     }
+}
+
+/// Of this thread so far.
+pub(super) fn processor_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes one `timespec`. It is zero where the clock is missing.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanoseconds)
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@
 //! | `backing` | which files are taken |
 //! | `mapping` | a mapping, which is always undone |
 //! | `faults` | pages that nobody has touched are made by no accident |
+//! | `files` | when a file is gone, and with it the pages that were made in it |
 //! | `account` | how many of them may be made, and other bounds of a guest |
+//! | `pace` | how fast tables may follow one another |
 
 use std::cell::Cell;
 use std::fs::File;
@@ -14,6 +16,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::mmap::MmapRegionBuilder;
@@ -31,12 +34,16 @@ use mapping::Mapping;
 mod account;
 mod backing;
 mod faults;
+mod files;
 mod mapping;
+mod pace;
 
 pub(crate) use account::Account;
 pub use account::MemoryReport;
+use account::processor_time;
 pub(crate) use faults::{FLAGS as USERFAULTFD_FLAGS, make_page};
 pub(crate) use faults::{UFFDIO_API, UFFDIO_REGISTER, UFFDIO_ZEROPAGE};
+pub(crate) use files::{MARK as FANOTIFY_MARK, watch as watch_files};
 
 /// Why a memory table is refused.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +81,22 @@ pub(crate) struct GuestRam {
     /// Watches the regions that say so; it has to be open for that.
     _faults: Option<Faults>,
     account: Arc<Account>,
+    /// Counts what it takes to drop what is above.
+    unmapping: Unmapping,
+}
+
+/// Notes how long something took, when it is dropped.
+struct Unmapping {
+    account: Arc<Account>,
+    began: Option<Duration>,
+}
+
+impl Drop for Unmapping {
+    fn drop(&mut self) {
+        if let Some(began) = self.began {
+            self.account.spend_since(began);
+        }
+    }
 }
 
 struct Region {
@@ -81,9 +104,15 @@ struct Region {
     user: u64,
     guest: u64,
     len: u64,
-    /// Of a region whose missing pages are counted: a bit for each unit, set when it has its page table.
-    tables: Option<Vec<Cell<u64>>>,
+    /// Of a region whose missing pages are counted.
+    counted: Option<Counted>,
     mapping: Mapping,
+}
+
+struct Counted {
+    file: File,
+    /// A bit for each unit, set when it has its page table.
+    tables: Vec<Cell<u64>>,
 }
 
 /// Bytes that one page of a page table maps.
@@ -96,7 +125,19 @@ impl GuestRam {
     /// The table that this thread had before must be dropped already.
     pub(crate) fn map(
         table: &[VhostUserMemoryRegion],
-        files: &[File],
+        files: Vec<File>,
+        account: &Arc<Account>,
+    ) -> Result<Self, MapError> {
+        // Also what fails is undone, and counts.
+        let began = processor_time();
+        let mapped = Self::map_all(table, files, account);
+        account.spend_since(began);
+        mapped
+    }
+
+    fn map_all(
+        table: &[VhostUserMemoryRegion],
+        files: Vec<File>,
         account: &Arc<Account>,
     ) -> Result<Self, MapError> {
         if !account.may_map() {
@@ -122,7 +163,7 @@ impl GuestRam {
         let memory = GuestMemoryMmap::from_regions(mapped).map_err(MapError::Overlap)?;
         let watched = regions.iter().map(|region| Watched {
             range: region.mapping.range(),
-            makes_pages: region.tables.is_some(),
+            makes_pages: region.counted.is_some(),
         });
         account.described.store(described, Relaxed);
         Ok(Self {
@@ -131,6 +172,10 @@ impl GuestRam {
             regions,
             _faults: faults,
             account: Arc::clone(account),
+            unmapping: Unmapping {
+                account: Arc::clone(account),
+                began: None,
+            },
         })
     }
 
@@ -177,6 +222,10 @@ impl GuestRam {
 impl Drop for GuestRam {
     fn drop(&mut self) {
         self.account.described.store(0, Relaxed);
+        let made = self.regions.iter().zip(self.guard.made());
+        let made = made.filter_map(|(region, pages)| Some((&region.counted.as_ref()?.file, pages)));
+        self.account.settle(made);
+        self.unmapping.began = Some(processor_time());
     }
 }
 
@@ -203,12 +252,12 @@ impl Region {
     /// Maps one region, watched by `faults`, which are opened for the first one that needs them.
     fn map(
         entry: &VhostUserMemoryRegion,
-        file: &File,
+        file: File,
         account: &Arc<Account>,
         faults: &mut Option<Faults>,
     ) -> Result<Self, MapError> {
         let guest = entry.guest_phys_addr;
-        let backing = backing::look(file, account.backing()).map_err(|refusal| match refusal {
+        let backing = backing::look(&file, account.backing()).map_err(|refusal| match refusal {
             Refusal::Foreign => MapError::Foreign(guest),
             Refusal::Unknown(errno) => MapError::Unknown(guest, errno.into()),
         })?;
@@ -226,7 +275,7 @@ impl Region {
         }
         let len = usize::try_from(entry.memory_size).map_err(|_| MapError::Address(guest))?;
         let map = |error| MapError::Map(guest, error);
-        let mapping = Mapping::new(file, entry.mmap_offset, len, account).map_err(map)?;
+        let mapping = Mapping::new(&file, entry.mmap_offset, len, account).map_err(map)?;
         let mut watched = false;
         if backing.grows {
             if faults.is_none() {
@@ -243,7 +292,10 @@ impl Region {
             user: entry.user_addr,
             guest,
             len: entry.memory_size,
-            tables: watched.then(|| vec![Cell::new(0); words]),
+            counted: watched.then(|| Counted {
+                file,
+                tables: vec![Cell::new(0); words],
+            }),
             mapping,
         })
     }
@@ -263,7 +315,7 @@ impl Region {
 
     /// Whether bytes of it, at least one, may be touched.
     fn admit(&self, offset: u64, len: u64, account: &Account) -> bool {
-        let Some(tables) = &self.tables else {
+        let Some(Counted { tables, .. }) = &self.counted else {
             return true;
         };
         let last = offset.saturating_add(len.saturating_sub(1));
