@@ -5,14 +5,14 @@ mod guest;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest::host::{Host, host, works_again};
 use guest::raw::{self, Raw};
-use guest::{MEMORY, TestGuest, eventually, memfd, page};
+use guest::{MEMORY, PATIENCE, TestGuest, eventually, memfd, page};
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use tmem_protocol::Status;
 use tmem_store::{Gate, Want};
@@ -42,19 +42,29 @@ fn huge_page() -> u64 {
     })
 }
 
-/// Describes memory and starts a ring in it, which the service looks into.
-fn start_ring(bad: &Raw, regions: &[[u64; 4]], fds: &[RawFd]) -> bool {
+/// Describes memory and starts a ring in it, which the service looks into. Returns how many of the messages were
+/// acknowledged.
+fn start_ring(bad: &Raw, regions: &[[u64; 4]], fds: &[RawFd]) -> usize {
     let event = EventFd::new(EFD_NONBLOCK).expect("eventfd");
     let at = USER + 0x1000;
     let addresses = [raw::state(1, 0), raw::words(&[at, at, at, 0])].concat();
-    bad.ask(raw::SET_MEM_TABLE, &raw::table(regions), fds) == Some(0)
-        && bad.ask(raw::SET_VRING_NUM, &raw::state(1, 64), &[]) == Some(0)
-        && bad.ask(raw::SET_VRING_BASE, &raw::state(1, 0), &[]) == Some(0)
-        && bad.ask(raw::SET_VRING_ADDR, &addresses, &[]) == Some(0)
-        && bad.ask(raw::SET_VRING_KICK, &raw::words(&[1]), &[event.as_raw_fd()]) == Some(0)
-        && bad.ask(raw::SET_VRING_ENABLE, &raw::state(1, 1), &[]) == Some(0)
+    let kick = [event.as_raw_fd()];
+    let messages: [(u32, Vec<u8>, &[RawFd]); 7] = [
+        (raw::SET_MEM_TABLE, raw::table(regions), fds),
+        (raw::SET_VRING_NUM, raw::state(1, 64), &[]),
+        (raw::SET_VRING_BASE, raw::state(1, 0), &[]),
+        (raw::SET_VRING_ADDR, addresses, &[]),
+        (raw::SET_VRING_KICK, raw::words(&[1]), &kick),
+        (raw::SET_VRING_ENABLE, raw::state(1, 1), &[]),
         // The ring is looked into before the next message is.
-        && bad.ask(raw::SET_VRING_ENABLE, &raw::state(1, 1), &[]) == Some(0)
+        (raw::SET_VRING_ENABLE, raw::state(1, 1), &[]),
+    ];
+    let acknowledged =
+        |(code, body, fds): &(u32, Vec<u8>, &[RawFd])| bad.ask(*code, body, fds) == Some(0);
+    messages
+        .iter()
+        .take_while(|message| acknowledged(message))
+        .count()
 }
 
 #[test]
@@ -71,7 +81,7 @@ fn memory_that_is_not_whole_huge_pages_is_refused_and_costs_only_its_guest() {
             [0x1000, block, USER, 0],
         ] {
             let bad = Raw::open(&host.socket("bad"));
-            assert!(!start_ring(&bad, &[region], &[fd]), "{region:x?}");
+            assert_eq!(start_ring(&bad, &[region], &[fd]), 0, "{region:x?}");
             drop(bad);
             eventually("gone", || !host.is_connected("bad"));
         }
@@ -79,17 +89,53 @@ fn memory_that_is_not_whole_huge_pages_is_refused_and_costs_only_its_guest() {
     works_again(&host);
 }
 
+/// Who changes the machine's pool of huge pages, or needs it as it is, holds this. Other processes do, too.
+fn pool_lock() -> File {
+    let path = std::env::current_exe().expect("own path");
+    let file = File::open(path).expect("opens");
+    file.lock().expect("locks");
+    file
+}
+
+/// Memory of huge pages of a size of which the machine has none to give, and that size.
+fn no_huge_pages(len: u64) -> Option<(File, u64)> {
+    let sizes = std::fs::read_dir("/sys/kernel/mm/hugepages")
+        .into_iter()
+        .flatten();
+    let found = sizes.flatten().find_map(|size| {
+        let number = |file: &str| {
+            let text = std::fs::read_to_string(size.path().join(file)).ok()?;
+            text.trim().parse::<u64>().ok()
+        };
+        let to_give = number("free_hugepages")? + number("nr_overcommit_hugepages")?;
+        let name = size.file_name().into_string().ok()?;
+        let kib = name.strip_prefix("hugepages-")?.strip_suffix("kB")?;
+        let bytes = kib.parse::<u64>().ok()? << 10;
+        let flags = MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(bytes.ilog2() << 26);
+        let file = rustix::fs::memfd_create("guest", flags).ok()?;
+        (to_give == 0).then(|| (File::from(file), bytes))
+    });
+    match &found {
+        Some((file, _)) => file.set_len(len).expect("sized"),
+        None => eprintln!("THIS MACHINE HAS HUGE PAGES TO GIVE OF EVERY SIZE: nothing was tested"),
+    }
+    found
+}
+
 #[test]
 fn huge_pages_that_are_not_there_cost_only_their_guest() {
-    // More than any pool has.
+    let _lock = pool_lock();
     let len = 1 << 38;
-    let Some(file) = huge(len) else { return };
+    let Some((file, block)) = no_huge_pages(len) else {
+        return;
+    };
     let host = host();
     host.beside(|| {
-        for offset in [0, huge_page()] {
+        for offset in [0, block] {
             let bad = Raw::open(&host.socket("bad"));
             let region = [0, len - offset, USER, offset];
-            start_ring(&bad, &[region], &[file.as_raw_fd()]);
+            // The ring starts, and is gone with the connection when it is looked into.
+            assert_eq!(start_ring(&bad, &[region], &[file.as_raw_fd()]), 6);
             drop(bad);
             eventually("gone", || !host.is_connected("bad"));
         }
@@ -127,6 +173,7 @@ impl Drop for Pool {
 
 #[test]
 fn a_guest_in_huge_pages_is_served_and_one_that_truncates_them_costs_only_itself() {
+    let _lock = pool_lock();
     let Some(_pool) = Pool::grow(8) else {
         eprintln!("THIS MACHINE GIVES NO HUGE PAGES (not root, or no memory): nothing was tested");
         return;
@@ -144,6 +191,11 @@ fn a_guest_in_huge_pages_is_served_and_one_that_truncates_them_costs_only_itself
             bad.file.set_len(cut).expect("truncates");
             bad.kick(1);
             host.service.announce("bad");
+            if cut == 0 {
+                // Its rings are gone, and it is told so; what is beyond the other cut is never touched.
+                eventually("cut off", || !host.is_connected("bad"));
+                assert_eq!(host.pages("bad"), 0);
+            }
             drop(bad);
             eventually("gone", || !host.is_connected("bad"));
         }
@@ -303,6 +355,29 @@ fn pages_that_nobody_touched_are_counted_and_no_more_of_them_made_than_allowed()
     });
 }
 
+/// Puts a page into a file and takes it out again, until it is told to stop. Returns how often it was there again without
+/// having been put there.
+fn flicker(file: &File, rest: u64, stop: &AtomicBool) -> u64 {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let (mut made, mut round) = (0, 0);
+    while !stop.load(SeqCst) {
+        // A write to a mapping could make it twice: it is repeated after the page is there, which may be gone by then.
+        file.write_all_at(&[1], UNTOUCHED).expect("writes");
+        // Long enough to be found there, more or less.
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_nanos(round * 37 % 3000) {}
+        round += 1;
+        loop {
+            rustix::fs::fallocate(file, flags, UNTOUCHED, 4096).expect("punches");
+            if allocated(file) <= rest {
+                break;
+            }
+            made += 1;
+        }
+    }
+    made
+}
+
 #[test]
 fn a_guest_that_takes_its_pages_away_all_the_time_gets_no_more_made_than_allowed() {
     let host = Host::with("64M", &[("bad", ",first-touch=2M"), ("good", "")]);
@@ -310,28 +385,44 @@ fn a_guest_that_takes_its_pages_away_all_the_time_gets_no_more_made_than_allowed
         let mut bad = sparse(&host, "bad");
         let pool = bad.create_pool();
         assert_eq!(bad.store(pool, 1, &page(1)), Status::Ok);
+        // Nothing of what it may have made is left, not even what a page table would take.
+        let mut pages = (1..1024).map(|at| bad.load_to(pool, 1, UNTOUCHED + at * 4096));
+        assert!(pages.any(|status| status == Status::NoMemory));
+        drop(pages);
+        let mut at = 0;
+        while bad.load_to(pool, 1, UNTOUCHED + at * 4096) == Status::Ok {
+            at += 1;
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&bad.file, flags, UNTOUCHED, 4096).expect("punches");
+
+        let (rest, stop) = (allocated(&bad.file), AtomicBool::new(false));
         let file = bad.file.try_clone().expect("clones");
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                while !stop.load(SeqCst) {
-                    rustix::fs::fallocate(&file, flags, UNTOUCHED, 16 * 4096).expect("punches");
-                }
-            });
-            for at in 0..4096u64 {
-                let address = UNTOUCHED + at % 16 * 4096;
-                bad.memory_write(address, 1);
-                bad.place_load_to(pool, 1, address);
-                // Cut off when the page was gone and could not be made.
-                let gone = || !host.is_connected("bad");
-                eventually("answered or cut off", || bad.poll() || gone());
-                if gone() {
-                    break;
+        let made = std::thread::scope(|scope| {
+            let flicker = scope.spawn(|| flicker(&file, rest, &stop));
+            // It is cut off when the page was there when that was asked, and gone when it was touched.
+            let deadline = Instant::now() + PATIENCE;
+            let (mut loads, mut is_connected, mut is_answered) = (0, true, true);
+            while is_connected && is_answered && Instant::now() < deadline {
+                bad.place_loads_to(pool, &[1; 8], UNTOUCHED);
+                loads += 8;
+                let begin = Instant::now();
+                is_answered = false;
+                while is_connected && !is_answered && begin.elapsed() < PATIENCE {
+                    is_answered = bad.poll();
+                    // Not without pause: that would keep the other side waiting.
+                    let waits = begin.elapsed() < Duration::from_millis(5);
+                    is_connected = waits || host.is_connected("bad");
                 }
             }
             stop.store(true, SeqCst);
+            assert!(is_answered || !is_connected, "no answer in time");
+            if is_connected {
+                eprintln!("IN {loads} LOADS THE PAGE WAS NEVER GONE IN TIME: little was tested");
+            }
+            flicker.join().expect("no panic")
         });
+        assert_eq!(made, 0, "pages made beyond what is allowed");
         assert!(host.memory("bad").touched <= 2 << 20);
     });
     eventually("gone", || !host.is_connected("bad"));

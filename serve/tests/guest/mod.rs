@@ -375,18 +375,22 @@ impl TestGuest {
 
     /// Loads a page to an address that it need not have touched.
     pub fn load_to(&mut self, pool: u32, index: u32, address: u64) -> Status {
-        self.place_load_to(pool, index, address);
+        self.place_loads_to(pool, &[index], address);
         self.wait();
         Status::try_from(self.answer(0, 1, 0).statuses[0]).expect("a known status")
     }
 
-    /// As [`Self::load_to`], without a wait for the answer.
-    pub fn place_load_to(&mut self, pool: u32, index: u32, address: u64) {
-        self.place(0, Op::Load, pool, [1, 2, 3], &[index], &[]);
-        let answer = u32::try_from(size_of::<Response>() + 1).expect("small");
+    /// Offers a request that loads pages, all to the same address, without a wait for the answer.
+    pub fn place_loads_to(&mut self, pool: u32, indices: &[u32], address: u64) {
+        self.place(0, Op::Load, pool, [1, 2, 3], indices, &[]);
+        let answer = u32::try_from(size_of::<Response>() + indices.len()).expect("small");
         let at = BUFFERS + ANSWER;
         self.descriptor(1, 1, at, answer, 3, 2);
-        self.descriptor(1, 2, address, 4096, 2, 0);
+        let last = 1 + u16::try_from(indices.len()).expect("small");
+        for index in 2..=last {
+            let flags = if index == last { 2 } else { 3 };
+            self.descriptor(1, index, address, 4096, flags, index + 1);
+        }
         self.offer(1, 0);
         self.kick(1);
     }
