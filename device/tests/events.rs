@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use tmem_device::tmem::{HostState, Malformed};
-use tmem_protocol::{Config, Event, EventType, Pressure};
+use tmem_protocol::{Config, Event, EventType, Op, Pressure, Status};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 fn state(pressure: Pressure, used_bytes: u64) -> HostState {
@@ -129,31 +129,38 @@ fn a_corrupt_event_ring_is_reported() {
     assert!(device.process_events(&guest.mem, &mut guest.queue).is_err());
 }
 
+/// The level that the configuration space shows.
+fn shown(rig: &Rig) -> u32 {
+    let mut config = Config::new_zeroed();
+    rig.device.read_config(0, config.as_mut_bytes());
+    config.pressure.get()
+}
+
+/// Stores pages until one is refused for want of room; its index.
+fn fill(rig: &mut Rig, pool: u32) -> u32 {
+    (0..)
+        .find(|index| {
+            let statuses = rig.store(pool, &[(*index, page(*index))]).statuses;
+            statuses == [Status::NoSpace]
+        })
+        .unwrap()
+}
+
 #[test]
 fn a_guest_whose_stores_are_refused_is_told_once_and_told_again_when_there_is_room() {
     let mut rig = Rig::with(256, 2 << 20);
     let pool = rig.create_pool();
-    let mut index = 0;
-    loop {
-        assert!(!rig.device.update_pressure());
-        if rig.store(pool, &[(index, page(index))]).statuses == [tmem_protocol::Status::NoSpace] {
-            break;
-        }
-        index += 1;
-    }
+    assert_eq!(rig.store(pool, &[(0, page(0))]).statuses, [Status::Ok]);
+    assert!(!rig.device.update_pressure());
+    let index = fill(&mut rig, pool);
     assert!(rig.device.update_pressure());
     rig.store(pool, &[(index, page(index))]);
     assert!(!rig.device.update_pressure(), "once");
-    let shown = |rig: &Rig| {
-        let mut config = Config::new_zeroed();
-        rig.device.read_config(0, config.as_mut_bytes());
-        config.pressure.get()
-    };
     assert_eq!(shown(&rig), Pressure::Full as u32);
     let all: Vec<u32> = (0..index).collect();
     for some in all.chunks(16) {
         rig.send(
-            &batch_request(tmem_protocol::Op::InvalidatePage, pool, some),
+            &batch_request(Op::InvalidatePage, pool, some),
             8 + some.len(),
         );
     }
@@ -164,4 +171,60 @@ fn a_guest_whose_stores_are_refused_is_told_once_and_told_again_when_there_is_ro
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(shown(&rig), Pressure::None as u32);
+}
+
+#[test]
+fn a_guest_that_gets_more_hears_of_it_and_of_the_next_refusal_and_one_that_gets_less_is_still_full()
+{
+    let mut rig = Rig::with(256, 2 << 20);
+    let pool = rig.create_pool();
+    let index = fill(&mut rig, pool);
+    assert!(rig.device.update_pressure());
+    rig.device.post_limits(1 << 19);
+    assert_eq!(shown(&rig), Pressure::Full as u32, "less is no room");
+    let buffers = [(); 4].map(|()| buffer(&mut rig, 24).1);
+    assert_eq!(process(&mut rig), 2);
+    rig.device.post_limits(4 << 20);
+    assert_eq!(shown(&rig), Pressure::None as u32);
+    assert_eq!(process(&mut rig), 2);
+    let told = buffers.map(|to| {
+        let event = event(&rig, to);
+        (
+            event.event_type.get(),
+            event.level.get(),
+            event.limit_bytes.get(),
+        )
+    });
+    let (pressure, limits) = (EventType::Pressure as u16, EventType::Limits as u16);
+    assert_eq!(
+        told,
+        [
+            (pressure, Pressure::Full as u32, 1 << 19),
+            (limits, Pressure::Full as u32, 1 << 19),
+            (pressure, Pressure::None as u32, 4 << 20),
+            (limits, Pressure::None as u32, 4 << 20),
+        ]
+    );
+    assert_eq!(rig.guest.used().len(), 4);
+    rig.store(pool, &[(index, page(index))]);
+    assert!(rig.device.update_pressure(), "the next refusal");
+    assert_eq!(shown(&rig), Pressure::Full as u32);
+}
+
+#[test]
+fn a_guest_hears_that_the_host_is_short_of_memory_and_its_transport_that_there_is_an_event() {
+    let mut rig = Rig::new();
+    for (short, level) in [(true, Pressure::Some), (false, Pressure::None)] {
+        assert!(rig.device.note_host(short));
+        assert!(!rig.device.note_host(short), "once");
+        assert_eq!(shown(&rig), level as u32);
+        // The transport of a guest that rings for something else.
+        assert!(rig.device.update_pressure());
+        assert!(!rig.device.update_pressure());
+        let (_, to) = buffer(&mut rig, 24);
+        assert_eq!(process(&mut rig), 1);
+        let event = event(&rig, to);
+        assert_eq!(event.event_type.get(), EventType::Pressure as u16);
+        assert_eq!(event.level.get(), level as u32);
+    }
 }
