@@ -6,6 +6,7 @@
 //! | [`snapshot`] | the same types taken from a running store and its devices |
 //! | [`operate`] | what a client can have done: bodies, replies, refusals |
 //! | [`server`] | [`Server`]: one thread, bounded connections, deadlines; all rights, or to look only |
+//! | `workers` | threads for what takes its time |
 //! | [`clients`] | counts of connections and of what they came to |
 //! | `stream` | a connection that carries a descriptor beside its bytes |
 //! | `route` | method and path to a typed request, or to the refusal to send |
@@ -25,6 +26,7 @@ pub mod snapshot;
 mod socket;
 pub mod stats;
 mod stream;
+mod workers;
 
 pub use client::{Client, ClientError};
 pub use operate::{Done, Operation, Refused};

@@ -13,7 +13,7 @@ use std::{
     io,
     os::unix::net,
     path::Path,
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -45,6 +45,7 @@ use crate::{
     socket::{self, BindError, SocketFile},
     stats::{ErrorReply, Stats},
     stream::{self, Slot, Stream},
+    workers::Workers,
 };
 
 /// Connections served at a time.
@@ -188,10 +189,6 @@ impl Server {
     ) -> Result<Self, BindError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(OPERATION_THREADS)
-            .thread_name("tmem-operate")
-            // One that is there is kept: later the process may be at its limit of threads.
-            .thread_keep_alive(Duration::from_secs(u32::MAX.into()))
             .build()
             .map_err(BindError::Start)?;
         let listener = {
@@ -199,18 +196,40 @@ impl Server {
             UnixListener::from_std(listener).map_err(BindError::Start)?
         };
         let (stop, stopped) = oneshot::channel();
+        let (told, ready) = mpsc::sync_channel(1);
         let thread = thread::Builder::new()
             .name(role.thread().into())
             .spawn(move || {
                 first();
-                serve(runtime, role, listener, source, stopped);
+                // By this thread, whose rights they have. Later the process may be at its limit of threads.
+                let operations = match role {
+                    Role::Operator => Workers::start(OPERATION_THREADS).map(Some),
+                    Role::Monitor => Ok(None),
+                };
+                let operations = match operations {
+                    Ok(operations) => operations,
+                    Err(error) => return drop(told.send(Err(error))),
+                };
+                let _ = told.send(Ok(()));
+                let worker = Worker {
+                    source,
+                    operations,
+                    slots: Arc::new(Semaphore::new(MAX_OPERATIONS)),
+                };
+                serve(runtime, role, listener, worker, stopped);
             })
             .map_err(BindError::Start)?;
-        Ok(Self {
+        let server = Self {
             stop: Some(stop),
             thread: Some(thread),
             _file: file,
-        })
+        };
+        // Where the thread ended without a word, it panicked, and said so in the log.
+        let ready = ready
+            .recv()
+            .unwrap_or_else(|error| Err(io::Error::other(error)));
+        ready.map_err(BindError::Start)?;
+        Ok(server)
     }
 }
 
@@ -229,7 +248,7 @@ fn serve(
     runtime: Runtime,
     role: Role,
     listener: UnixListener,
-    source: Arc<dyn Source>,
+    worker: Worker,
     stopped: oneshot::Receiver<()>,
 ) {
     // A client that asks without pause must not take a processor from a vCPU: yield to them. On
@@ -237,24 +256,17 @@ fn serve(
     if let Err(error) = rustix::process::setpriority_process(None, 5) {
         log::debug!("Cannot lower the priority of the control thread: {error}");
     }
-    if role == Role::Operator {
-        drop(runtime.spawn_blocking(|| ()));
-    }
     runtime.block_on(async {
         tokio::select! {
             _ = stopped => {}
-            () = accept(role, listener, source) => {}
+            () = accept(role, listener, worker) => {}
         }
     });
     runtime.shutdown_background();
 }
 
-async fn accept(role: Role, listener: UnixListener, source: Arc<dyn Source>) {
+async fn accept(role: Role, listener: UnixListener, worker: Worker) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let worker = Worker {
-        source,
-        operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
-    };
     let count = |outcome| count(worker.source.as_ref(), role, outcome);
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
@@ -467,18 +479,23 @@ async fn decode<T: DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
 #[derive(Clone)]
 struct Worker {
     source: Arc<dyn Source>,
-    operations: Arc<Semaphore>,
+    /// None where nothing can be changed.
+    operations: Option<Workers>,
+    slots: Arc<Semaphore>,
 }
 
 impl Worker {
     /// Has something done to the guest named `name`, and replies with what it is then, or that it goes on.
     async fn operate(&self, operation: Operation, name: &str) -> Response<Full<Bytes>> {
-        let Ok(slot) = Arc::clone(&self.operations).try_acquire_owned() else {
+        let Some(operations) = &self.operations else {
+            return internal(&io::Error::other("nothing can be changed here"));
+        };
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             let error = format!("{MAX_OPERATIONS} operations are going on, try again later");
             return json(StatusCode::SERVICE_UNAVAILABLE, &ErrorReply { error });
         };
         let source = Arc::clone(&self.source);
-        let mut doing = tokio::task::spawn_blocking(move || {
+        let mut doing = operations.run(move || {
             let _slot = slot;
             source.operate(operation)
         });
