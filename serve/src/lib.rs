@@ -11,10 +11,11 @@
 //! | `guest` | one guest: domain, device, thread; what happens between two connections |
 //! | [`seccomp`] | what each kind of thread may ask of the kernel |
 //! | `session` | one connection: messages and rings on one thread, spinning and sleeping |
+//! | `peek` | whether there is room for the descriptors of the next message |
 //! | `backend` | what a front end may ask for: the vhost-user messages |
 //! | `ring` | one virtqueue with its kick and call descriptors |
 //! | `memory` | the memory of a guest: which files are taken, mappings, pages that nobody has touched |
-//! | `sigbus` | surviving a guest that takes that memory away; with `memory`, `guest` and `signals`, all `unsafe` code |
+//! | `sigbus` | surviving a guest that takes that memory away; with `memory`, `guest`, `session` and `signals`, all `unsafe` code |
 //! | [`signals`] | signals that do not end the process |
 //! | `link` | how other threads reach the thread of a guest |
 //! | [`mod@listen`] | the sockets |
@@ -32,6 +33,7 @@ mod keys;
 mod link;
 pub mod listen;
 mod memory;
+mod peek;
 mod regular;
 mod ring;
 pub mod seccomp;

@@ -1,6 +1,7 @@
 //! One connection of a front end: its messages and its rings, on one thread.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use crate::backend::{Backend, FIRST_RING_TOKEN};
 use crate::journal::Journal;
 use crate::link::Link;
 use crate::memory::Account;
+use crate::peek::{Next, peek};
 use crate::sigbus::Broken;
 
 /// How long a ring is polled after its last request: about what it costs to sleep and to be woken. That is
@@ -30,6 +32,9 @@ const TURN: Duration = Duration::from_millis(1);
 
 /// How long a service that ends goes on with requests that are there.
 const FINISH: Duration = Duration::from_millis(200);
+
+/// Between two looks whether there is room for the descriptors of a message.
+const ROOM: Duration = Duration::from_millis(20);
 
 const CONTROL: u64 = 0;
 const WAKE: u64 = 1;
@@ -88,6 +93,8 @@ pub(crate) fn run(stream: UnixStream, guest: Guest<'_>) -> End {
         backend,
         handler,
         link,
+        journal: guest.journal,
+        waits: false,
     };
     let end = session.run(&events);
     if link.is_stopped() {
@@ -124,6 +131,9 @@ struct Session<'a> {
     backend: Arc<Mutex<Backend>>,
     handler: BackendReqHandler<Mutex<Backend>>,
     link: &'a Link,
+    journal: &'a Journal,
+    /// The next message waits for room for its descriptors. Its connection is not watched meanwhile.
+    waits: bool,
 }
 
 /// How serving the rings ended.
@@ -142,16 +152,25 @@ impl Session<'_> {
         loop {
             // Chains that came before notifications were on again are not kicked for.
             let poll = pause == Pause::Busy || lock(&self.backend).arm();
-            let now = Timespec::default();
-            let timeout = poll.then_some(&now);
+            let timeout = match poll {
+                true => Some(Duration::ZERO),
+                false => self.waits.then_some(ROOM),
+            };
+            let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
+            let timeout = timeout.as_ref();
             match epoll::wait(events, rustix::buffer::spare_capacity(&mut ready), timeout) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return error.into(),
             }
+            let mut asked = Ok(());
+            if self.waits {
+                asked = self.message();
+            }
             for event in ready.drain(..) {
-                if let Err(end) = self.event(event.data.u64()) {
-                    return end;
-                }
+                asked = asked.and_then(|()| self.event(event.data.u64(), event.flags));
+            }
+            if let Err(end) = asked {
+                return end;
             }
             pause = match self.serve() {
                 Ok(pause) => pause,
@@ -160,14 +179,62 @@ impl Session<'_> {
         }
     }
 
-    fn event(&mut self, token: u64) -> Result<(), End> {
+    /// Receives the next message and does what it says, or leaves it for later when there is no room for its descriptors.
+    fn message(&mut self) -> Result<(), End> {
+        match peek(self.stream()) {
+            Ok(Next::Message) => {}
+            Ok(Next::Nothing) => return Ok(()),
+            Ok(Next::NoRoom) => return self.wait_for_room(true),
+            Ok(Next::Torn) => return Err(End::Protocol(VhostError::PartialMessage)),
+            Err(Errno::CONNRESET) => return Err(End::Disconnected),
+            Err(error) => return Err(error.into()),
+        }
+        self.wait_for_room(false)?;
+        self.handler.handle_request().map_err(|error| match error {
+            VhostError::Disconnected | VhostError::SocketBroken(_) => End::Disconnected,
+            _ if self.link.is_stopped() => End::Stopped,
+            _ if !lock(&self.backend).may_map() => End::Stuck,
+            error => End::Protocol(error),
+        })
+    }
+
+    /// Stops to watch the connection, or begins again: what is there would else be told all the time.
+    fn wait_for_room(&mut self, waits: bool) -> Result<(), End> {
+        if waits == self.waits {
+            return Ok(());
+        }
+        if waits {
+            self.journal.warn(format_args!(
+                "A message waits: the process has no room for its descriptors (RLIMIT_NOFILE)"
+            ));
+        }
+        let flags = match waits {
+            true => epoll::EventFlags::empty(),
+            false => epoll::EventFlags::IN,
+        };
+        let events = Arc::clone(lock(&self.backend).events());
+        epoll::modify(
+            &events,
+            self.stream(),
+            epoll::EventData::new_u64(CONTROL),
+            flags,
+        )?;
+        self.waits = waits;
+        Ok(())
+    }
+
+    fn stream(&self) -> BorrowedFd<'_> {
+        // SAFETY: the handler has it open as long as it lives.
+        unsafe { BorrowedFd::borrow_raw(self.handler.as_raw_fd()) }
+    }
+
+    fn event(&mut self, token: u64, flags: epoll::EventFlags) -> Result<(), End> {
         match token {
-            CONTROL => self.handler.handle_request().map_err(|error| match error {
-                VhostError::Disconnected | VhostError::SocketBroken(_) => End::Disconnected,
-                _ if self.link.is_stopped() => End::Stopped,
-                _ if !lock(&self.backend).may_map() => End::Stuck,
-                error => End::Protocol(error),
-            })?,
+            // Nobody waits for the answer to a message that waits.
+            CONTROL if self.waits && flags.contains(epoll::EventFlags::HUP) => {
+                return Err(End::Disconnected);
+            }
+            CONTROL => self.message()?,
             WAKE => {
                 self.link.clear();
                 lock(&self.backend).deliver_events();

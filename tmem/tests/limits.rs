@@ -4,12 +4,13 @@
 mod guest;
 mod service;
 
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
-use guest::{TestGuest, page};
+use guest::{TestGuest, page, raw};
 use rustix::process::{Pid, Resource, Rlimit, prlimit, setrlimit};
 use service::{GUESTS, Serve, eventually};
 use tmem_control::operate::NewGuest;
@@ -144,6 +145,102 @@ fn a_guest_that_returns_while_the_host_is_out_of_descriptors_finds_its_pages_lat
     assert_eq!(pages(), (1, false));
 }
 
+/// Descriptors that the service has open.
+fn descriptors(serve: &Serve) -> usize {
+    let open = std::fs::read_dir(format!("/proc/{}/fd", serve.child.id()));
+    open.expect("is ours").count()
+}
+
+/// The lowest numbers that the service has no descriptor for.
+fn free(serve: &Serve) -> impl Iterator<Item = u64> + '_ {
+    let process = serve.child.id();
+    let is_free = move |number: &u64| {
+        let path = format!("/proc/{process}/fd/{number}");
+        std::fs::symlink_metadata(path).is_err()
+    };
+    (0..).filter(is_free)
+}
+
+#[test]
+fn a_message_for_whose_descriptors_there_is_no_room_waits_and_costs_its_guest_nothing() {
+    let serve = Serve::configured("64M", GUESTS, |_| {});
+    let mut guest = TestGuest::boot(&serve.path("a"));
+    let mut other = TestGuest::boot(&serve.path("b"));
+    let (pool, others) = (guest.create_pool(), other.create_pool());
+    assert_eq!(guest.store(pool, 0, &page(0)), Status::Ok);
+    assert_eq!(other.store(others, 0, &page(0)), Status::Ok);
+    let call = guest.rings[1].call.as_raw_fd();
+    let memory = guest.file.as_raw_fd();
+    let half = guest::MEMORY / 2;
+    let user = guest.user_address();
+    let table = raw::table(&[[0, half, user, 0], [half, half, user + half, half]]);
+    let messages = [
+        (raw::SET_VRING_CALL, raw::words(&[1]), vec![call]),
+        (raw::SET_MEM_TABLE, table, vec![memory, memory]),
+    ];
+    // Room for none, and for one of those that a message has and the answer needs.
+    let mut said = 0;
+    for (code, body, files) in &messages {
+        for room in 0..3 {
+            let limit = match room {
+                0 => 3,
+                room => free(&serve).nth(room - 1).expect("there is one") + 1,
+            };
+            let before = change(&serve, Resource::Nofile, Some(limit));
+            let stream = raw::of(&guest.frontend);
+            let patience = Some(Duration::from_secs(60));
+            stream.stream.set_read_timeout(patience).expect("is set");
+            std::thread::scope(|scope| {
+                let asked = scope.spawn(|| stream.ask(*code, body, files));
+                said += 1;
+                let waits = || serve.log().matches("Guest a: A message waits").count() >= said;
+                let in_time = within(waits);
+                if in_time {
+                    // Its rings, and everybody else, go on meanwhile.
+                    for index in 0..32 {
+                        assert_eq!(guest.store(pool, index, &page(index.into())), Status::Ok);
+                        assert_eq!(other.store(others, index, &page(7)), Status::Ok);
+                    }
+                    assert!(!asked.is_finished());
+                }
+                change(&serve, Resource::Nofile, before);
+                assert_eq!(asked.join().expect("asks"), Some(0), "{code} at {limit}");
+                assert!(in_time, "{}", serve.log());
+            });
+            keeps(&mut guest, pool, 1);
+        }
+    }
+    keeps(&mut guest, pool, 32);
+    // Who goes away meanwhile is not waited for.
+    let open = descriptors(&serve);
+    let before = change(&serve, Resource::Nofile, Some(3));
+    raw::of(&guest.frontend).send(raw::SET_VRING_CALL, &raw::words(&[1]), &[call]);
+    let waits = || serve.log().matches("Guest a: A message waits").count() > said;
+    assert!(within(waits), "{}", serve.log());
+    drop(guest);
+    eventually("its descriptors are closed", || {
+        descriptors(&serve) < open - 3
+    });
+    change(&serve, Resource::Nofile, before);
+    assert_eq!(other.load(others, 0), Ok(page(7)));
+    assert!(!serve.log().contains("Bad message"), "{}", serve.log());
+    let mut guest = TestGuest::boot(&serve.path("a"));
+    let pool = guest.create_pool();
+    assert_eq!(guest.store(pool, 0, &page(0)), Status::Ok);
+}
+
+/// As [`eventually`], for what must not panic.
+fn within(mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        if std::time::Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
 /// Time that the process used, in 100ths of a second.
 fn processor_time(serve: &Serve) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", serve.child.id()));
@@ -196,4 +293,58 @@ fn a_guest_for_which_there_is_no_thread_is_refused_and_the_others_go_on() {
     assert_eq!(guest.store(pool, 1, &page(1)), Status::Ok);
     client.remove_guest("c").expect("is there");
     add("k").expect("there is room again");
+}
+
+#[test]
+fn a_service_for_which_there_are_too_few_threads_says_so_and_ends_or_starts() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("NOT TESTED: only root can start a service as a user without processes");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let user = 65_100 + std::process::id() % 400;
+    chown(dir.path(), Some(user), Some(user)).expect("is root");
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    for threads in 1..64 {
+        let log = std::fs::File::create(dir.path().join("log")).expect("makes");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tmem"));
+        command
+            .args(["serve", "--memory=16M"])
+            .arg(format!("--control={}", at("control")))
+            .arg(format!("--statistics={}", at("stats")))
+            .arg(format!("--guest=name=a,socket={}", at("a")))
+            .stderr(log)
+            .uid(user)
+            .gid(user);
+        under(&mut command, Resource::Nproc, threads);
+        let mut child = command.spawn().expect("starts");
+        let client = Client::new(at("control"));
+        let mut end = None;
+        eventually("it serves or ends", || {
+            end = child.try_wait().expect("is ours");
+            end.is_some() || client.stats().is_ok()
+        });
+        let said = std::fs::read_to_string(dir.path().join("log")).expect("is there");
+        let Some(end) = end else {
+            // All that it has to do later, it can.
+            let changed = client.add_guest(&NewGuest::default());
+            assert!(matches!(changed, Err(ClientError::Refused { .. })));
+            child.kill().expect("is running");
+            child.wait().expect("ends");
+            assert!(threads > 3, "{threads} are enough");
+            return;
+        };
+        assert_eq!(end.code(), Some(1), "with {threads} threads: {said}");
+        assert!(
+            !said.contains("panicked") && !said.contains("Bug"),
+            "{said}"
+        );
+        let last = said.lines().last().unwrap_or_default();
+        assert!(last.starts_with("tmem: "), "{said}");
+        assert!(last.contains("Resource temporarily unavailable"), "{said}");
+        for name in ["a", "control", "stats"] {
+            assert!(!dir.path().join(name).exists(), "{name} is left behind");
+        }
+    }
+    panic!("it never starts");
 }

@@ -61,9 +61,13 @@ pub(super) struct Faults(OwnedFd);
 
 impl Faults {
     /// `None` where the kernel or a filter around this process does not have it, which is said once.
-    pub(super) fn open() -> Option<Self> {
+    ///
+    /// # Errors
+    /// There is no descriptor for it: nothing is mapped then that is not counted.
+    pub(super) fn open() -> io::Result<Option<Self>> {
         match Self::try_open() {
-            Ok(faults) => Some(faults),
+            Ok(faults) => Ok(Some(faults)),
+            Err(error) if is_short(&error) => Err(error),
             Err(error) => {
                 static ONCE: Once = Once::new();
                 ONCE.call_once(|| {
@@ -71,7 +75,7 @@ impl Faults {
                         "The kernel does not say which pages of guest memory are touched first (userfaultfd: {error}): they are charged to this process and not counted"
                     );
                 });
-                None
+                Ok(None)
             }
         }
     }
@@ -121,6 +125,12 @@ impl Faults {
         }
         Ok(())
     }
+}
+
+/// Whether there is no more of what makes a descriptor, for now.
+fn is_short(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
 impl AsFd for Faults {

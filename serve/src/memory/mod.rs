@@ -279,7 +279,7 @@ impl Region {
         let mut watched = false;
         if backing.grows {
             if faults.is_none() {
-                *faults = Faults::open();
+                *faults = Faults::open().map_err(map)?;
             }
             if let Some(faults) = faults {
                 faults.watch(&mapping.range()).map_err(map)?;
