@@ -8,6 +8,7 @@
 //! | `boot` | kernel, initrd, command line, MP table, ACPI tables, page tables |
 //! | `cpu` | CPUID and first registers of a vCPU |
 //! | `vcpu` | vCPU threads and their exits |
+//! | `vcpu_fault` | what KVM says of a vCPU that cannot go on |
 //! | `bus` | I/O ports and MMIO windows |
 //! | `serial`, `console` | 16550, and where its output goes and its input comes from |
 //! | `power` | power button, power-off, reset register, pvpanic |
@@ -28,6 +29,7 @@ mod serial;
 mod signals;
 mod stop;
 mod vcpu;
+mod vcpu_fault;
 pub mod virtio;
 pub mod vm;
 

@@ -14,6 +14,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::{Bus, Effect};
 use crate::stop::Wake;
+use crate::vcpu_fault::{InternalError, at, memory_fault};
 
 const RFLAGS_IF: u64 = 1 << 9;
 
@@ -42,10 +43,12 @@ pub enum ExitReason {
 #[non_exhaustive]
 pub enum VcpuError {
     /// `KVM_RUN` failed.
-    #[error("vCPU {id} cannot run")]
+    #[error("vCPU {id} cannot run{}", at(*rip))]
     Run {
         /// Which.
         id: u8,
+        /// Address of the instruction at which it is, if it is known.
+        rip: Option<u64>,
         /// Cause.
         #[source]
         source: kvm_ioctls::Error,
@@ -320,7 +323,11 @@ impl Runner {
                     }
                     // A vCPU that waits for its start-up interrupt returns so when it was woken.
                     libc::EAGAIN => None,
-                    _ => Some(Err(VcpuError::Run { id, source: error })),
+                    _ => Some(Err(VcpuError::Run {
+                        id,
+                        rip: self.rip(),
+                        source: error,
+                    })),
                 };
             }
         };
@@ -349,10 +356,32 @@ impl Runner {
                     "the processor refuses to enter the guest, reason {reason:#x} on CPU {cpu}"
                 ));
             }
-            VcpuExit::InternalError => return stopped("internal error of KVM".into()),
+            VcpuExit::InternalError => {
+                let error = self.internal_error();
+                return stopped(error.describe(self.rip()));
+            }
+            VcpuExit::MemoryFault { flags, gpa, size } => {
+                return stopped(memory_fault(flags, gpa, size, self.rip()));
+            }
             other => return stopped(format!("unexpected exit {other:?}")),
         }
         None
+    }
+
+    /// Address of the next instruction.
+    fn rip(&self) -> Option<u64> {
+        self.fd.get_regs().ok().map(|regs| regs.rip)
+    }
+
+    /// What KVM says of the last exit, an internal error.
+    fn internal_error(&mut self) -> InternalError {
+        // SAFETY: the exit reason says that this is what KVM filled in; numbers, of which each value is one.
+        let internal = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal };
+        InternalError {
+            suberror: internal.suberror,
+            ndata: internal.ndata,
+            data: internal.data,
+        }
     }
 
     fn look_if_halted(&mut self) {
