@@ -72,6 +72,9 @@ pub(crate) struct Args {
     /// but 8M to 512M
     #[arg(long, value_name = "SIZE")]
     host_reserve: Option<String>,
+    /// Keep the guest's pages in memory: the host may not swap them out
+    #[arg(long, conflicts_with = "tmem_socket")]
+    mlock: bool,
     /// The guest's pages go to a running `tmem serve`: the socket that it made for this guest.
     #[arg(long, value_name = "SOCKET", conflicts_with = "tmem")]
     tmem_socket: Option<PathBuf>,
@@ -86,6 +89,15 @@ pub(crate) struct Args {
     /// Unix socket to make for statistics. One that a killed tmem left behind is replaced.
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+    /// Unix socket to make that shows all figures and changes nothing
+    #[arg(long, value_name = "SOCKET")]
+    statistics: Option<PathBuf>,
+    /// Its permission bits; 0600 when left out, or 0660 with a group
+    #[arg(long, value_name = "OCTAL", requires = "statistics")]
+    statistics_mode: Option<String>,
+    /// Its group, by name or number
+    #[arg(long, value_name = "GROUP", requires = "statistics")]
+    statistics_group: Option<String>,
     /// Serial console of the guest: standard input and output, nothing, or output to a file. The file and what was
     /// moved from it to FILE.1 have at most SIZE bytes (16M if not given, at least 8K), the newest ones.
     #[arg(

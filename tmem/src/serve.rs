@@ -33,7 +33,7 @@ mod watchdog;
 /// Exit code for arguments that cannot be meant.
 const USAGE: u8 = 2;
 /// Connections to the statistics socket that wait while all slots of its server are taken.
-const BACKLOG: i32 = 64;
+pub(crate) const BACKLOG: i32 = 64;
 
 /// The command line of `tmem serve`.
 #[derive(Debug, clap::Args)]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tmem_serve::Access;
 use tmem_vmm::{ConsoleConfig, MAX_CPUS, MAX_DEVICES, MAX_MEMORY, MIN_CONSOLE_LIMIT, MIN_MEMORY};
 
 use super::Args;
@@ -34,11 +35,17 @@ pub(crate) struct Config {
     pub(crate) tmem: u64,
     /// Bytes of host memory to leave alone; `None` is a part of what there is.
     pub(crate) host_reserve: Option<u64>,
+    /// Whether pages stay in the memory of the host, which may else swap them out.
+    pub(crate) mlock: bool,
     /// Socket of a service that has the store; then `tmem` is 0.
     pub(crate) tmem_socket: Option<PathBuf>,
     /// Complete, but for the entries of the devices.
     pub(crate) cmdline: String,
     pub(crate) control: Option<PathBuf>,
+    /// Path of a second control socket that only shows figures.
+    pub(crate) statistics: Option<PathBuf>,
+    /// Who can connect to it.
+    pub(crate) statistics_access: Access,
     pub(crate) console: ConsoleConfig,
     /// For the guest to power itself off after a signal.
     pub(crate) grace: Duration,
@@ -63,6 +70,12 @@ pub(crate) enum ConfigError {
     Console(String),
     #[error("--grace: {0:?} is not a number of seconds")]
     Grace(String),
+    #[error("--mlock: there are no pages to keep in memory without --tmem")]
+    NothingToLock,
+    #[error("--{option}: {why}")]
+    Access { option: &'static str, why: String },
+    #[error("--statistics: {} is the control socket already", .0.display())]
+    SameSocket(PathBuf),
     #[error("--disk: a guest has at most {MAX_DEVICES} devices, these are {0}")]
     TooManyDevices(usize),
 }
@@ -90,6 +103,29 @@ impl TryFrom<Args> for Config {
             .parse()
             .ok()
             .filter(|cpus| (1..=MAX_CPUS).contains(cpus));
+        if args.mlock && tmem == 0 {
+            return Err(ConfigError::NothingToLock);
+        }
+        if let Some(path) = args
+            .statistics
+            .as_ref()
+            .filter(|_| args.statistics == args.control)
+        {
+            return Err(ConfigError::SameSocket(path.clone()));
+        }
+        let access = |option, value: Option<String>, parse: fn(&str) -> Result<u32, _>| {
+            let parsed = value.as_deref().map(parse).transpose();
+            parsed.map_err(|error: tmem_serve::ConfigError| ConfigError::Access {
+                option,
+                why: error.to_string(),
+            })
+        };
+        let mode = access("statistics-mode", args.statistics_mode, Access::parse_mode)?;
+        let group = access(
+            "statistics-group",
+            args.statistics_group,
+            Access::parse_group,
+        )?;
         let cmdline = match args.cmdline.trim() {
             "" => CMDLINE.to_owned(),
             words => format!("{CMDLINE} {words}"),
@@ -105,9 +141,12 @@ impl TryFrom<Args> for Config {
                 .host_reserve
                 .map(|text| size("host-reserve", &text))
                 .transpose()?,
+            mlock: args.mlock,
             tmem_socket: args.tmem_socket,
             cmdline,
             control: args.control,
+            statistics: args.statistics,
+            statistics_access: Access::new(mode, group),
             console: console(&args.console)?,
             grace: grace(args.grace)?,
         })
@@ -220,9 +259,12 @@ mod tests {
                 memory: 256 << 20,
                 tmem: 0,
                 host_reserve: None,
+                mlock: false,
                 tmem_socket: None,
                 cmdline: CMDLINE.into(),
                 control: None,
+                statistics: None,
+                statistics_access: Access::default(),
                 console: ConsoleConfig::Stdio,
                 grace: Duration::from_secs(10),
             }
@@ -232,7 +274,7 @@ mod tests {
     #[test]
     fn every_option_reaches_the_config() {
         let words = "--cpus 2 --memory 96M --tmem 1G --disk path=/a,readonly --disk path=b --control s --host-reserve 2G --cmdline tmem=1 \
-                     --console file=/c,limit=1M --grace 0";
+                     --mlock --statistics t --statistics-mode 0640 --statistics-group 7 --console file=/c,limit=1M --grace 0";
         let config = parse(&words.split(' ').collect::<Vec<_>>()).unwrap();
         assert_eq!(
             (config.cpus, config.memory, config.tmem),
@@ -254,6 +296,12 @@ mod tests {
             }
         );
         assert_eq!(config.control, Some("s".into()));
+        assert!(config.mlock);
+        let access = Access::new(Some(0o640), Some(7));
+        assert_eq!(
+            (config.statistics, config.statistics_access),
+            (Some("t".into()), access)
+        );
         let console = ConsoleConfig::File {
             path: "/c".into(),
             limit: 1 << 20,
@@ -359,6 +407,11 @@ mod tests {
             let error = error(&["--console", console]);
             assert!(error.starts_with("--console: "), "{console}: {error}");
         }
+        assert!(error(&["--mlock"]).starts_with("--mlock: "));
+        let figures = |option: &str| error(&["--statistics", "t", option]);
+        assert!(figures("--statistics-mode=rw").starts_with("--statistics-mode: "));
+        assert!(figures("--statistics-group=no-such-group").starts_with("--statistics-group: "));
+        assert!(figures("--control=t").starts_with("--statistics: t is"));
         for grace in ["", "-1", "1.5", "10s", "99999999999"] {
             let error = error(&[&format!("--grace={grace}")]);
             assert!(error.starts_with("--grace: "), "{error}");

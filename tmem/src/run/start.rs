@@ -2,12 +2,15 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use rustix::fs::Mode;
 use tmem_control::stats::Service;
-use tmem_control::{Done, Live, Operation, Refused, Server, Source, Stats};
+use tmem_control::{Done, Live, Operation, Refused, Role, Server, Source, Stats};
 use tmem_device::{TmemConfig, TmemDevice};
+use tmem_serve::listen::{ListenError, SocketFile, listen_for};
 use tmem_store::{DomainConfig, Store, StoreConfig};
 use tmem_vmm::virtio::VirtioDevice;
 use tmem_vmm::virtio::block::{Block, Disk};
@@ -29,6 +32,7 @@ const SWAP_FACTOR: u64 = 2;
 pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
     // Before there is anything to leave behind.
     let signals = Signals::new()?;
+    let figures_socket = figures_socket(config)?;
     // Dropped after the store that asks it.
     let mut memory = None;
     let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
@@ -57,6 +61,10 @@ pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
         let disk = Disk::open(&disk.path, disk.read_only)?;
         devices.push(Arc::new(Block::new(disk, &format!("tmem-disk{index}"))?));
     }
+    let (listener, figures_file) = figures_socket.unzip();
+    let monitor = listener
+        .map(|listener| Server::start_as(Role::Monitor, listener, Arc::clone(&source), || {}))
+        .transpose()?;
     let server = config
         .control
         .as_ref()
@@ -75,9 +83,22 @@ pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
         devices,
     )?;
     let reason = vm.run(&signals)?;
-    // It removes the socket. What is left is memory, which the kernel takes back faster than it can be walked.
+    // They remove the sockets. What is left is memory, which the kernel takes back faster than it can be walked.
     drop(server);
+    drop(monitor);
+    drop(figures_file);
     super::end(reason)
+}
+
+/// The socket for figures, with the mode that was asked for whatever the umask: while there is one thread only.
+fn figures_socket(config: &Config) -> Result<Option<(UnixListener, SocketFile)>, ListenError> {
+    let Some(path) = &config.statistics else {
+        return Ok(None);
+    };
+    let umask = rustix::process::umask(Mode::empty());
+    let socket = listen_for(path, config.statistics_access, crate::serve::BACKLOG);
+    rustix::process::umask(umask);
+    socket.map(Some)
 }
 
 /// The store with its one domain, and the device in front of it: a request queue for each vCPU.
@@ -91,6 +112,7 @@ fn store(config: &Config, memory: &HostMemory) -> Result<Store, tmem_store::Conf
     Store::new(StoreConfig {
         budget: config.tmem,
         gate: Some(memory.gate()),
+        locked: config.mlock,
         ..StoreConfig::default()
     })
 }
@@ -261,5 +283,40 @@ mod tests {
             .load(pool, ObjectId([0; 3]), 1, &mut back)
             .expect("is there");
         assert_eq!(back, page);
+    }
+
+    #[test]
+    fn the_socket_for_figures_has_its_mode_and_shows_all_and_changes_nothing() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("figures");
+        let config = Config {
+            statistics: Some(path.clone()),
+            statistics_access: tmem_serve::Access::new(Some(0o664), None),
+            ..Config::default()
+        };
+        let umask = rustix::process::umask(Mode::from_raw_mode(0o077));
+        let (listener, file) = figures_socket(&config).expect("listens").expect("a socket");
+        let after = rustix::process::umask(umask);
+        assert_eq!(
+            after,
+            Mode::from_raw_mode(0o077),
+            "files are made as before"
+        );
+        let mode = path.symlink_metadata().expect("is there").mode();
+        assert_eq!(mode & 0o7777, 0o664);
+        let source: Arc<dyn Source> = Arc::new(NoStore);
+        let server = Server::start_as(Role::Monitor, listener, source, || {}).expect("starts");
+        let client = tmem_control::Client::new(&path);
+        assert_eq!(
+            client.stats().expect("answers").version,
+            env!("CARGO_PKG_VERSION")
+        );
+        let refused = client.remove_guest("vm1").expect_err("changes something");
+        assert!(refused.to_string().contains("403"), "{refused}");
+        drop((server, file));
+        assert!(!path.exists());
+        let none = figures_socket(&Config::default()).expect("nothing to do");
+        assert!(none.is_none());
     }
 }
