@@ -182,6 +182,13 @@ fn every_expression_of_the_dashboard_finds_its_metrics() {
         }
     }
     assert!(expressions.len() > 20, "{}", expressions.len());
+    let all: String = expressions.iter().map(|(_, text)| *text).collect();
+    let mut shown = known.keys();
+    let missing = shown.find(|name| {
+        let of_host = name.starts_with("tmem_host_") || name.starts_with("tmem_process_");
+        of_host && !all.contains(&format!("{name}{{"))
+    });
+    assert_eq!(missing, None, "no panel shows it");
     for (title, expression) in expressions {
         let metrics = used(expression);
         assert!(!metrics.is_empty(), "{title}: {expression}");
