@@ -4,7 +4,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use tmem_protocol::{Entry, Op, RequestHeader, Response, Status};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 pub(crate) const PAGE: u64 = 4096;
 /// Entries of the ring.
@@ -67,12 +67,16 @@ impl<'a> Lane<'a> {
     /// behind it. Returns whether the device wants a kick.
     pub(crate) fn submit(&mut self, op: Op, indices: std::ops::Range<u32>, frame: u64) -> bool {
         self.count = indices.len();
+        let object = match op {
+            Op::CreatePool => [0; 3],
+            _ => [1, 2, 3],
+        };
         let keys = self.base + LEN as usize;
         let header = RequestHeader {
             op: (op as u16).into(),
             count: (self.count as u16).into(),
             pool: self.pool.into(),
-            object: [1, 2, 3].map(u64::into),
+            object: object.map(u64::into),
         };
         let slice = |bytes: &[u8], at| self.memory.write_slice(bytes, at).expect("inside");
         slice(header.as_bytes(), keys);
@@ -148,5 +152,15 @@ impl<'a> Lane<'a> {
         assert_eq!(answer[0], ok, "request refused");
         let statuses = &answer[size_of::<Response>()..];
         assert!(statuses.iter().all(|status| *status == ok), "{statuses:?}");
+    }
+
+    /// As [`Self::take`], of the request that creates the pool of all that follow.
+    pub(crate) fn take_pool(&mut self) {
+        self.take();
+        let mut response = Response::new_zeroed();
+        self.memory
+            .read_slice(response.as_mut_bytes(), self.base + ANSWER)
+            .expect("inside");
+        self.pool = response.pool.get();
     }
 }

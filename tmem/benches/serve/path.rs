@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tmem_device::{TmemConfig, TmemDevice};
 use tmem_protocol::Op;
-use tmem_store::{Domain, DomainConfig, ObjectId, Page, PoolId, PoolSpec, Store, StoreConfig};
+use tmem_store::{Domain, DomainConfig, ObjectId, Page, PoolSpec, Store, StoreConfig};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -40,7 +40,7 @@ struct Inline {
 }
 
 impl Inline {
-    fn new() -> (Self, PoolId) {
+    fn new() -> Self {
         let store = Store::new(StoreConfig {
             budget: 2 << 30,
             ..StoreConfig::default()
@@ -49,20 +49,18 @@ impl Inline {
         let domain = store
             .add_domain("inline", DomainConfig::default())
             .expect("domain");
-        let pool = domain.create_pool(PoolSpec::Persistent).expect("pool");
         let mut queue = Queue::new(SIZE).expect("a valid size");
         queue.set_desc_table_address(Some(INLINE as u32), None);
         queue.set_avail_ring_address(Some(INLINE as u32 + 0x1000), None);
         queue.set_used_ring_address(Some(INLINE as u32 + 0x2000), None);
         queue.set_event_idx(true);
         queue.set_ready(true);
-        let inline = Self {
+        Self {
             device: TmemDevice::new(domain.clone(), TmemConfig::default()),
             domain,
             queue,
             _store: store,
-        };
-        (inline, pool)
+        }
     }
 
     fn ring(&mut self, memory: &GuestMemoryMmap) {
@@ -203,7 +201,7 @@ pub(crate) fn median(values: &mut [f64]) -> f64 {
 
 pub(crate) fn measure(pages: &[Page], scale: &Scale, report: &mut Report) {
     let served = Served::start(&["a".to_owned()]);
-    let (inline, inline_pool) = Inline::new();
+    let mut inline = Inline::new();
     let mut guest = TestGuest::connect_with(&served.socket("a"), MEMORY);
     guest.start_rings(0);
     let pool = guest.create_pool();
@@ -215,9 +213,13 @@ pub(crate) fn measure(pages: &[Page], scale: &Scale, report: &mut Report) {
     let zeros = vec![0u8; LEN as usize];
     let ring = guest.memory.write_slice(&zeros, GuestAddress(INLINE));
     ring.expect("inside");
+    let mut lane = Lane::new(&guest.memory, INLINE, 0, 0);
+    lane.submit(Op::CreatePool, 0..0, 0);
+    inline.ring(&guest.memory);
+    lane.take_pool();
     let mut bench = Bench {
         remote: Lane::new(&guest.memory, REMOTE, pool, 1),
-        lane: Lane::new(&guest.memory, INLINE, inline_pool.0, 0),
+        lane,
         inline,
         guest: &guest,
     };
