@@ -4,6 +4,7 @@
 //! for a process, a server or a disk can hold up every other thread that changes the address space.
 
 use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -65,11 +66,20 @@ fn size(file: &File) -> Result<Option<u64>, Refusal> {
     Ok(is_file.then(|| u64::try_from(stat.st_size).unwrap_or(0)))
 }
 
-/// Bytes of a page of this machine. Also for signal handlers, and no system call.
+/// Bytes of a page of this machine. Also for signal handlers, and no system call. Each access to a guest's memory asks
+/// some times, so the C library is asked once.
 pub(crate) fn page_size() -> u64 {
-    // SAFETY: asks the C library for a number that it has.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(size).unwrap_or(4096)
+    static SIZE: AtomicU64 = AtomicU64::new(0);
+    match SIZE.load(Relaxed) {
+        0 => {
+            // SAFETY: asks the C library for a number that it has.
+            let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+            let size = u64::try_from(size).unwrap_or(4096);
+            SIZE.store(size, Relaxed);
+            size
+        }
+        size => size,
+    }
 }
 
 #[cfg(test)]
