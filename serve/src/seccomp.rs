@@ -170,7 +170,7 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_statx, M | C, Any, "is a socket file still ours"),
     (libc::SYS_newfstatat, M | C, Any, "as above"),
     (libc::SYS_pread64, M | C | H | S | W, Any, "figures of the host's memory; number of mappings"),
-    (libc::SYS_setpriority, C | S, Is(0, libc::PRIO_PROCESS), "the control thread steps behind guests"),
+    (libc::SYS_setpriority, C | S | U, Is(0, libc::PRIO_PROCESS), "the control thread and the cold tier step behind guests"),
 ];
 
 /// Calls that newer architectures do not have.

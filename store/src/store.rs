@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
@@ -163,6 +164,14 @@ impl Store {
         let coming = self.inner.sweep_cold(|_| true);
         self.inner.wakes.ring();
         coming
+    }
+
+    /// Prepares for the end of the process, for at most about `patience`: the last thread to go has the kernel take the
+    /// memory back, and is not to be one of the lowest priority.
+    pub fn prepare_exit(&self, patience: Duration) {
+        if let Some(upkeep) = self.inner.upkeep.get() {
+            upkeep.end_lowest(patience);
+        }
     }
 
     /// Adds a domain.
@@ -427,6 +436,11 @@ impl StoreInner {
     /// Whether a cold tier has nothing to do, as far as is known.
     pub(crate) fn cold_sleeps(&self) -> bool {
         self.cold_sleeps.load(Ordering::Relaxed)
+    }
+
+    /// Whether a domain has a cold tier.
+    pub(crate) fn has_cold(&self) -> bool {
+        self.everybody().0.iter().any(|domain| domain.is_cold())
     }
 
     /// One sweep of the cold tier. Calls `pause` with the number of pages that were tried since the last call; `false`

@@ -20,6 +20,7 @@ const REST: Duration = Duration::from_millis(50);
 const NAP: Duration = Duration::from_micros(300);
 /// Passes without a request after which the thread sleeps until it is asked.
 const IDLE_PASSES: u32 = 4;
+const COLD: &str = "tmem-cold";
 /// Priority of the cold tier: the lowest.
 const COLD_NICE: i32 = 19;
 /// Pages that the cold tier tries before it rests, and how long: at most 12,800 pages a second, which take the codec
@@ -134,6 +135,8 @@ pub(crate) struct Wakes {
     /// Pools, shards and domains with pages that were cut loose and are yet to be freed.
     pub(crate) dying: AtomicUsize,
     graveyard: InnerMutex<Graveyard>,
+    /// The thread of the cold tier has the lowest priority.
+    cold_is_lowest: AtomicBool,
 }
 
 impl Wakes {
@@ -190,7 +193,7 @@ impl Upkeep {
             threads: Vec::new(),
         };
         upkeep.spawn(config, "tmem-upkeep", store, run)?;
-        upkeep.spawn(config, "tmem-cold", store, move |store, wakes| {
+        upkeep.spawn(config, COLD, store, move |store, wakes| {
             cool(store, wakes, sweep);
         })?;
         // On one processor nobody could get frames while somebody else stores.
@@ -208,15 +211,10 @@ impl Upkeep {
         run: impl FnOnce(&Weak<StoreInner>, &Wakes) + Send + 'static,
     ) -> std::io::Result<()> {
         let first = config.background_start;
-        let lowest = name == "tmem-cold";
         let (store, wakes) = (Weak::clone(store), Arc::clone(&self.wakes));
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                // Before it is confined. On Linux this is the calling thread only.
-                if lowest {
-                    let _ = rustix::process::setpriority_process(None, COLD_NICE);
-                }
                 if let Some(first) = first {
                     first();
                 }
@@ -224,6 +222,24 @@ impl Upkeep {
             })?;
         self.threads.push(thread);
         Ok(())
+    }
+}
+
+impl Upkeep {
+    /// Ends the thread of the cold tier if it has the lowest priority, and waits for that, no longer than `patience`.
+    pub(crate) fn end_lowest(&self, patience: Duration) {
+        if !self.wakes.cold_is_lowest.load(Ordering::Relaxed) {
+            return;
+        }
+        self.wakes.cold.stop();
+        let cold = |thread: &&JoinHandle<()>| thread.thread().name() == Some(COLD);
+        let Some(thread) = self.threads.iter().find(cold) else {
+            return;
+        };
+        let end = Instant::now() + patience;
+        while !thread.is_finished() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -291,6 +307,7 @@ fn compact(store: &Weak<StoreInner>) -> bool {
 fn cool(store: &Weak<StoreInner>, wakes: &Wakes, sweep: Duration) {
     let wake = &wakes.cold;
     let mut next: Option<Instant> = None;
+    let mut lowest = false;
     loop {
         wakes.ring();
         wake.listen();
@@ -310,6 +327,14 @@ fn cool(store: &Weak<StoreInner>, wakes: &Wakes, sweep: Duration) {
         let Some(store) = store.upgrade() else {
             return;
         };
+        // Not before there is something to do: the kernel may have the last thread of a process give its memory back, and
+        // on a busy host one of the lowest priority takes many seconds for that.
+        if !lowest && store.has_cold() {
+            lowest = true;
+            wakes.cold_is_lowest.store(true, Ordering::Relaxed);
+            // On Linux this is the calling thread only.
+            let _ = rustix::process::setpriority_process(None, COLD_NICE);
+        }
         let mut tried = 0;
         let pause = |pages| {
             tried += pages;

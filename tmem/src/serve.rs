@@ -35,6 +35,9 @@ const USAGE: u8 = 2;
 /// Connections to the statistics socket that wait while all slots of its server are taken.
 pub(crate) const BACKLOG: i32 = 64;
 
+/// How long an end waits for a thread of the lowest priority, which is not to take the memory down.
+const EXIT_PATIENCE: Duration = Duration::from_millis(500);
+
 /// The command line of `tmem serve`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -242,6 +245,7 @@ fn serve(
     operator.stop();
     // The sockets are gone, and each line of the log was written as it came. What is left is memory, which the kernel
     // takes back faster than it can be walked.
+    operator.service().store().prepare_exit(EXIT_PATIENCE);
     std::process::exit(0)
 }
 

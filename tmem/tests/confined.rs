@@ -106,6 +106,22 @@ impl Serve {
             .collect()
     }
 
+    /// The nice value of a thread.
+    fn nice(&self, thread: &str) -> Option<i32> {
+        let (number, _) = self
+            .threads()
+            .into_iter()
+            .find(|(_, name)| name == thread)?;
+        let stat = format!("/proc/{}/task/{number}/stat", self.child.id());
+        let stat = std::fs::read_to_string(stat).ok()?;
+        stat.rsplit_once(')')?
+            .1
+            .split_whitespace()
+            .nth(16)?
+            .parse()
+            .ok()
+    }
+
     fn status(&self, name: &str) -> String {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
         let status = status.expect("is running");
@@ -285,6 +301,24 @@ fn everything_works_confined_and_as_a_user_that_owns_nothing() {
 /// Whether the store has the thread that needs another processor.
 fn has_ahead() -> bool {
     std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1)
+}
+
+/// The last thread of a process takes its memory down: on a busy host one of the lowest priority needs many seconds.
+#[test]
+fn no_thread_has_the_lowest_priority_unless_a_guest_wants_dense_pages() {
+    for (more, lowest) in [("", false), (",compression=dense", true)] {
+        let mut serve = Serve::start(&names(&["vm1"], more));
+        let mut guest = TestGuest::boot(&serve.path("vm1"));
+        let pool = guest.create_pool();
+        guest.submit(1, Op::Store, pool, [1; 3], &[0], &[7; 4096]);
+        guest.kick(1);
+        assert_eq!(guest.answer(1, 1, 0).statuses, [0]);
+        let nice = if lowest { Some(19) } else { serve.nice("tmem") };
+        eventually("its priority", || serve.nice("tmem-cold") == nice);
+        kill_process(serve.pid(), Signal::TERM).expect("is running");
+        let status = serve.child.wait().expect("ends");
+        assert!(status.success(), "{status}\n{}", serve.log());
+    }
 }
 
 #[test]

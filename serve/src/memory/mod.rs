@@ -319,10 +319,12 @@ impl Region {
             return true;
         };
         let last = offset.saturating_add(len.saturating_sub(1));
-        let units = offset / unit()..=last / unit();
+        // Each access comes here: sizes are powers of two, and divisions would be felt.
+        let (page, unit) = (page_size().trailing_zeros(), unit().trailing_zeros());
+        let units = offset >> unit..=last >> unit;
         let new = units.clone().filter(|unit| !has_bit(tables, *unit));
         let new = u64::try_from(new.count()).unwrap_or(u64::MAX);
-        let pages = (last / page_size()).saturating_sub(offset / page_size());
+        let pages = (last >> page).saturating_sub(offset >> page);
         let pages = pages.saturating_add(1);
         let wanted = pages.saturating_add(new);
         let is_there = || {
