@@ -41,9 +41,9 @@ fn idle_server_never_wakes_up_and_its_thread_goes_with_it() {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let before = switches();
-        assert_eq!(before.len(), 1);
         thread::sleep(Duration::from_secs(1));
-        if switches() == before {
+        // A thread that it made has its name until it runs.
+        if before.len() == 1 && switches() == before {
             break;
         }
         assert!(
