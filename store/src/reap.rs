@@ -22,14 +22,15 @@ const INLINE_STEPS: usize = 24;
 impl StoreInner {
     /// One bounded step. `true` when there was something to free.
     pub(crate) fn reap(&self) -> bool {
+        let mut freed = self.wakes.clear_graveyard();
         if !self.has_dying() {
-            return false;
+            return freed;
         }
         let leaving = self.leaving.lock().first().cloned();
-        let mut freed = leaving.is_some_and(|domain| {
+        if let Some(domain) = leaving {
             self.free_leaving(&domain);
-            true
-        });
+            freed = true;
+        }
         let (domains, groups) = self.everybody();
         for domain in domains {
             freed |= domain.free_some(STEP);

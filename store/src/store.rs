@@ -126,8 +126,7 @@ impl Store {
     /// One bounded step of what the background thread does, for a store that has none: it frees what was destroyed,
     /// invalidated or removed, and compacts. `true` when there is more to do.
     pub fn maintain(&self) -> bool {
-        let mut freed = self.inner.wakes.clear_graveyard();
-        freed |= self.inner.reap();
+        let freed = self.inner.reap();
         let more = self.inner.compact_step(room::Pace::Fast);
         self.inner.wakes.ring();
         more || freed
@@ -478,6 +477,22 @@ mod tests {
     use super::*;
     use crate::config::PoolSpec;
     use crate::page::ObjectId;
+
+    #[test]
+    fn each_step_drops_what_was_buried() {
+        let store = Store::new(StoreConfig {
+            background: false,
+            ..StoreConfig::default()
+        })
+        .expect("store");
+        let spent = Arc::new(());
+        store.inner.wakes.bury(Arc::clone(&spent));
+        assert_eq!(Arc::strong_count(&spent), 2);
+        // The background looks only now and then, and takes such steps as long as guests keep it busy.
+        assert!(store.inner.reap());
+        assert_eq!(Arc::strong_count(&spent), 1);
+        assert!(!store.inner.reap());
+    }
 
     #[test]
     fn a_page_that_comes_behind_the_back_of_a_sweep_plans_the_next_one() {

@@ -284,8 +284,7 @@ fn compact(store: &Weak<StoreInner>) -> bool {
     let Some(store) = store.upgrade() else {
         return false;
     };
-    let mut more = store.wakes.clear_graveyard();
-    more |= store.look();
+    let mut more = store.look();
     let mut looked = Instant::now();
     while Arc::strong_count(&store) > 1 {
         let freed = store.reap();
