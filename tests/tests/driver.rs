@@ -65,14 +65,15 @@ fn a_guest_whose_host_stands_still_for_longer_than_its_patience_keeps_every_byte
 #[test]
 fn a_guest_waits_for_a_service_that_hangs_and_its_log_says_so() -> Result<()> {
     let service = Service::start("256M", &[("vm1", ",swap=128M")])?;
-    // More tasks than a queue has requests: some of them wait for their turn. And work enough that they are not done
-    // before the service hangs, however fast the machine is.
+    // More tasks than a queue has requests: some of them wait for their turn. There is memory to spare, so no task waits
+    // for memory instead, and work enough that none is done before the service hangs, however fast the machine is.
+    let rounds = ",pageout,random".repeat(20);
     let commands = format!(
-        "swap_on tmemswap0; work size=96M procs=20 phases=fill,random,random,random,random; splats; counters end; \
+        "swap_on tmemswap0; work size=20M procs=20 phases=fill{rounds}; splats; counters end; \
          dmesg | grep 'no answer from the host'; {END}"
     );
     let setup = Setup {
-        memory: "48M",
+        memory: "64M",
         commands: &commands,
         ..Setup::default()
     };

@@ -435,16 +435,25 @@ fn an_operator_changes_a_working_guest_and_it_keeps_every_byte() -> Result<()> {
 fn a_guest_that_is_added_works_and_one_that_is_removed_suffers_alone() -> Result<()> {
     let service = Service::start("256M", &[("vm1", ",swap=128M")])?;
     service.add("vm2", ",swap=128M,weight=3")?;
-    let commands = format!("swap_on tmemswap0; work size=48M phases=fill,random; splats; {END}");
+    // It pauses in the middle of its work, so that it is at work when the other is removed, whoever starts faster.
+    let commands = format!(
+        "swap_on tmemswap0; hog size=48M phases=fill,wait,random,random & at_wait; pause half; \
+         go; wait $!; echo guest work $?; splats; {END}"
+    );
     let setup = Setup {
         commands: &commands,
         ..Setup::default()
     };
     let mut first = start(&service, "vm1", &setup)?;
     let mut second = start(&service, "vm2", &roomy(&doomed()))?;
-    eventually_with(&mut [&mut first, &mut second], "both swap", || {
-        Ok(service.figures("vm1")?.device("pages_stored") > 100
-            && service.figures("vm2")?.device("pages_loaded") > 100)
+    first.wait_for("guest pause half")?;
+    second.eventually("it loads pages", || {
+        Ok(service.figures("vm2")?.device("pages_loaded") > 100)
+    })?;
+    let from = service.figures("vm1")?.device("pages_loaded");
+    first.go_on()?;
+    first.eventually("it goes on", || {
+        Ok(service.figures("vm1")?.device("pages_loaded") > from)
     })?;
     service.operate(&["guest", "remove", "vm2"])?;
     ensure!(service.figures("vm2").is_err(), "it is still there");
