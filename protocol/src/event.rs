@@ -3,7 +3,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::Unknown;
+use crate::unknown::Unknown;
 
 /// One event, written to one writable buffer of the event queue.
 #[derive(

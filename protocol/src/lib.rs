@@ -27,11 +27,13 @@ pub mod event;
 pub mod feature;
 pub mod request;
 pub mod response;
+mod unknown;
 
 pub use config::Config;
 pub use event::{Event, EventType, Pressure};
-pub use request::{Entry, Op, RequestHeader};
+pub use request::{Entry, GROUP_LEN, Op, RequestHeader};
 pub use response::{Response, Status};
+pub use unknown::Unknown;
 
 /// Virtio device id. Not assigned by the virtio specification, which ends below it.
 pub const DEVICE_ID: u32 = 60;
@@ -50,21 +52,3 @@ pub const MAX_BATCH: u16 = 64;
 
 /// Most descriptors in one chain, those of an indirect table included.
 pub const MAX_DESCRIPTORS: usize = 1024;
-
-/// Bytes of the name of a share group.
-pub const GROUP_LEN: usize = 24;
-
-/// A number of the wire that names nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unknown(
-    /// The number.
-    pub u32,
-);
-
-impl core::fmt::Display for Unknown {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "Unknown value {}", self.0)
-    }
-}
-
-impl core::error::Error for Unknown {}

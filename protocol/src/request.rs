@@ -3,7 +3,10 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::{GROUP_LEN, Unknown};
+use crate::unknown::Unknown;
+
+/// Bytes of the name of a share group.
+pub const GROUP_LEN: usize = 24;
 
 /// Flag of [`Op::CreatePool`]: the pool is ephemeral.
 pub const POOL_EPHEMERAL: u32 = 1 << 0;

@@ -3,7 +3,7 @@
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::Unknown;
+use crate::unknown::Unknown;
 
 /// The first bytes of the writable part of every chain. The status of each entry follows.
 #[derive(

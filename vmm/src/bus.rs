@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::layout;
-use crate::power::PowerPorts;
+use crate::power::{Effect, PowerPorts};
 use crate::serial::SerialPort;
 use crate::virtio::mmio::MmioTransport;
 
@@ -16,20 +16,6 @@ const I8042_RESET: u8 = 0xfe;
 const RESET_NOW: u8 = 1 << 2;
 const SERIAL_LAST: u16 = layout::SERIAL_PORT + 7;
 const PM1_LAST: u16 = layout::PM1_CONTROL + 1;
-
-/// What an access asks of the machine beyond data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Effect {
-    None,
-    /// The guest pulled the reset line.
-    Reset,
-    /// The guest powered itself off.
-    PowerOff,
-    /// The guest panicked; it may still write to its console and pull the reset line.
-    Panicked,
-    /// The guest panicked, and a kernel that it keeps for that takes over.
-    CrashKernel,
-}
 
 /// All devices a vCPU can reach by an exit.
 #[derive(Debug)]

@@ -6,7 +6,6 @@ use std::io;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bus::Effect;
 use crate::layout;
 
 /// What the guest writes as the type of sleep to power off.
@@ -26,6 +25,20 @@ const SLEEP_ENABLE: u16 = 1 << 13;
 const PANICKED: u8 = 1;
 /// pvpanic: it panicked, and a kernel of its own takes over to save what there is to save.
 const CRASH_LOADED: u8 = 2;
+
+/// What an access asks of the machine beyond data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effect {
+    None,
+    /// The guest pulled the reset line.
+    Reset,
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest panicked; it may still write to its console and pull the reset line.
+    Panicked,
+    /// The guest panicked, and a kernel that it keeps for that takes over.
+    CrashKernel,
+}
 
 /// The registers and the line of their interrupt.
 #[derive(Debug)]

@@ -12,7 +12,8 @@ use kvm_bindings::{
 use kvm_ioctls::{KvmRunWrapper, VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::bus::{Bus, Effect};
+use crate::bus::Bus;
+use crate::power::Effect;
 use crate::stop::Wake;
 use crate::vcpu_fault::{InternalError, at, memory_fault};
 

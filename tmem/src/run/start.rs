@@ -15,7 +15,7 @@ use tmem_store::{DomainConfig, Store, StoreConfig};
 use tmem_vmm::virtio::VirtioDevice;
 use tmem_vmm::virtio::block::{Block, Disk};
 use tmem_vmm::virtio::tmem::Tmem;
-use tmem_vmm::virtio::vhost_user::{Patience, VhostUser};
+use tmem_vmm::virtio::vhost_user::{Timeouts, VhostUser};
 use tmem_vmm::{Signals, Vm, VmConfig};
 
 use super::Config;
@@ -50,7 +50,7 @@ pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
         source = Arc::new(inline);
     }
     if let Some(socket) = &config.tmem_socket {
-        let device = Arc::new(VhostUser::connect(socket, Patience::default())?);
+        let device = Arc::new(VhostUser::connect(socket, Timeouts::default())?);
         devices.push(Arc::clone(&device) as Arc<dyn VirtioDevice>);
         source = Arc::new(AtService {
             device,
@@ -200,7 +200,7 @@ struct AtService {
 
 impl Source for AtService {
     fn stats(&self) -> Stats {
-        let figures = self.device.figures();
+        let figures = self.device.stats();
         Stats {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),

@@ -11,8 +11,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use super::ConsoleConfig;
 use super::backlog::{Backlog, mark};
+use super::config::ConsoleConfig;
 use super::file::LimitedFile;
 use crate::stop::StopFlag;
 

@@ -15,10 +15,19 @@ use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::disk::Disk;
 use super::metrics::{BlockMetrics, add};
-use super::request::{self, ID, Limits, Operation, Refusal, Request, Span};
-use super::{DEVICE_ID, Disk, MAX_RANGE_SECTORS, MAX_RANGES, QUEUE, QUEUE_SIZE, SECTOR, SEG_MAX};
+use super::request::{
+    self, ID, Limits, MAX_RANGE_SECTORS, MAX_RANGES, Operation, Refusal, Request, SECTOR, SEG_MAX,
+    Span,
+};
 use crate::virtio::{Queues, VirtioDevice};
+
+/// Virtio device id of a block device.
+pub const DEVICE_ID: u32 = 2;
+/// The only queue.
+const QUEUE: u16 = 0;
+const QUEUE_SIZE: u16 = 256;
 
 /// A disk of the guest. Dropping it stops and joins its worker.
 pub struct Block {

@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, fallocate};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
-use super::SECTOR;
-use super::request::{Range, Span};
+use super::request::{Range, SECTOR, Span};
 
 /// A disk that cannot be used. Each text names the file.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,14 @@ use virtio_bindings::virtio_blk::{
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
-use super::{MAX_RANGE_SECTORS, MAX_RANGES, SECTOR};
+/// Bytes of a sector, the unit of every address on the wire.
+pub const SECTOR: u64 = 512;
+/// Data segments of a request: a chain has a header and a status besides.
+pub(super) const SEG_MAX: u32 = 126;
+/// Ranges in one discard or write-zeroes request.
+pub(super) const MAX_RANGES: u32 = 32;
+/// Sectors in one such range (64 MiB).
+pub(super) const MAX_RANGE_SECTORS: u32 = 1 << 17;
 
 /// Bytes of the header: type, reserved, sector.
 const HEADER: u64 = 16;

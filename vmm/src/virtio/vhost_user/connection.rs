@@ -22,12 +22,12 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::FromBytes;
 
-use super::MAX_REQUEST_QUEUES;
-
+/// Most request queues that are taken from a service: one for each processor is all a driver uses.
+const MAX_REQUEST_QUEUES: u16 = 64;
 /// Bytes of the configuration space.
 pub(super) const CONFIG_BYTES: usize = size_of::<Config>();
-/// What a service may say between our goodbye and its own.
-const LAST_WORDS: usize = 64 << 10;
+/// Bytes that a service may still send after we closed our side.
+const MAX_DRAINED: usize = 64 << 10;
 
 /// Why an exchange failed.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ pub(super) struct Ring {
 
 /// The eventfds of a device; they are the same for every connection.
 #[derive(Debug)]
-pub(super) struct Doors {
+pub(super) struct Eventfds {
     /// By queue; set once the number of queues is known. Never read here, and written by KVM only: the service, which
     /// has them too, could make either wait.
     pub(super) kicks: OnceLock<Vec<EventFd>>,
@@ -167,7 +167,7 @@ impl Connection {
         features: u64,
         mem: &GuestMemoryMmap,
         rings: &[Ring],
-        doors: &Doors,
+        eventfds: &Eventfds,
     ) -> Result<(), Fault> {
         if features & !self.features != 0 {
             return Err(Fault::Unsuitable(format!(
@@ -196,7 +196,7 @@ impl Connection {
             self.has_memory = true;
         }
         for ring in rings {
-            self.start_ring(mem, ring, doors)?;
+            self.start_ring(mem, ring, eventfds)?;
         }
         for ring in rings {
             self.frontend
@@ -210,7 +210,7 @@ impl Connection {
         &mut self,
         mem: &GuestMemoryMmap,
         ring: &Ring,
-        doors: &Doors,
+        eventfds: &Eventfds,
     ) -> Result<(), Fault> {
         let frontend = &self.frontend;
         let index = usize::from(ring.index);
@@ -219,7 +219,7 @@ impl Connection {
                 .map(|pointer| pointer as u64)
                 .map_err(|_| Fault::Unsuitable("a ring lies outside of memory".to_owned()))
         };
-        let Some(kick) = doors.kicks.get().and_then(|kicks| kicks.get(index)) else {
+        let Some(kick) = eventfds.kicks.get().and_then(|kicks| kicks.get(index)) else {
             return Err(Fault::Unsuitable(format!("there is no queue {index}")));
         };
         let addresses = VringConfigData {
@@ -242,10 +242,10 @@ impl Connection {
             .set_vring_base(index, 0)
             .map_err(failed("SET_VRING_BASE"))?;
         frontend
-            .set_vring_call(index, &doors.call)
+            .set_vring_call(index, &eventfds.call)
             .map_err(failed("SET_VRING_CALL"))?;
         frontend
-            .set_vring_err(index, &doors.error)
+            .set_vring_err(index, &eventfds.error)
             .map_err(failed("SET_VRING_ERR"))?;
         frontend
             .set_vring_kick(index, kick)
@@ -284,11 +284,11 @@ impl Connection {
         Ok(())
     }
 
-    /// Says goodbye and waits until the service has closed its side too: then it is done with the guest's memory.
+    /// Closes our sending side and waits until the service has closed its own: only then has it let go of the guest's memory.
     pub(super) fn close(self) {
         let _ = self.socket.shutdown(Shutdown::Write);
         let _ = io::copy(
-            &mut (&self.socket).take(u64::try_from(LAST_WORDS).unwrap_or(u64::MAX)),
+            &mut (&self.socket).take(u64::try_from(MAX_DRAINED).unwrap_or(u64::MAX)),
             &mut io::sink(),
         );
     }

@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::*;
 
@@ -106,8 +106,8 @@ impl Mock {
     }
 }
 
-pub(super) fn patient() -> Patience {
-    Patience {
+pub(super) fn patient() -> Timeouts {
+    Timeouts {
         connect: DEADLINE,
         start: DEADLINE,
         stop: DEADLINE,

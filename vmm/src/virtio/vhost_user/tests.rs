@@ -4,6 +4,7 @@
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::mock::*;
 use super::*;
@@ -42,7 +43,7 @@ fn handshake_with_a_good_service_gives_its_features_queues_and_configuration() {
         let mut behind = [7; 4];
         device.read_config(u64::MAX, &mut behind);
         assert_eq!(behind, [7; 4]);
-        assert!(device.figures().connected);
+        assert!(device.stats().connected);
     }
 }
 
@@ -142,12 +143,12 @@ fn a_service_that_says_nothing_is_given_up_after_a_time() {
         GET_CONFIG,
     ] {
         let mock = Mock::new(move |_, at| if at == code { Act::Stall } else { Act::Well });
-        let patience = Patience {
+        let timeouts = Timeouts {
             connect: Duration::from_millis(300),
             ..patient()
         };
         // Returns, though the thread that asked still waits: it is cut off.
-        let error = VhostUser::connect(&mock.path, patience).unwrap_err();
+        let error = VhostUser::connect(&mock.path, timeouts).unwrap_err();
         assert!(matches!(error, ServiceError::Silent { .. }), "{error:?}");
         assert!(text(&error).contains("another guest"), "{}", text(&error));
     }
@@ -157,11 +158,11 @@ fn a_service_that_says_nothing_is_given_up_after_a_time() {
 fn a_socket_that_is_not_there_is_waited_for_and_the_error_says_what_to_start() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("vm1");
-    let patience = Patience {
+    let timeouts = Timeouts {
         connect: Duration::from_millis(100),
         ..patient()
     };
-    let error = VhostUser::connect(&path, patience).unwrap_err();
+    let error = VhostUser::connect(&path, timeouts).unwrap_err();
     assert!(matches!(error, ServiceError::Connect { .. }), "{error:?}");
     assert!(
         text(&error).contains("tmem serve --guest"),
@@ -191,8 +192,8 @@ const ALL: u32 = 15;
 const NEEDS_RESET: u32 = 64;
 
 impl Rig {
-    fn new(mock: &Mock, patience: Patience) -> Self {
-        let device = Arc::new(VhostUser::connect(&mock.path, patience).unwrap());
+    fn new(mock: &Mock, timeouts: Timeouts) -> Self {
+        let device = Arc::new(VhostUser::connect(&mock.path, timeouts).unwrap());
         let mem = layout::guest_ram(16 << 20, true).unwrap();
         let interrupt = Arc::new(Interrupt::new().unwrap());
         let stop = StopFlag::new().unwrap();
@@ -245,8 +246,8 @@ impl Rig {
         assert_eq!(self.read(STATUS) & ALL, ALL);
     }
 
-    fn running(mock: &Mock, patience: Patience) -> Self {
-        let rig = Self::new(mock, patience);
+    fn running(mock: &Mock, timeouts: Timeouts) -> Self {
+        let rig = Self::new(mock, timeouts);
         let before = mock.count(GET_FEATURES);
         rig.bring_up();
         // The last of the messages that start the rings.
@@ -286,7 +287,7 @@ fn a_driver_that_is_ready_has_both_rings_started_and_a_reset_stops_them() {
         rig.bring_up();
         eventually("not started again", || mock.count(SET_VRING_ENABLE) == 4);
         assert_eq!(mock.count(SET_MEM_TABLE), 1, "the memory is still the same");
-        assert_eq!(rig.device.figures().connections, 1);
+        assert_eq!(rig.device.stats().connections, 1);
     }
 }
 
@@ -315,15 +316,15 @@ fn a_service_that_fails_while_rings_start_is_a_device_that_needs_a_reset_and_can
                 rig.needs_reset()
             });
             eventually("no configuration interrupt", || rig.read(0x60) & 2 == 2);
-            assert_eq!(rig.device.figures().faults, 1, "one outage is one fault");
+            assert_eq!(rig.device.stats().faults, 1, "one outage is one fault");
             rig.write(STATUS, 0);
             assert_eq!(rig.read(STATUS), 0);
         }
         rig.bring_up();
         eventually("not started again", || mock.count(SET_VRING_ENABLE) >= 2);
-        eventually("no answer", || rig.device.figures().connections == 3);
+        eventually("no answer", || rig.device.stats().connections == 3);
         assert!(!rig.needs_reset());
-        assert_eq!(rig.device.figures().faults, 1);
+        assert_eq!(rig.device.stats().faults, 1);
     }
 }
 
@@ -351,7 +352,7 @@ fn a_running_service_that_closes_breaks_the_device() {
     mock.release.store(true, Ordering::SeqCst);
     eventually("its end is not noticed", || rig.needs_reset());
     eventually("no configuration interrupt", || rig.read(0x60) & 2 == 2);
-    let figures = rig.device.figures();
+    let figures = rig.device.stats();
     assert_eq!((figures.connected, figures.faults), (false, 1));
     rig.write(STATUS, 0);
     assert_eq!(rig.read(STATUS), 0);
@@ -366,9 +367,9 @@ fn a_service_that_closes_while_no_driver_uses_the_device_breaks_nothing() {
     let rig = Rig::running(&mock, patient());
     rig.write(STATUS, 0);
     assert_eq!(rig.read(STATUS), 0);
-    eventually("its end is not noticed", || !rig.device.figures().connected);
+    eventually("its end is not noticed", || !rig.device.stats().connected);
     assert!(!rig.needs_reset(), "no driver uses the device");
-    assert_eq!(rig.device.figures().faults, 0);
+    assert_eq!(rig.device.stats().faults, 0);
 }
 
 #[test]
@@ -377,7 +378,7 @@ fn calls_and_errors_of_the_service_are_interrupts_of_the_device() {
     let rig = Rig::running(&mock, patient());
     assert_eq!(rig.read(0x60), 0);
     // The descriptors the service was given are these.
-    let doors = rig.device.doors();
+    let doors = rig.device.eventfds();
     doors.call.write(1).unwrap();
     eventually("no interrupt", || rig.read(0x60) == 1);
     rig.write(0x64, 1);
@@ -387,7 +388,7 @@ fn calls_and_errors_of_the_service_are_interrupts_of_the_device() {
     eventually("a broken ring is not told", || rig.needs_reset());
     rig.write(STATUS, 0);
     assert_eq!(rig.read(STATUS), 0, "the connection is still good");
-    assert_eq!(rig.device.figures().connections, 1);
+    assert_eq!(rig.device.stats().connections, 1);
 }
 
 #[test]
@@ -396,12 +397,12 @@ fn rings_that_do_not_start_in_time_break_the_device_and_its_reset_waits_for_the_
         SET_VRING_ENABLE if connection == 0 => Act::Stall,
         _ => Act::Well,
     });
-    let patience = Patience {
+    let timeouts = Timeouts {
         start: Duration::from_millis(200),
         stop: Duration::from_millis(100),
         ..patient()
     };
-    let rig = Rig::new(&mock, patience);
+    let rig = Rig::new(&mock, timeouts);
     rig.bring_up();
     // Rings that nobody began to start need no message to stop.
     eventually("the message did not arrive", || {
@@ -419,9 +420,7 @@ fn rings_that_do_not_start_in_time_break_the_device_and_its_reset_waits_for_the_
     mock.release.store(true, Ordering::SeqCst);
     eventually("the reset is never confirmed", || rig.read(STATUS) == 0);
     rig.bring_up();
-    eventually("no new connection", || {
-        rig.device.figures().connections == 2
-    });
+    eventually("no new connection", || rig.device.stats().connections == 2);
 }
 
 #[test]
@@ -449,17 +448,17 @@ fn a_vcpu_that_waits_for_a_reset_keeps_no_other_from_the_registers() {
 fn a_device_is_dropped_at_any_time() {
     for code in [SET_FEATURES, SET_VRING_ENABLE, GET_VRING_BASE] {
         let mock = Mock::new(move |_, at| if at == code { Act::Stall } else { Act::Well });
-        let patience = Patience {
+        let timeouts = Timeouts {
             stop: Duration::from_millis(50),
             ..patient()
         };
         // Rings that are not started yet need no message to stop.
         let rig = if code == GET_VRING_BASE {
-            let rig = Rig::running(&mock, patience);
+            let rig = Rig::running(&mock, timeouts);
             rig.write(STATUS, 0);
             rig
         } else {
-            let rig = Rig::new(&mock, patience);
+            let rig = Rig::new(&mock, timeouts);
             rig.bring_up();
             rig
         };

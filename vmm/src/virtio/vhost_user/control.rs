@@ -1,33 +1,20 @@
-//! The two threads of the device. `tmem control` makes the exchanges with the service, one at a time, and may wait for
-//! ever in one. `tmem link` watches descriptors, passes interrupts on, and never waits for the service.
+//! The thread `tmem control`: it makes the exchanges with the service, one at a time, and may wait forever in one.
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{Timespec, epoll};
-use rustix::io::Errno;
-
-use super::ServiceError;
 use super::connection::{self, Connection, Fault, Ring};
-use super::device::{Command, Setup, Shared};
+use super::error::ServiceError;
+use super::shared::{Command, Setup, Shared};
 
 /// Between the first two tries to connect; then twice as long each time, up to [`LONGEST_RETRY`].
 const RETRY: Duration = Duration::from_millis(50);
 /// A service that is restarted is found at the latest after this.
 const LONGEST_RETRY: Duration = Duration::from_millis(800);
 
-/// What an event of the link thread is about.
-pub(super) mod token {
-    pub(super) const WAKE: u64 = 0;
-    pub(super) const CALL: u64 = 1;
-    pub(super) const ERROR: u64 = 2;
-    /// Plus the generation of the connection.
-    pub(in super::super) const CONNECTION: u64 = 16;
-}
-
 /// The thread `tmem control`.
-pub(super) struct Control {
+pub(super) struct ControlThread {
     shared: Arc<Shared>,
     connection: Option<Connection>,
     generation: u64,
@@ -35,7 +22,7 @@ pub(super) struct Control {
     rings: Vec<Ring>,
 }
 
-impl Control {
+impl ControlThread {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
@@ -131,7 +118,7 @@ impl Control {
             // It was lost while no driver needed it.
             self.connection = None;
         }
-        let until = Instant::now() + self.shared.patience.start;
+        let until = Instant::now() + self.shared.timeouts.start;
         if self.connection.is_none()
             && let Err(error) = self.connect(until)
         {
@@ -141,8 +128,8 @@ impl Control {
             return;
         };
         self.rings.clone_from(&setup.rings);
-        let doors = &self.shared.doors;
-        match connection.start(setup.features, &setup.mem, &setup.rings, doors) {
+        let eventfds = &self.shared.eventfds;
+        match connection.start(setup.features, &setup.mem, &setup.rings, eventfds) {
             Ok(()) => {
                 let mut state = self.shared.state();
                 state.start_until = None;
@@ -198,71 +185,4 @@ impl std::fmt::Display for Chain<'_> {
         }
         Ok(())
     }
-}
-
-/// The thread `tmem link`. Descriptors that the service has too are watched edge-triggered and never read: it could
-/// make a read wait. Every write to an eventfd is an edge, read or not.
-pub(super) struct Link {
-    shared: Arc<Shared>,
-}
-
-impl Link {
-    pub(super) fn new(shared: Arc<Shared>) -> io::Result<Self> {
-        let once = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        let data = epoll::EventData::new_u64;
-        let events = &shared.events;
-        epoll::add(
-            events,
-            &shared.wake,
-            data(token::WAKE),
-            epoll::EventFlags::IN,
-        )?;
-        let (call, error) = (borrowed(&shared.doors.call), borrowed(&shared.doors.error));
-        epoll::add(events, call, data(token::CALL), once)?;
-        epoll::add(events, error, data(token::ERROR), once)?;
-        Ok(Self { shared })
-    }
-
-    pub(super) fn run(self) {
-        let shared = &*self.shared;
-        let mut ready = Vec::with_capacity(8);
-        loop {
-            let (closing, until) = {
-                let state = shared.state();
-                (state.closing, state.start_until)
-            };
-            if closing {
-                return;
-            }
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                shared.look_at_time();
-                continue;
-            }
-            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-            let room = rustix::buffer::spare_capacity(&mut ready);
-            match epoll::wait(&shared.events, room, timeout.as_ref()) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return shared.fail(format_args!("it cannot be watched: {error}")),
-            }
-            for event in ready.drain(..) {
-                self.event(event.data.u64());
-            }
-        }
-    }
-
-    fn event(&self, token: u64) {
-        let shared = &*self.shared;
-        match token {
-            token::WAKE => shared.wake.clear(),
-            token::CALL => shared.interrupt(),
-            token::ERROR => shared.fail(format_args!("a ring makes no sense")),
-            connection => shared.lost(connection.saturating_sub(token::CONNECTION)),
-        }
-    }
-}
-
-fn borrowed(eventfd: &vmm_sys_util::eventfd::EventFd) -> std::os::fd::BorrowedFd<'_> {
-    // SAFETY: the descriptor is open as long as the eventfd, which outlives the borrow.
-    unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(eventfd)) }
 }
