@@ -187,7 +187,7 @@ static int tmem_flush_batch(struct tmem_area *area, struct tmem_queue *q)
 	}
 	spin_unlock_irqrestore(&q->lock, flags);
 	if (slot->count && !err)
-		err = tmem_queue_wait(q, slot, kick, TMEM_KICKS_INVALIDATE);
+		err = tmem_wait(q, slot, kick, TMEM_KICKS_INVALIDATE);
 	tmem_slot_put(q, slot);
 	return err;
 }

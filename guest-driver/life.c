@@ -1,175 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Virtio transcendent memory driver: giving a device up, and coming back.
+ * Virtio transcendent memory driver: coming back.
  *
- * A device is given up when it says that it needs a reset, when its ring is
- * broken or its host is gone; not because an answer takes long. What the host
- * had is lost then. The driver goes on trying to have a device again, whose
+ * After a device was given up the driver goes on trying to have one again, whose
  * pools are empty.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/delay.h>
-#include <linux/jiffies.h>
 #include <linux/virtio_config.h>
 
 #include "tmem.h"
-
-/* How long until the first try to come back, and at most until the next */
-#define TMEM_REVIVE_MIN		HZ
-#define TMEM_REVIVE_MAX		(4 * HZ)
-
-/* Operations on pages that wait for a guest to wake up */
-static DECLARE_WAIT_QUEUE_HEAD(tmem_resumed);
-
-/**
- * tmem_reset_quietly() - reset the device, and wait until it is quiet
- * @dev: device
- *
- * Until the status reads zero the host may write to what is in the rings: pages
- * of this guest, and the rings themselves. No page is given back and no ring is
- * freed before. So this waits without a bound.
- */
-void tmem_reset_quietly(struct tmem_dev *dev)
-{
-	struct virtio_device *vdev = dev->vdev;
-	unsigned long start = jiffies, said = start;
-
-	virtio_reset_device(vdev);
-	while (vdev->config->get_status(vdev)) {
-		msleep(20);
-		if (time_before(jiffies, said + 10 * HZ))
-			continue;
-		said = jiffies;
-		dev_warn(&vdev->dev,
-			 "no end of a reset for %lu s, waiting, as the host may still write to this guest's memory: continue or end its tmem service\n",
-			 (said - start) / HZ);
-	}
-}
-
-static void tmem_close_rings(struct tmem_dev *dev)
-{
-	unsigned int i;
-
-	lockdep_assert_held(&dev->break_lock);
-
-	for (i = 0; i < dev->nr_queues; i++)
-		tmem_queue_close(&dev->queues[i]);
-	virtio_break_device(dev->vdev);
-	tmem_reset_quietly(dev);
-	dev->open = false;
-}
-
-/* Try again after a while, unless the driver is leaving. */
-static void tmem_revive_later(struct tmem_dev *dev)
-{
-	lockdep_assert_held(&dev->break_lock);
-
-	if (dev->leaving)
-		return;
-	dev->revive_delay = clamp_t(unsigned long, dev->revive_delay,
-				    TMEM_REVIVE_MIN, TMEM_REVIVE_MAX);
-	if (queue_delayed_work(system_unbound_wq, &dev->revive_work,
-			       dev->revive_delay))
-		dev->revive_delay *= 2;
-}
-
-static void tmem_die(struct tmem_dev *dev)
-{
-	lockdep_assert_held(&dev->break_lock);
-
-	WRITE_ONCE(dev->state, TMEM_DEAD);
-	wake_up_all(&tmem_resumed);
-	tmem_revive_later(dev);
-}
-
-/**
- * tmem_break() - give the device up
- * @dev: device
- * @why: for the log, or NULL
- *
- * What the host keeps is lost. Resets the device, so that the host cannot write
- * to a page which its owner takes back without an answer. May sleep; whoever
- * else calls returns after the reset.
- */
-void tmem_break(struct tmem_dev *dev, const char *why)
-{
-	mutex_lock(&dev->break_lock);
-	if (dev->open) {
-		if (why && dev->state != TMEM_DEAD) {
-			tmem_count(TMEM_BROKEN);
-			dev_err(&dev->vdev->dev,
-				"%s: giving it up with its pages, who needs one gets an I/O error; new pages go to the host when its tmem service is back\n",
-				why);
-		}
-		tmem_close_rings(dev);
-		tmem_die(dev);
-	}
-	mutex_unlock(&dev->break_lock);
-}
-
-/* Let operations on pages go on, if there is a device for them. */
-bool tmem_run(struct tmem_dev *dev)
-{
-	bool open;
-
-	mutex_lock(&dev->break_lock);
-	open = dev->open;
-	if (open) {
-		WRITE_ONCE(dev->state, TMEM_RUN);
-		dev->revive_delay = 0;
-		wake_up_all(&tmem_resumed);
-	}
-	mutex_unlock(&dev->break_lock);
-	return open;
-}
-
-/**
- * tmem_pause() - let operations on pages wait from now on
- * @dev: device
- *
- * Returns when those that had begun are done.
- *
- * Return: false when the device was given up.
- */
-bool tmem_pause(struct tmem_dev *dev)
-{
-	bool runs;
-
-	mutex_lock(&dev->break_lock);
-	runs = dev->state == TMEM_RUN;
-	if (runs)
-		WRITE_ONCE(dev->state, TMEM_PAUSED);
-	mutex_unlock(&dev->break_lock);
-	synchronize_srcu(&tmem_srcu);
-	return runs;
-}
-
-/* With @leaving the device is not revived. */
-void tmem_leave(struct tmem_dev *dev, bool leaving)
-{
-	mutex_lock(&dev->break_lock);
-	dev->leaving = leaving;
-	mutex_unlock(&dev->break_lock);
-}
-
-static bool tmem_is_paused(struct tmem_area *area)
-{
-	struct tmem_dev *dev;
-	bool paused;
-	int srcu;
-
-	srcu = srcu_read_lock(&tmem_srcu);
-	dev = srcu_dereference(area->dev, &tmem_srcu);
-	paused = dev && READ_ONCE(dev->state) == TMEM_PAUSED;
-	srcu_read_unlock(&tmem_srcu, srcu);
-	return paused;
-}
-
-void tmem_wait_while_paused(struct tmem_area *area)
-{
-	wait_event(tmem_resumed, !tmem_is_paused(area));
-}
 
 /**
  * tmem_shut() - have no device
@@ -179,24 +19,8 @@ void tmem_wait_while_paused(struct tmem_area *area)
  */
 void tmem_shut(struct tmem_dev *dev)
 {
-	mutex_lock(&dev->break_lock);
-	if (dev->open)
-		tmem_close_rings(dev);
-	else
-		tmem_reset_quietly(dev);
-	mutex_unlock(&dev->break_lock);
-	/* Who saw it fail has left now */
-	synchronize_srcu(&tmem_srcu);
+	tmem_quiesce(dev);
 	tmem_close(dev);
-}
-
-/* There was a device and there is none: fail, and try to have one. */
-void tmem_lose(struct tmem_dev *dev)
-{
-	mutex_lock(&dev->break_lock);
-	if (!dev->open)
-		tmem_die(dev);
-	mutex_unlock(&dev->break_lock);
 }
 
 /* The device is reset: make it ours once more, with the features it had. */
@@ -260,10 +84,7 @@ void tmem_revive_work(struct work_struct *work)
 
 	mutex_lock(&dev->life_lock);
 	if (READ_ONCE(dev->state) == TMEM_DEAD && !READ_ONCE(dev->leaving) &&
-	    tmem_revive(dev)) {
-		mutex_lock(&dev->break_lock);
-		tmem_revive_later(dev);
-		mutex_unlock(&dev->break_lock);
-	}
+	    tmem_revive(dev))
+		tmem_retry(dev);
 	mutex_unlock(&dev->life_lock);
 }

@@ -9,6 +9,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/ktime.h>
+#include <linux/moduleparam.h>
 #include <linux/ratelimit.h>
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
@@ -35,6 +36,10 @@
 #define TMEM_CHECK_MS		100
 /* After that long without any answer, and again, the log says so */
 #define TMEM_STALL_MS		10000
+
+static unsigned int tmem_timeout_ms;
+module_param_named(timeout_ms, tmem_timeout_ms, uint, 0444);
+MODULE_PARM_DESC(timeout_ms, "Give a device up that answers nothing for that long, 0 for never (default: 0)");
 
 static void tmem_slot_free(struct tmem_slot *slot)
 {
@@ -180,7 +185,7 @@ static void tmem_queue_reap(struct tmem_queue *q)
 		slot->len = len;
 		q->reaped++;
 		if (slot->area)
-			tmem_complete(q, slot);
+			slot->complete(q, slot);
 		if (slot->async) {
 			tmem_slot_release(q, slot);
 			continue;
@@ -456,28 +461,23 @@ static int tmem_queue_sleep(struct tmem_queue *q, struct tmem_slot *slot)
  * @kick: whether virtqueue_kick_prepare() asked for the doorbell
  * @why: how to count the doorbell
  *
- * When this fails, the device was reset before it returns: the host does not
- * touch the buffers of the request any more.
+ * When this fails, the host may still touch the buffers of the request until
+ * the device is reset.
  *
- * Return: 0 when there is an answer, else -EIO.
+ * Return: 0 when there is an answer, -ETIMEDOUT when there was none for
+ * tmem_timeout_ms, -EIO when the device failed.
  */
 int tmem_queue_wait(struct tmem_queue *q, struct tmem_slot *slot, bool kick,
 		    enum tmem_queue_stat why)
 {
-	int err;
-
 	if (kick)
 		tmem_kick(q, why);
 	if (likely(tmem_queue_poll(q, slot, kick)))
 		return 0;
-	err = tmem_queue_sleep(q, slot);
-	if (!err)
-		return 0;
-	tmem_break(q->dev, err == -ETIMEDOUT ? "no answer" : "device failed");
-	return -EIO;
+	return tmem_queue_sleep(q, slot);
 }
 
-/* What the host said to entry @i; of an answer that makes no sense, INVALID. */
+/* What the host said to entry @i; of an inconsistent answer, INVALID. */
 u8 tmem_slot_status(struct tmem_slot *slot, unsigned int i)
 {
 	u8 status;
@@ -494,55 +494,4 @@ u8 tmem_slot_status(struct tmem_slot *slot, unsigned int i)
 bad:
 	tmem_count(TMEM_BAD_ANSWERS);
 	return VIRTIO_TMEM_S_INVALID;
-}
-
-/**
- * tmem_control() - a request without entries, on the first queue
- * @dev: device
- * @op: VIRTIO_TMEM_OP_
- * @pool: pool or flags
- * @object: three words, or NULL for zeroes
- * @new_pool: where to put the id of a new pool, or NULL
- *
- * Return: 0, -EIO when there is no answer, -EREMOTEIO when the host refused.
- */
-int tmem_control(struct tmem_dev *dev, u16 op, u32 pool, const u64 *object,
-		 u32 *new_pool)
-{
-	struct tmem_queue *q = &dev->queues[0];
-	struct tmem_slot *slot;
-	unsigned long flags;
-	unsigned int i;
-	bool kick;
-	u8 status;
-	int err;
-
-	slot = tmem_slot_get(q, TMEM_SLOT_BATCH);
-	if (!slot)
-		return -EIO;
-	slot->out->req.op = cpu_to_le16(op);
-	slot->out->req.pool = cpu_to_le32(pool);
-	for (i = 0; i < ARRAY_SIZE(slot->out->req.object); i++)
-		slot->out->req.object[i] = cpu_to_le64(object ? object[i] : 0);
-
-	spin_lock_irqsave(&q->lock, flags);
-	err = tmem_queue_add(q, slot, NULL);
-	kick = !err && virtqueue_kick_prepare(q->vq);
-	spin_unlock_irqrestore(&q->lock, flags);
-	if (!err)
-		err = tmem_queue_wait(q, slot, kick, TMEM_KICKS_CONTROL);
-	if (!err) {
-		status = tmem_slot_status(slot, 0);
-		if (status == VIRTIO_TMEM_S_OK) {
-			if (new_pool)
-				*new_pool = le32_to_cpu(slot->in->resp.pool);
-		} else {
-			dev_warn(&dev->vdev->dev,
-				 "host refused operation %u: status %u\n",
-				 op, status);
-			err = -EREMOTEIO;
-		}
-	}
-	tmem_slot_put(q, slot);
-	return err;
 }

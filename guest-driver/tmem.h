@@ -102,6 +102,8 @@ struct tmem_in {
 	u8 status[];
 };
 
+struct tmem_queue;
+
 /**
  * struct tmem_slot - one request
  * @list: in tmem_queue.free[kind] while nobody uses the slot
@@ -112,6 +114,8 @@ struct tmem_in {
  * @len: bytes the host says it wrote
  * @count: entries in the request
  * @area: area whose bitmaps the answer concerns, or NULL
+ * @complete: changes the bitmaps of @area as the answer says; under the lock of
+ *	the queue
  * @out: what the host reads
  * @in: what the host writes
  */
@@ -123,6 +127,7 @@ struct tmem_slot {
 	u32 len;
 	unsigned int count;
 	struct tmem_area *area;
+	void (*complete)(struct tmem_queue *q, struct tmem_slot *slot);
 	struct tmem_out *out;
 	struct tmem_in *in;
 };
@@ -281,15 +286,16 @@ struct tmem_area {
 	struct tmem_pending *queue;
 };
 
-/* core.c */
-extern struct srcu_struct tmem_srcu;
-extern unsigned int tmem_timeout_ms;
-int tmem_open(struct tmem_dev *dev);
-void tmem_close(struct tmem_dev *dev);
-int tmem_create_pools(struct tmem_dev *dev);
-void tmem_start_users(struct tmem_dev *dev);
-void tmem_read_config(struct virtio_device *vdev, u32 *page_size,
-		      u16 *nr_queues, u16 *max_batch);
+/*
+ * Files from the lowest to the highest: each calls those above it in this list.
+ */
+
+/* stats.c */
+void tmem_count_op(enum tmem_user user, enum tmem_op_stat stat,
+		   unsigned int n);
+void tmem_count(enum tmem_queue_stat stat);
+u64 tmem_op_count(enum tmem_user user, enum tmem_op_stat stat);
+u64 tmem_queue_count(enum tmem_queue_stat stat);
 
 /* queue.c */
 int tmem_queue_init(struct tmem_queue *q, struct tmem_dev *dev,
@@ -308,35 +314,26 @@ int tmem_queue_add(struct tmem_queue *q, struct tmem_slot *slot,
 int tmem_queue_wait(struct tmem_queue *q, struct tmem_slot *slot, bool kick,
 		    enum tmem_queue_stat why);
 u8 tmem_slot_status(struct tmem_slot *slot, unsigned int i);
-int tmem_control(struct tmem_dev *dev, u16 op, u32 pool, const u64 *object,
-		 u32 *new_pool);
 
-/* life.c */
-void tmem_reset_quietly(struct tmem_dev *dev);
+/* state.c */
+extern struct srcu_struct tmem_srcu;
 void tmem_break(struct tmem_dev *dev, const char *why);
+int tmem_wait(struct tmem_queue *q, struct tmem_slot *slot, bool kick,
+	      enum tmem_queue_stat why);
+void tmem_quiesce(struct tmem_dev *dev);
 bool tmem_run(struct tmem_dev *dev);
 bool tmem_pause(struct tmem_dev *dev);
 void tmem_leave(struct tmem_dev *dev, bool leaving);
-void tmem_wait_while_paused(struct tmem_area *area);
-void tmem_shut(struct tmem_dev *dev);
 void tmem_lose(struct tmem_dev *dev);
-void tmem_revive_work(struct work_struct *work);
+void tmem_retry(struct tmem_dev *dev);
+void tmem_wait_while_paused(struct tmem_area *area);
 
-/* sleep.c */
-#ifdef CONFIG_PM_SLEEP
-void tmem_sleep_attach(struct tmem_dev *dev);
-void tmem_sleep_detach(struct tmem_dev *dev);
-int tmem_freeze(struct virtio_device *vdev);
-int tmem_restore(struct virtio_device *vdev);
-#else
-static inline void tmem_sleep_attach(struct tmem_dev *dev)
-{
-}
-
-static inline void tmem_sleep_detach(struct tmem_dev *dev)
-{
-}
-#endif
+/* control.c */
+int tmem_control(struct tmem_dev *dev, u16 op, u32 pool, const u64 *object,
+		 u32 *new_pool);
+int tmem_create_pool(struct tmem_dev *dev, enum tmem_user user);
+void tmem_destroy_pool(struct tmem_dev *dev, enum tmem_user user);
+int tmem_create_pools(struct tmem_dev *dev);
 
 /* area.c */
 struct tmem_area *tmem_area_create(struct tmem_dev *dev, enum tmem_user user,
@@ -358,6 +355,11 @@ int tmem_area_may_lose(struct tmem_area *area);
 int tmem_areas_lose(struct tmem_dev *dev);
 unsigned long tmem_dev_pages(struct tmem_dev *dev);
 
+/* request.c */
+void tmem_fill_req(struct tmem_slot *slot, struct tmem_area *area,
+		   struct tmem_dev *dev, u16 op);
+void tmem_add_entry(struct tmem_slot *slot, unsigned long index);
+
 /* invalidate.c */
 void tmem_give_up(struct tmem_area *area, struct tmem_queue *q,
 		  unsigned long index);
@@ -367,10 +369,6 @@ bool tmem_flush_for_room(struct tmem_area *area, struct tmem_dev *dev);
 void tmem_flush_work(struct work_struct *work);
 
 /* page.c */
-void tmem_fill_req(struct tmem_slot *slot, struct tmem_area *area,
-		   struct tmem_dev *dev, u16 op);
-void tmem_add_entry(struct tmem_slot *slot, unsigned long index);
-void tmem_complete(struct tmem_queue *q, struct tmem_slot *slot);
 int tmem_transfer(struct tmem_area *area, struct tmem_dev *dev, u16 op,
 		  unsigned long index, struct page *page, bool saved,
 		  u8 *status);
@@ -396,13 +394,41 @@ static inline void tmem_frontswap_detach(struct tmem_dev *dev)
 int tmem_block_attach(struct tmem_dev *dev, u64 bytes);
 void tmem_block_detach(struct tmem_dev *dev);
 
-/* stats.c */
-void tmem_count_op(enum tmem_user user, enum tmem_op_stat stat,
-		   unsigned int n);
-void tmem_count(enum tmem_queue_stat stat);
-void tmem_stats_attach(struct tmem_dev *dev);
-void tmem_stats_detach(struct tmem_dev *dev);
-void tmem_stats_init(void);
-void tmem_stats_exit(void);
+/* users.c */
+void tmem_start_users(struct tmem_dev *dev);
+
+/* device.c */
+void tmem_event_work(struct work_struct *work);
+void tmem_config_work(struct work_struct *work);
+int tmem_open(struct tmem_dev *dev);
+void tmem_close(struct tmem_dev *dev);
+void tmem_read_config(struct virtio_device *vdev, u32 *page_size,
+		      u16 *nr_queues, u16 *max_batch);
+
+/* life.c */
+void tmem_shut(struct tmem_dev *dev);
+void tmem_revive_work(struct work_struct *work);
+
+/* sleep.c */
+#ifdef CONFIG_PM_SLEEP
+void tmem_sleep_attach(struct tmem_dev *dev);
+void tmem_sleep_detach(struct tmem_dev *dev);
+int tmem_freeze(struct virtio_device *vdev);
+int tmem_restore(struct virtio_device *vdev);
+#else
+static inline void tmem_sleep_attach(struct tmem_dev *dev)
+{
+}
+
+static inline void tmem_sleep_detach(struct tmem_dev *dev)
+{
+}
+#endif
+
+/* debugfs.c */
+void tmem_debugfs_attach(struct tmem_dev *dev);
+void tmem_debugfs_detach(struct tmem_dev *dev);
+void tmem_debugfs_init(void);
+void tmem_debugfs_exit(void);
 
 #endif /* _TMEM_H */

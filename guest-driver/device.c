@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Virtio transcendent memory driver: the virtqueues and what the host says on its
+ * own: events and changes of the configuration.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/slab.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_ring.h>
+
+#include "compat.h"
+#include "tmem.h"
+
+static void tmem_post_event(struct tmem_dev *dev,
+			    struct virtio_tmem_event *event)
+{
+	struct scatterlist sg;
+
+	sg_init_one(&sg, event, sizeof(*event));
+	if (virtqueue_add_inbuf(dev->event_vq, &sg, 1, event, GFP_KERNEL))
+		dev_warn_once(&dev->vdev->dev, "event queue failed\n");
+}
+
+/* After it a store that was refused is worth another try. */
+static bool tmem_event_makes_room(const struct virtio_tmem_event *event)
+{
+	return event->type == cpu_to_le16(VIRTIO_TMEM_EVENT_LIMITS) ||
+	       event->level != cpu_to_le32(VIRTIO_TMEM_PRESSURE_FULL);
+}
+
+void tmem_event_work(struct work_struct *work)
+{
+	struct tmem_dev *dev = container_of(work, struct tmem_dev, event_work);
+	struct virtio_tmem_event *event;
+	unsigned int len;
+
+	do {
+		virtqueue_disable_cb(dev->event_vq);
+		while ((event = virtqueue_get_buf(dev->event_vq, &len))) {
+			tmem_count(TMEM_EVENTS);
+			if (len >= sizeof(*event)) {
+				WRITE_ONCE(dev->host_pressure,
+					   le32_to_cpu(event->level));
+				WRITE_ONCE(dev->host_limit,
+					   le64_to_cpu(event->limit_bytes));
+				WRITE_ONCE(dev->host_used,
+					   le64_to_cpu(event->used_bytes));
+				if (tmem_event_makes_room(event))
+					WRITE_ONCE(dev->full, false);
+			}
+			tmem_post_event(dev, event);
+		}
+	} while (!virtqueue_enable_cb(dev->event_vq));
+	virtqueue_kick(dev->event_vq);
+}
+
+static void tmem_event_callback(struct virtqueue *vq)
+{
+	struct tmem_dev *dev = vq->vdev->priv;
+
+	queue_work(dev->wq, &dev->event_work);
+}
+
+void tmem_config_work(struct work_struct *work)
+{
+	struct tmem_dev *dev = container_of(work, struct tmem_dev, config_work);
+	struct virtio_device *vdev = dev->vdev;
+	u32 pressure;
+	u64 limit;
+
+	if (!READ_ONCE(dev->open))
+		return;
+	if (vdev->config->get_status(vdev) & VIRTIO_CONFIG_S_NEEDS_RESET) {
+		tmem_break(dev, "device needs a reset");
+		return;
+	}
+	virtio_cread_le(vdev, struct virtio_tmem_config, limit_bytes, &limit);
+	WRITE_ONCE(dev->host_limit, limit);
+	if (virtio_has_feature(vdev, VIRTIO_TMEM_F_EVENTS)) {
+		virtio_cread_le(vdev, struct virtio_tmem_config, pressure,
+				&pressure);
+		WRITE_ONCE(dev->host_pressure, pressure);
+	}
+}
+
+static int tmem_init_vqs(struct tmem_dev *dev)
+{
+	unsigned int i, nr = VIRTIO_TMEM_FIRST_REQUEST_QUEUE + dev->nr_queues;
+	struct virtqueue_info *info;
+	struct virtqueue **vqs;
+	int err = -ENOMEM;
+
+	vqs = kcalloc(nr, sizeof(*vqs), GFP_KERNEL);
+	info = kcalloc(nr, sizeof(*info), GFP_KERNEL);
+	if (!vqs || !info)
+		goto free;
+	info[VIRTIO_TMEM_EVENT_QUEUE].name = "event";
+	info[VIRTIO_TMEM_EVENT_QUEUE].callback = tmem_event_callback;
+	for (i = VIRTIO_TMEM_FIRST_REQUEST_QUEUE; i < nr; i++) {
+		info[i].name = "request";
+		info[i].callback = tmem_queue_callback;
+	}
+	err = tmem_find_vqs(dev->vdev, nr, vqs, info);
+	if (err)
+		goto free;
+
+	dev->event_vq = vqs[VIRTIO_TMEM_EVENT_QUEUE];
+	dev->has_vqs = true;
+	for (i = 0; i < dev->nr_queues && !err; i++)
+		err = tmem_queue_start(&dev->queues[i],
+				       vqs[VIRTIO_TMEM_FIRST_REQUEST_QUEUE + i]);
+	if (err) {
+		for (i = 0; i < dev->nr_queues; i++)
+			tmem_queue_close(&dev->queues[i]);
+		tmem_close(dev);
+	}
+free:
+	kfree(info);
+	kfree(vqs);
+	return err;
+}
+
+/* Before the device is ready: it puts nothing there meanwhile. */
+static void tmem_fill_events(struct tmem_dev *dev)
+{
+	unsigned int i, nr;
+
+	if (!virtio_has_feature(dev->vdev, VIRTIO_TMEM_F_EVENTS))
+		return;
+	nr = min_t(unsigned int, TMEM_NR_EVENTS,
+		   virtqueue_get_vring_size(dev->event_vq));
+	for (i = 0; i < nr; i++)
+		tmem_post_event(dev, &dev->events[i]);
+}
+
+/**
+ * tmem_open() - have queues at a device whose features are negotiated
+ * @dev: device without virtqueues
+ *
+ * May sleep and allocate.
+ *
+ * Return: 0 and the device takes requests, or an error.
+ */
+int tmem_open(struct tmem_dev *dev)
+{
+	int err = tmem_init_vqs(dev);
+
+	if (err)
+		return err;
+	tmem_fill_events(dev);
+	mutex_lock(&dev->break_lock);
+	dev->open = true;
+	mutex_unlock(&dev->break_lock);
+	virtio_device_ready(dev->vdev);
+	if (virtio_has_feature(dev->vdev, VIRTIO_TMEM_F_EVENTS))
+		virtqueue_kick(dev->event_vq);
+	tmem_config_work(&dev->config_work);
+	return 0;
+}
+
+/* Free the virtqueues: the device is quiet, and nobody has a request. */
+void tmem_close(struct tmem_dev *dev)
+{
+	if (!dev->has_vqs)
+		return;
+	/* A callback that has begun may still queue the work, and none begins */
+	virtio_break_device(dev->vdev);
+	virtio_synchronize_cbs(dev->vdev);
+	cancel_work_sync(&dev->event_work);
+	/* Who sends invalidates is between two requests */
+	mutex_lock(&dev->lock);
+	dev->vdev->config->del_vqs(dev->vdev);
+	dev->has_vqs = false;
+	mutex_unlock(&dev->lock);
+}
+
+/* What of the configuration the driver relies on */
+void tmem_read_config(struct virtio_device *vdev, u32 *page_size,
+		      u16 *nr_queues, u16 *max_batch)
+{
+	virtio_cread_le(vdev, struct virtio_tmem_config, page_size, page_size);
+	virtio_cread_le(vdev, struct virtio_tmem_config, num_request_queues,
+			nr_queues);
+	virtio_cread_le(vdev, struct virtio_tmem_config, max_batch, max_batch);
+}
