@@ -8,7 +8,7 @@ use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::BootError;
+use super::error::BootError;
 use crate::layout;
 
 /// `HdrS`: magic of the setup header.
