@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::guest::{Figures, Guest, Poll, Setup};
+use crate::figures::Figures;
+use crate::guest::{Guest, Poll, Setup};
 
 const GUEST_MIB: u64 = 96;
 const WORK_MIB: u64 = 256;

@@ -8,11 +8,13 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
-use crate::process::{Process, tail};
+use crate::console::Console;
+use crate::figures::{Figures, stats_of};
+use crate::place::file;
+use crate::process::Process;
 use crate::service::Service;
-use crate::{place, uml};
+use crate::uml;
 
 pub use crate::process::{PATIENCE, Poll};
 
@@ -142,22 +144,6 @@ fn threads(process: u32) -> String {
         thread::sleep(Duration::from_secs(1));
     }
     text
-}
-
-/// A file of the project, here or in the outer machine.
-pub fn file(name: &str) -> Result<PathBuf> {
-    if !place::inside_outer() {
-        return if name == "tmem" {
-            place::binary(name)
-        } else {
-            place::built(&format!("images/{name}"))
-        };
-    }
-    Ok(if name == "tmem" {
-        PathBuf::from("/bin/tmem")
-    } else {
-        Path::new("/").join(name)
-    })
 }
 
 impl Guest {
@@ -301,9 +287,7 @@ impl Guest {
 
     /// What has been on the console so far.
     pub fn console(&self) -> Console {
-        Console {
-            lines: self.process.log().to_vec(),
-        }
+        Console::new(self.process.log().to_vec())
     }
 
     /// `tmem stats --json`, as an operator would run it.
@@ -341,118 +325,5 @@ impl Guest {
             .context("no VmRSS")?;
         let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kilobytes * 1024)
-    }
-}
-
-/// Runs `tmem stats --json`.
-pub fn stats_of(mut command: Command) -> Result<Figures> {
-    let output = command.output().context("cannot run tmem stats")?;
-    let why = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "tmem stats: {}: {}",
-        output.status,
-        why.trim()
-    );
-    Ok(Figures(
-        serde_json::from_slice(&output.stdout).context("tmem stats --json wrote no JSON")?,
-    ))
-}
-
-/// The reply of `/v1/stats`; nothing yet by default.
-#[derive(Default)]
-pub struct Figures(pub Value);
-
-impl Figures {
-    /// A figure of the one domain, by its JSON pointer; refusals and pools that never were count as 0.
-    pub fn get(&self, pointer: &str) -> u64 {
-        self.0
-            .pointer(&format!("/domains/0{pointer}"))
-            .and_then(Value::as_u64)
-            .unwrap_or(0)
-    }
-
-    /// As `get`, of the virtio device.
-    pub fn device(&self, name: &str) -> u64 {
-        self.get(&format!("/device/{name}"))
-    }
-
-    /// Pages refused, whatever the reason.
-    pub fn refused(&self) -> u64 {
-        let refusals = self
-            .0
-            .pointer("/domains/0/refusals")
-            .and_then(Value::as_object);
-        refusals.map_or(0, |reasons| {
-            reasons.values().filter_map(Value::as_u64).sum()
-        })
-    }
-}
-
-/// A guest's console.
-pub struct Console {
-    lines: Vec<String>,
-}
-
-impl Console {
-    pub(crate) fn new(lines: Vec<String>) -> Self {
-        Self { lines }
-    }
-
-    /// The lines.
-    pub fn lines(&self) -> &[String] {
-        &self.lines
-    }
-
-    /// Value of the last `counter MOMENT NAME`, which must be there.
-    pub fn counter(&self, moment: &str, name: &str) -> Result<u64> {
-        let prefix = format!("counter {moment} {name} ");
-        let line = self
-            .lines
-            .iter()
-            .rev()
-            .find_map(|line| line.strip_prefix(&prefix));
-        let value = line.with_context(|| format!("no line \"{prefix}\" on the console"))?;
-        value
-            .trim()
-            .parse()
-            .with_context(|| format!("{prefix}is not a number"))
-    }
-
-    /// How often the driver has rung a doorbell, whatever for, by the last `counters MOMENT`.
-    pub fn kicks(&self, moment: &str) -> Result<u64> {
-        let mut kicks = 0;
-        for name in ["page", "invalidate", "control", "again"] {
-            kicks += self.counter(moment, &format!("tmem.kicks_{name}"))?;
-        }
-        Ok(kicks)
-    }
-
-    /// The guest did all its work, verified every byte, and the kernel complained about nothing.
-    pub fn verified(&self, workers: usize) -> Result<()> {
-        let ok = self
-            .lines
-            .iter()
-            .filter(|line| line.starts_with("verify ok "))
-            .count();
-        let statuses: Vec<&String> = self
-            .lines
-            .iter()
-            .filter(|line| line.starts_with("guest work "))
-            .collect();
-        let good = statuses.iter().all(|line| line.as_str() == "guest work 0");
-        ensure!(
-            ok == workers && statuses.len() == workers && good,
-            "{ok} of {workers} workers verified their memory, statuses {statuses:?}; the console ends:\n{}",
-            tail(&self.lines)
-        );
-        let warned =
-            |line: &&String| line.starts_with("guest splats ") && *line != "guest splats 0";
-        ensure!(
-            !self.lines.iter().any(|line| warned(&line)),
-            "the guest's kernel wrote warnings; the console ends:\n{}",
-            tail(&self.lines)
-        );
-        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::guest::Console;
+use crate::console::Console;
 
 /// Interrupts of all virtio devices up to a moment, which the guest named by `irqs MOMENT`.
 ///

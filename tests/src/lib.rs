@@ -6,7 +6,9 @@
 //! | [`platform`] | whether KVM is usable here |
 //! | [`process`] | a process that a test starts: its output, its end |
 //! | [`keeper`] | what ends it, and all below it, when the test ends |
-//! | [`guest`] | a guest under `tmem run`: console, disks, figures |
+//! | [`console`] | what a guest wrote to its console |
+//! | [`figures`] | what the host counts |
+//! | [`guest`] | a guest of a scenario: how it starts, its disks, its end |
 //! | [`service`] | a `tmem serve` beside the guests |
 //! | [`interrupts`] | what a guest was interrupted for |
 //! | [`scenario`] | what guests do and what must hold, by name |
@@ -15,8 +17,10 @@
 //! | [`demo`] | what `cargo xtask demo` shows |
 //! | [`cpio`] | initramfs archives |
 
+pub mod console;
 pub mod cpio;
 pub mod demo;
+pub mod figures;
 pub mod guest;
 pub mod interrupts;
 pub mod keeper;

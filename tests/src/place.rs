@@ -58,3 +58,19 @@ pub fn keeper() -> Result<PathBuf> {
 pub fn inside_outer() -> bool {
     env::var_os("TMEM_OUTER").is_some()
 }
+
+/// A file of the project, here or in the outer machine.
+pub fn file(name: &str) -> Result<PathBuf> {
+    if !inside_outer() {
+        return if name == "tmem" {
+            binary(name)
+        } else {
+            built(&format!("images/{name}"))
+        };
+    }
+    Ok(if name == "tmem" {
+        PathBuf::from("/bin/tmem")
+    } else {
+        Path::new("/").join(name)
+    })
+}

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::guest::{Figures, file};
+use crate::figures::Figures;
+use crate::place::file;
 use crate::process::{PATIENCE, Process, eventually, tail};
 
 /// A running service; killed when dropped, and its log shown if the test fails.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use tmem_tests::guest::Console;
+use tmem_tests::console::Console;
 use tmem_tests::service::Service;
 use tmem_tests::uml::guest::{END, Guest, Setup};
 

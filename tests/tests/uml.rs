@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tmem_tests::guest::{Console, Figures};
+use tmem_tests::console::Console;
+use tmem_tests::figures::Figures;
 use tmem_tests::service::{Service, figures};
 use tmem_tests::uml::guest::{END, Guest, Setup};
 use tmem_tests::uml::{eventually, eventually_with};

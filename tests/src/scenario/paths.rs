@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::guest::{Console, Guest, Machine, Setup};
+use crate::console::Console;
+use crate::guest::{Guest, Machine, Setup};
 
 const MIB: u64 = 1 << 20;
 /// Exits allowed for each page that is stored or loaded.

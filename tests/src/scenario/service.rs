@@ -5,7 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::guest::{Console, Figures, Guest, Setup};
+use crate::console::Console;
+use crate::figures::Figures;
+use crate::guest::{Guest, Setup};
 use crate::interrupts::taken;
 use crate::service::{Service, processor_time};
 

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use crate::guest::Console;
+use crate::console::Console;
 use crate::place;
 use crate::process::Process;
 

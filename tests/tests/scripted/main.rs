@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use device::{Device, Seen};
 use tempfile::TempDir;
 use tmem_protocol::{Op, Status};
-use tmem_tests::guest::Console;
+use tmem_tests::console::Console;
 use tmem_tests::uml::guest::{END, Guest, Setup};
 
 /// Pages of the swap disk past the page cache, from one page on so many: `out` stores, `back` loads, `give` gives up.
