@@ -1,7 +1,7 @@
 //! Guests whose memory is not what it seems: huge pages, files that others back, pages that nobody has touched. Each beside
 //! one that works all the time and compares its bytes.
 
-mod guest;
+mod host;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use guest::host::{Host, host, works_again};
-use guest::raw::{self, Raw};
-use guest::{MEMORY, PATIENCE, TestGuest, eventually, memfd, page};
+use host::{Host, host, works_again};
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use tmem_protocol::Status;
 use tmem_store::{Gate, Want};
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::{MEMORY, PATIENCE, TestGuest, eventually, memfd};
+use tmem_testkit::raw::{self, Raw};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Where a front end says that its memory is.

@@ -1,7 +1,7 @@
 //! Guests that do harm on purpose, each beside one that works all the time and compares its bytes. What they do with
 //! their memory is in `memory.rs`.
 
-mod guest;
+mod host;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,12 +9,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use guest::host::{Host, has_thread, host, works_again};
-use guest::raw::{self, Raw};
-use guest::{MEMORY, TestGuest, eventually, memfd, page};
+use host::{Host, has_thread, host, works_again};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tmem_protocol::{Op, Status};
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::{MEMORY, TestGuest, eventually, memfd};
+use tmem_testkit::raw::{self, Raw};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost::{VhostBackend, VringConfigData};
@@ -48,7 +49,7 @@ fn a_thousand_hostile_connections_leave_no_descriptor_behind() {
             scope.spawn(move || (0..125).for_each(|round| hostile_connection(&socket, round)));
         }
     });
-    let deadline = Instant::now() + guest::PATIENCE;
+    let deadline = Instant::now() + tmem_testkit::frontend::PATIENCE;
     while descriptors().len() != before.len() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -1,16 +1,17 @@
 //! Guests that take their memory away or describe it wrongly, each beside one that works all the time and compares its
 //! bytes.
 
-mod guest;
+mod host;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use guest::host::{Host, host, works_again};
-use guest::raw::{self, Raw};
-use guest::{MEMORY, eventually, memfd, page};
+use host::{Host, host, works_again};
 use tmem_protocol::{Op, Status};
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::{MEMORY, eventually, memfd};
+use tmem_testkit::raw::{self, Raw};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 #[test]
@@ -34,7 +35,7 @@ fn memory_that_is_truncated_while_pages_are_copied_costs_only_its_guest() {
             for _ in 0..round * 50 {
                 std::hint::spin_loop();
             }
-            file.set_len([0, guest::BUFFERS, 8 * 4096][round % 3])
+            file.set_len([0, tmem_testkit::frontend::BUFFERS, 8 * 4096][round % 3])
                 .expect("truncates");
             // What is beyond may never be touched again, then the guest is only short of memory.
             bad.rings[1].kick.write(1).expect("kicks");

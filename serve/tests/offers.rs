@@ -1,14 +1,15 @@
 //! What the operator grants or changes reaches the guest: share groups, events, a frozen start; how long its
 //! pools are kept.
 
-mod guest;
+mod host;
 
 use std::time::{Duration, Instant};
 
-use guest::host::{Host, has_thread};
-use guest::{BUFFERS, TestGuest, eventually, page};
+use host::{Host, has_thread};
 use tmem_protocol::{Event, EventType, Op, Pressure, Status};
 use tmem_store::DomainChange;
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::{BUFFERS, TestGuest, eventually};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromZeros, IntoBytes};
 

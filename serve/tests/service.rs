@@ -1,16 +1,17 @@
 //! What the service promises to guests that behave, and to the others about those that do not.
 
-mod guest;
+mod host;
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use guest::host::{Host, has_thread};
-use guest::{TestGuest, eventually, page};
+use host::{Host, has_thread};
 use tmem_protocol::{Op, Status};
 use tmem_serve::GuestFile;
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::{TestGuest, eventually};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -270,10 +271,10 @@ fn memory_that_was_never_there_costs_only_its_guest() {
     let host = Host::new(&["bad", "good"], "");
     host.bystander(|| {
         let bad = TestGuest::connect(&host.socket("bad"));
-        let short = guest::memfd(4096);
+        let short = tmem_testkit::frontend::memfd(4096);
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,
-            memory_size: guest::MEMORY,
+            memory_size: tmem_testkit::frontend::MEMORY,
             userspace_addr: bad.user_address(),
             mmap_offset: 0,
             mmap_handle: short.as_raw_fd(),
@@ -356,11 +357,11 @@ fn malformed_requests_are_answered_and_the_ring_goes_on() {
     let mut guest = host.boot("a");
     let pool = guest.create_pool();
     // A descriptor that leads out of memory.
-    guest.descriptor(1, 10, guest::MEMORY * 2, 32, 1, 11);
-    guest.descriptor(1, 11, guest::BUFFERS, 8, 2, 0);
+    guest.descriptor(1, 10, tmem_testkit::frontend::MEMORY * 2, 32, 1, 11);
+    guest.descriptor(1, 11, tmem_testkit::frontend::BUFFERS, 8, 2, 0);
     guest.offer(1, 10);
     // One that leads to itself.
-    guest.descriptor(1, 12, guest::BUFFERS, 8, 1, 12);
+    guest.descriptor(1, 12, tmem_testkit::frontend::BUFFERS, 8, 1, 12);
     guest.offer(1, 12);
     guest.kick(1);
     guest.wait();
@@ -412,7 +413,7 @@ fn a_kick_that_is_read_by_the_guest_itself_does_not_stall_the_worker() {
 fn a_new_limit_is_told_to_the_guest() {
     let host = Host::new(&["a"], "");
     let mut guest = host.boot("a");
-    guest.descriptor(0, 0, guest::BUFFERS, 24, 2, 0);
+    guest.descriptor(0, 0, tmem_testkit::frontend::BUFFERS, 24, 2, 0);
     guest.offer(0, 0);
     guest.kick(0);
     // The store is told by whoever changes it; here only the message counts.
@@ -424,7 +425,7 @@ fn a_new_limit_is_told_to_the_guest() {
     domain.set(change).expect("valid");
     host.service.announce("a");
     let limit = || -> u64 {
-        let at = GuestAddress(guest::BUFFERS + 8);
+        let at = GuestAddress(tmem_testkit::frontend::BUFFERS + 8);
         guest.memory.read_obj(at).expect("in memory")
     };
     eventually("event", || limit() == 1 << 20);

@@ -1,17 +1,18 @@
 //! Pages that the service makes in the memory of a guest: they count as long as they are charged to the service, however
 //! often a front end comes back.
 
-mod guest;
+mod host;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
-use guest::host::{Host, works_again};
-use guest::raw::{self, Raw};
-use guest::{TestGuest, eventually, memfd, page};
+use host::{Host, works_again};
 use tmem_protocol::Status;
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::{TestGuest, eventually, memfd};
+use tmem_testkit::raw::{self, Raw};
 
 /// Bytes of guest memory.
 const MEMORY: u64 = 64 << 20;

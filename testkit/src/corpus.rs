@@ -1,4 +1,4 @@
-//! Pages of real processes: a Python heap full of parsed JSON, a compiler's heap, an ELF file.
+//! Pages of real processes (a Python heap full of parsed JSON, a compiler's heap, an ELF file), and pages from a seed.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -6,18 +6,18 @@ use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tmem_store::{PAGE_SIZE, Page};
+use crate::{PAGE_SIZE, Page};
 
 /// Where pages came from, and how many.
-pub(crate) struct Source {
-    pub(crate) name: &'static str,
-    pub(crate) pages: Vec<Page>,
+pub struct Source {
+    pub name: &'static str,
+    pub pages: Vec<Page>,
     /// Pages that repeat a word and were left out: no codec runs on them.
-    pub(crate) filled: usize,
+    pub filled: usize,
 }
 
 /// Up to `each` pages of every source that this machine has.
-pub(crate) fn sources(each: usize) -> Vec<Source> {
+pub fn sources(each: usize) -> Vec<Source> {
     let mut sources = Vec::new();
     for (name, pages) in [
         ("python heap of parsed JSON", python(each)),
@@ -46,7 +46,7 @@ pub(crate) fn sources(each: usize) -> Vec<Source> {
 }
 
 /// Says where pages came from.
-pub(crate) fn print(sources: &[Source]) {
+pub fn print(sources: &[Source]) {
     println!("pages: without those that repeat one word");
     for source in sources {
         println!(
@@ -59,7 +59,7 @@ pub(crate) fn print(sources: &[Source]) {
 }
 
 /// All pages, the sources taking turns.
-pub(crate) fn mixed(sources: &[Source]) -> Vec<Page> {
+pub fn mixed(sources: &[Source]) -> Vec<Page> {
     let longest = sources.iter().map(|s| s.pages.len()).max().unwrap_or(0);
     let mut mix = Vec::new();
     for at in (0..longest).step_by(8) {
@@ -225,4 +225,17 @@ fn heap(pid: u32, most: usize) -> std::io::Result<Vec<Page>> {
         .copied()
         .take(most)
         .collect())
+}
+
+/// A page that does not compress, told apart by its seed.
+pub fn page(seed: u64) -> Page {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut page = [0u8; PAGE_SIZE];
+    for word in page.chunks_exact_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        word.copy_from_slice(&state.to_le_bytes());
+    }
+    page
 }

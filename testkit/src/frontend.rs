@@ -1,12 +1,6 @@
 //! A guest and its VMM in one: memory in a memfd, rings in it, a vhost-user front end. It can do
 //! what a driver does, and what no driver should.
 
-#![allow(dead_code, reason = "each test and bench uses a part of it")]
-#![allow(missing_docs, unreachable_pub, reason = "no public interface")]
-
-pub mod host;
-pub mod raw;
-
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
@@ -20,6 +14,8 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use zerocopy::{FromBytes, IntoBytes};
+
+use crate::corpus::page;
 
 /// Entries of every ring.
 pub const QUEUE_SIZE: u16 = 64;
@@ -434,19 +430,6 @@ impl TestGuest {
             status => Err(status),
         }
     }
-}
-
-/// A page that does not compress, told apart by its seed.
-pub fn page(seed: u64) -> [u8; 4096] {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut page = [0u8; 4096];
-    for word in page.chunks_exact_mut(8) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        word.copy_from_slice(&state.to_le_bytes());
-    }
-    page
 }
 
 /// Waits for a condition of the other side.

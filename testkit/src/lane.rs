@@ -6,20 +6,20 @@ use tmem_protocol::{Entry, Op, RequestHeader, Response, Status};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 use zerocopy::{FromZeros, IntoBytes};
 
-pub(crate) const PAGE: u64 = 4096;
+pub const PAGE: u64 = 4096;
 /// Entries of the ring.
-pub(crate) const SIZE: u16 = 64;
+pub const SIZE: u16 = 64;
 
 const AVAILABLE: usize = 0x1000;
 const USED: usize = 0x2000;
 /// Length of a ring; a page for keys and answer follows it.
-pub(crate) const LEN: u64 = 0x3000;
+pub const LEN: u64 = 0x3000;
 const ANSWER: usize = LEN as usize + 0x800;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-pub(crate) struct Lane<'a> {
+pub struct Lane<'a> {
     memory: VolatileSlice<'a>,
     base: usize,
     pool: u32,
@@ -30,7 +30,7 @@ pub(crate) struct Lane<'a> {
 
 impl<'a> Lane<'a> {
     /// The ring at `base`, of which `done` requests are done already.
-    pub(crate) fn new(memory: &'a GuestMemoryMmap, base: u64, pool: u32, done: u16) -> Self {
+    pub fn new(memory: &'a GuestMemoryMmap, base: u64, pool: u32, done: u16) -> Self {
         let len = memory.last_addr().0 as usize + 1;
         let memory = memory.get_slice(GuestAddress(0), len);
         Self {
@@ -65,7 +65,7 @@ impl<'a> Lane<'a> {
 
     /// Offers a request for the pages of these indices, the first at guest address `frame`, the others
     /// behind it. Returns whether the device wants a kick.
-    pub(crate) fn submit(&mut self, op: Op, indices: std::ops::Range<u32>, frame: u64) -> bool {
+    pub fn submit(&mut self, op: Op, indices: std::ops::Range<u32>, frame: u64) -> bool {
         self.count = indices.len();
         let object = match op {
             Op::CreatePool => [0; 3],
@@ -119,29 +119,29 @@ impl<'a> Lane<'a> {
     }
 
     /// Whether the device will want a kick for the next request.
-    pub(crate) fn is_armed(&self) -> bool {
+    pub fn is_armed(&self) -> bool {
         self.read(USED + 4 + 8 * usize::from(SIZE)) == self.next
     }
 
     /// Asks for an interrupt for the request that is submitted next.
-    pub(crate) fn want_call(&self) {
+    pub fn want_call(&self) {
         self.write(self.used, AVAILABLE + 4 + 2 * usize::from(SIZE));
     }
 
     /// Reads a page as the program does that needs it.
-    pub(crate) fn read_page(&self, frame: u64, page: &mut [u8; PAGE as usize]) {
+    pub fn read_page(&self, frame: u64, page: &mut [u8; PAGE as usize]) {
         self.memory
             .read_slice(page, frame as usize)
             .expect("inside");
         std::hint::black_box(page);
     }
 
-    pub(crate) fn is_done(&self) -> bool {
+    pub fn is_done(&self) -> bool {
         self.read(USED + 2) == self.next
     }
 
     /// Takes the answer, which must say that all went well.
-    pub(crate) fn take(&mut self) {
+    pub fn take(&mut self) {
         self.used = self.next;
         let mut answer = [0u8; size_of::<Response>() + 8];
         let answer = &mut answer[..size_of::<Response>() + self.count];
@@ -155,7 +155,7 @@ impl<'a> Lane<'a> {
     }
 
     /// As [`Self::take`], of the request that creates the pool of all that follow.
-    pub(crate) fn take_pool(&mut self) {
+    pub fn take_pool(&mut self) {
         self.take();
         let mut response = Response::new_zeroed();
         self.memory

@@ -1,7 +1,5 @@
 //! `tmem serve` as it is run: confined, perhaps not as root, with a log, and told to stop.
 
-#[path = "../../serve/tests/guest/mod.rs"]
-mod guest;
 mod service;
 
 use std::io::{Read, Write};
@@ -11,12 +9,13 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use guest::raw::{self, Raw};
-use guest::{TestGuest, eventually, page};
 use rustix::process::{Pid, Signal, kill_process};
 use tmem_control::Client;
 use tmem_control::operate::{Change, NewGuest};
 use tmem_protocol::{Op, Status};
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::{TestGuest, eventually};
+use tmem_testkit::raw::{self, Raw};
 
 struct Serve {
     child: Child,
@@ -380,7 +379,7 @@ fn a_stop_answers_what_is_in_flight_and_removes_the_sockets_of_64_guests() {
     let outside = tempfile::tempdir().expect("temporary folder");
     let notify = UnixDatagram::bind(outside.path().join("notify")).expect("binds");
     notify
-        .set_read_timeout(Some(guest::PATIENCE))
+        .set_read_timeout(Some(tmem_testkit::frontend::PATIENCE))
         .expect("is set");
     for path in [outside.path().to_owned(), outside.path().join("notify")] {
         if rustix::process::geteuid().is_root() {
@@ -405,7 +404,7 @@ fn a_stop_answers_what_is_in_flight_and_removes_the_sockets_of_64_guests() {
     let flood = std::thread::spawn(move || {
         let mut bad = TestGuest::boot(&flood);
         let pool = bad.create_pool();
-        let until = Instant::now() + guest::PATIENCE * 2;
+        let until = Instant::now() + tmem_testkit::frontend::PATIENCE * 2;
         while Instant::now() < until {
             bad.submit_stores(pool);
             bad.kick(1);

@@ -1,8 +1,6 @@
 //! Front ends whose descriptors are files of a file system that answers when it likes, or never: FUSE. Its process is this
 //! test, which speaks the protocol of <linux/fuse.h> by itself.
 
-#[path = "../../serve/tests/guest/mod.rs"]
-mod guest;
 mod service;
 
 use std::ffi::CString;
@@ -13,11 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread::JoinHandle;
 
-use guest::raw::{self, Raw};
-use guest::{MEMORY, TestGuest, page};
 use rustix::process::{Pid, Signal, kill_process};
 use service::{GUESTS, Serve, eventually};
 use tmem_protocol::Status;
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::{MEMORY, TestGuest};
+use tmem_testkit::raw::{self, Raw};
 
 /// Where a front end says that its memory is.
 const USER: u64 = 0x1000_0000;

@@ -1,19 +1,18 @@
 //! What a guest that is added while the service runs may do with memory.
 
-#[path = "../../serve/tests/guest/mod.rs"]
-mod guest;
 mod service;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-use guest::raw::{self, Raw};
-use guest::{MEMORY, TestGuest, memfd, page};
 use rustix::process::{Pid, Signal, kill_process};
 use service::{Serve, eventually};
 use tmem_control::Client;
 use tmem_control::operate::{MemoryBacking, NewGuest};
 use tmem_protocol::Status;
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::{MEMORY, TestGuest, memfd};
+use tmem_testkit::raw::{self, Raw};
 
 /// Adds a guest of this name by the command.
 fn add(serve: &Serve, name: &str, more: &str) -> (Option<i32>, String) {

@@ -1,7 +1,5 @@
 //! A host that is smaller than the budget: pages are refused, and nobody loses one.
 
-#[path = "../../serve/tests/guest/mod.rs"]
-mod guest;
 mod service;
 
 use std::fs::{self, File};
@@ -10,13 +8,14 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use guest::{BUFFERS, TestGuest, page};
 use rustix::process::{Pid, Signal, kill_process};
 use service::{GUESTS, Serve, configuration, eventually};
 use tmem_control::operate::NewGuest;
 use tmem_control::stats::{Domain, Host};
 use tmem_control::{Client, Stats};
 use tmem_protocol::{Event, Op, Pressure, Status};
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::{BUFFERS, TestGuest};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromZeros, IntoBytes};
 

@@ -1,7 +1,5 @@
 //! `tmem serve` under limits of its process: what cannot be done is refused, and everything else goes on.
 
-#[path = "../../serve/tests/guest/mod.rs"]
-mod guest;
 mod service;
 
 use std::os::fd::AsRawFd;
@@ -10,12 +8,14 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
-use guest::{TestGuest, page, raw};
 use rustix::process::{Pid, Resource, Rlimit, prlimit, setrlimit};
 use service::{GUESTS, Serve, eventually};
 use tmem_control::operate::NewGuest;
 use tmem_control::{Client, ClientError};
 use tmem_protocol::Status;
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::TestGuest;
+use tmem_testkit::raw;
 
 fn under(command: &mut Command, resource: Resource, limit: u64) {
     let limit = Rlimit {
@@ -171,7 +171,7 @@ fn a_message_for_whose_descriptors_there_is_no_room_waits_and_costs_its_guest_no
     assert_eq!(other.store(others, 0, &page(0)), Status::Ok);
     let call = guest.rings[1].call.as_raw_fd();
     let memory = guest.file.as_raw_fd();
-    let half = guest::MEMORY / 2;
+    let half = tmem_testkit::frontend::MEMORY / 2;
     let user = guest.user_address();
     let table = raw::table(&[[0, half, user, 0], [half, half, user + half, half]]);
     let messages = [

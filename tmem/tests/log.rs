@@ -1,15 +1,13 @@
 //! The log of `tmem serve`: what goes wrong is in it, whatever else happens.
 
-#[path = "../../serve/tests/guest/mod.rs"]
-mod guest;
 mod service;
 
 use std::os::unix::net::UnixStream;
 
-use guest::TestGuest;
-use guest::raw::{self, Raw};
 use service::{Serve, eventually};
 use tmem_control::Client;
+use tmem_testkit::frontend::TestGuest;
+use tmem_testkit::raw::{self, Raw};
 
 const GUESTS: &str = "
 [[guest]]

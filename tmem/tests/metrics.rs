@@ -6,12 +6,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-#[path = "../../serve/tests/guest/mod.rs"]
-mod guest;
 mod service;
 
-use guest::{TestGuest, page};
 use service::Serve;
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::TestGuest;
 
 /// What Prometheus 2 sends.
 const PROMETHEUS: &str = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\

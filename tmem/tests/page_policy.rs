@@ -1,18 +1,17 @@
 //! What the kernel may do with the memory of guests' pages, and what becomes of it when it goes bad.
 
-#[path = "../../serve/tests/guest/mod.rs"]
-mod guest;
 mod service;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 
-use guest::{TestGuest, page};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use service::{GUESTS, Serve, eventually};
 use tmem_control::Client;
 use tmem_protocol::{Op, Status};
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::TestGuest;
 
 /// Pages that are stored, and bytes of the file behind them that stay good.
 const PAGES: u32 = 2000;

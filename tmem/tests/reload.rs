@@ -1,14 +1,13 @@
 //! Signals to `tmem serve`: SIGHUP reads the configuration again, and none but SIGTERM and SIGINT end it.
 
-#[path = "../../serve/tests/guest/mod.rs"]
-mod guest;
 mod service;
 
-use guest::{TestGuest, page};
 use rustix::process::{Pid, Signal, kill_process};
 use service::{Serve, configuration, eventually};
 use tmem_control::{Client, Stats};
 use tmem_protocol::Status;
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::TestGuest;
 
 const KEPT: &str = "[[guest]]\nname = 'kept'\nsocket = 'DIR/kept'\n";
 const GONE: &str = "[[guest]]\nname = 'gone'\nsocket = 'DIR/gone'\nreserve = '40M'\n";
@@ -204,11 +203,11 @@ fn signals_that_mean_nothing_to_a_service_cost_no_page() {
 fn the_memory_that_a_front_end_may_describe_changes_with_its_next_table() {
     let serve = Serve::configured("64M", KEPT, |_| {});
     let accepted = || {
-        let file = guest::memfd(guest::MEMORY);
-        let raw = guest::raw::Raw::open(&serve.path("kept"));
-        let table = guest::raw::table(&[[0, guest::MEMORY, 1 << 28, 0]]);
+        let file = tmem_testkit::frontend::memfd(tmem_testkit::frontend::MEMORY);
+        let raw = tmem_testkit::raw::Raw::open(&serve.path("kept"));
+        let table = tmem_testkit::raw::table(&[[0, tmem_testkit::frontend::MEMORY, 1 << 28, 0]]);
         let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
-        raw.ask(guest::raw::SET_MEM_TABLE, &table, &[fd]) == Some(0)
+        raw.ask(tmem_testkit::raw::SET_MEM_TABLE, &table, &[fd]) == Some(0)
     };
     assert!(accepted());
     for (memory, accepts) in [("2M", false), ("4M", true)] {

@@ -1,7 +1,5 @@
 //! Who can connect to the sockets of `tmem serve`, and what they can do there.
 
-#[path = "../../serve/tests/guest/mod.rs"]
-mod guest;
 mod service;
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,12 +9,13 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use guest::{TestGuest, page};
 use rustix::process::{Pid, Signal, getegid, geteuid, kill_process};
 use service::{Serve, command, configuration, eventually};
 use tmem_control::Client;
 use tmem_control::operate::NewGuest;
 use tmem_protocol::Status;
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::TestGuest;
 
 /// A user and a group that own nothing.
 const NOBODY: u32 = 65534;

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
-use crate::guest::memfd;
-use crate::report::Report;
-use crate::{Compared, Scale};
+use crate::scale::Scale;
+use tmem_testkit::frontend::memfd;
+use tmem_testkit::report::{Compared, Report};
 
 const PAGE: u64 = 4096;
 /// Pages of the memory: more than a processor's own cache has.

@@ -13,11 +13,11 @@ use tmem_protocol::Op;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::copy::Copied;
-use crate::guest::TestGuest;
-use crate::guest::host::Host;
-use crate::lane::{Lane, PAGE};
-use crate::report::{Report, quantile};
-use crate::{Compared, Scale};
+use crate::host::Host;
+use crate::scale::Scale;
+use tmem_testkit::frontend::TestGuest;
+use tmem_testkit::lane::{Lane, PAGE};
+use tmem_testkit::report::{Compared, Report, quantile};
 
 /// Bytes of a guest's memory.
 const MEMORY: u64 = 64 << 20;
@@ -110,7 +110,7 @@ fn pin() {
 
 /// A page of which a third does not compress.
 fn page(seed: u64) -> [u8; 4096] {
-    let mut page = crate::guest::page(seed);
+    let mut page = tmem_testkit::corpus::page(seed);
     page[1400..].fill(7);
     page
 }

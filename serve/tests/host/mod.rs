@@ -1,4 +1,5 @@
 //! A service in this process.
+#![allow(dead_code, missing_docs, unreachable_pub)]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,7 +10,8 @@ use tmem_protocol::Status;
 use tmem_serve::{Config, ConfigFile, GuestFile, MemoryReport, Service};
 use tmem_store::Gate;
 
-use super::{TestGuest, eventually, page};
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::{TestGuest, eventually};
 
 /// Whether the thread that serves a guest is there. A service that stops leaves one behind that does not end.
 pub fn has_thread(guest: &str) -> bool {

@@ -9,7 +9,7 @@ use serde_json::json;
 use tmem_store::{DomainConfig, ObjectId, PAGE_SIZE, Page, PoolSpec, Store, StoreConfig};
 
 use crate::room::{resident_bytes, trim_heap};
-use crate::{Report, quantile};
+use tmem_testkit::report::{Report, quantile};
 
 type Key = ([u64; 3], u32);
 

@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tmem_store::{DomainConfig, ObjectId, PAGE_SIZE, Page, PoolSpec, Store, StoreConfig};
 
-use crate::{Report, quantile};
+use tmem_testkit::report::{Report, quantile};
 
 const DOMAINS: usize = 64;
 

@@ -9,7 +9,7 @@ use tmem_store::{
 };
 
 use crate::latency::Times;
-use crate::{Report, quantile};
+use tmem_testkit::report::{Report, quantile};
 
 const OBJECT: ObjectId = ObjectId([0, 0, 0]);
 const GROUP: &str = "files";

@@ -13,14 +13,13 @@
 mod compare;
 mod latency;
 mod limit;
-mod pages;
 mod path;
-mod report;
 mod room;
 
 use serde_json::Value;
 
-pub(crate) use report::{Report, quantile};
+use tmem_testkit::corpus;
+use tmem_testkit::report::Report;
 
 /// How much to do.
 pub(crate) struct Scale {
@@ -62,10 +61,10 @@ fn main() {
     let only = args.iter().find_map(|arg| arg.strip_prefix("--only="));
     let run = |part: &str| only.is_none_or(|only| only == part);
 
-    let sources = pages::sources(scale.pages / 3);
+    let sources = corpus::sources(scale.pages / 3);
     let mut report = Report::default();
-    pages::print(&sources);
-    let mix = pages::mixed(&sources);
+    corpus::print(&sources);
+    let mix = corpus::mixed(&sources);
     report.value("pages", Value::from(mix.len()));
 
     if run("path") {

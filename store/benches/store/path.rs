@@ -10,8 +10,8 @@ use tmem_store::{
     StoreConfig, Zstd,
 };
 
-use crate::pages::Source;
-use crate::{Report, quantile};
+use tmem_testkit::corpus::Source;
+use tmem_testkit::report::{Report, quantile};
 
 const OBJECT: ObjectId = ObjectId([0, 0, 0]);
 

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use tmem_store::{Domain, DomainConfig, ObjectId, Page, PoolId, PoolSpec, Store, StoreConfig};
 
-use crate::Report;
+use tmem_testkit::report::Report;
 
 const OBJECT: ObjectId = ObjectId([0, 0, 0]);
 

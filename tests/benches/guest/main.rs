@@ -12,12 +12,10 @@
     reason = "measured numbers are small"
 )]
 
-#[path = "../../../store/benches/store/report.rs"]
-mod report;
-
 use anyhow::{Context, Result, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use tmem_tests::guest::Console;
+use tmem_testkit::report;
+use tmem_tests::console::Console;
 use tmem_tests::interrupts::taken;
 use tmem_tests::service::Service;
 use tmem_tests::uml::guest::{END, Guest, Setup};

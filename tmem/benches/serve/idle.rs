@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tmem_protocol::Status;
 
-use crate::Scale;
-use crate::guest::{TestGuest, page};
-use crate::report::Report;
+use crate::scale::Scale;
 use crate::service::Served;
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::TestGuest;
+use tmem_testkit::report::Report;
 
 const GUESTS: usize = 64;
 

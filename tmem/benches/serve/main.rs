@@ -10,7 +10,6 @@
 //! | `wakeup` | what it costs this machine to wake a thread |
 //! | `idle` | CPU time and memory of 64 connected guests that do nothing |
 //! | `neighbour` | latencies of a guest while another one does harm |
-//! | `lane` | (the driver's side of one ring) |
 //! | `service` | (`tmem serve` as a child process) |
 
 #![allow(
@@ -20,34 +19,17 @@
     reason = "measured numbers are small"
 )]
 
-#[path = "../../../serve/tests/guest/mod.rs"]
-mod guest;
 mod idle;
-mod lane;
 mod neighbour;
-#[path = "../../../store/benches/store/pages.rs"]
-mod pages;
 mod path;
-#[path = "../../../store/benches/store/report.rs"]
-mod report;
+mod scale;
 mod service;
 mod wakeup;
 
 use std::time::Duration;
 
-/// How much to do.
-pub(crate) struct Scale {
-    /// Pages that are stored and loaded.
-    pages: usize,
-    /// Times that each side has its turn.
-    rounds: usize,
-    /// Requests of one turn.
-    requests: usize,
-    /// How long idle guests are watched.
-    idle: Duration,
-    /// How long a neighbour is watched in one turn.
-    neighbour: Duration,
-}
+use scale::Scale;
+use tmem_testkit::{corpus, report};
 
 fn main() {
     let args: Vec<_> = std::env::args().collect();
@@ -73,10 +55,10 @@ fn main() {
 
     let mut report = report::Report::default();
     if run("path") {
-        let sources = pages::sources(scale.pages / 2);
-        let mut mix = pages::mixed(&sources);
+        let sources = corpus::sources(scale.pages / 2);
+        let mut mix = corpus::mixed(&sources);
         mix.truncate(scale.pages);
-        pages::print(&sources);
+        corpus::print(&sources);
         path::measure(&mix, &scale, &mut report);
     }
     if run("idle") {

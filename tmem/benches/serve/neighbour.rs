@@ -17,12 +17,13 @@ use tmem_protocol::Op;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::Scale;
-use crate::guest::{BUFFERS, QUEUE_SIZE, TestGuest, page};
-use crate::lane::Lane;
-use crate::path::median;
-use crate::report::{Report, quantile};
+use crate::scale::Scale;
 use crate::service::{Served, pin, pinned};
+use tmem_testkit::corpus::page;
+use tmem_testkit::frontend::{BUFFERS, QUEUE_SIZE, TestGuest};
+use tmem_testkit::lane::Lane;
+use tmem_testkit::report::median;
+use tmem_testkit::report::{Report, quantile};
 
 /// Pages of the guest that behaves.
 const PAGES: u32 = 64;

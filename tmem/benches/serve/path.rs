@@ -14,12 +14,12 @@ use tmem_store::{Domain, DomainConfig, ObjectId, Page, PoolSpec, Store, StoreCon
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::Scale;
-use crate::guest::TestGuest;
-use crate::lane::{LEN, Lane, PAGE, SIZE};
-use crate::report::{Report, quantile};
+use crate::scale::Scale;
 use crate::service::{Served, pinned};
 use crate::wakeup;
+use tmem_testkit::frontend::TestGuest;
+use tmem_testkit::lane::{LEN, Lane, PAGE, SIZE};
+use tmem_testkit::report::{Report, median, quantile};
 
 const MEMORY: u64 = 64 << 20;
 const REMOTE: u64 = 0x8000;
@@ -192,11 +192,6 @@ impl Bench<'_> {
             ratio: median(&mut ratios),
         }
     }
-}
-
-pub(crate) fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 pub(crate) fn measure(pages: &[Page], scale: &Scale, report: &mut Report) {

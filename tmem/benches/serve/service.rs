@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::guest::eventually;
+use tmem_testkit::frontend::eventually;
 
 /// A running service. Dropping it ends it.
 pub(crate) struct Served {

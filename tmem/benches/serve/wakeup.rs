@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::path::median;
 use crate::service::pin;
+use tmem_testkit::report::median;
 
 const TIMES: usize = 500;
 

@@ -1,0 +1,34 @@
+//! The other side of every test and bench: what a guest, its VMM and its pages look like. For tests only; it panics where
+//! a test would.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`corpus`] | pages: of real processes, and made from a seed |
+//! | [`driver`] | the driver's side of a split ring in guest memory, and what goes into it |
+//! | [`lane`] | the same for one request at a time, as lean as a driver is: for benches |
+//! | [`frontend`] | a guest and its VMM in one, over a vhost-user socket |
+//! | [`raw`] | a connection that says anything |
+//! | [`report`] | what a bench found: rows, medians, a JSON file |
+
+#![allow(
+    missing_docs,
+    reason = "each name says what it holds, and only tests use it"
+)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "what a test makes is small"
+)]
+
+pub mod corpus;
+pub mod driver;
+pub mod frontend;
+pub mod lane;
+pub mod raw;
+pub mod report;
+
+/// Bytes of a page.
+pub const PAGE_SIZE: usize = tmem_protocol::PAGE_SIZE;
+
+/// A page.
+pub type Page = [u8; PAGE_SIZE];
