@@ -2,32 +2,29 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`place`] | where things are: checkout, target folder, cache; the lock; atomic publishing |
+//! | [`build`] | `build`: the static release binaries |
+//! | [`image`] | `image`: the guest kernels and initramfs archives, reachable at `target/images` |
+//! | [`package`] | `package`: the Debian package, and what it must hold |
+//! | [`test`] | `test`: every check, in steps |
+//! | [`demo`] | `demo`: a guest that swaps into host memory |
+//! | [`bench`] | `bench`: the benchmarks |
+//! | [`paths`] | where things are: checkout, target folder, cache |
+//! | [`cache`] | what is in the cache: the lock, names by hash, complete or not there |
+//! | [`apt`] | Debian packages: installed ones, and unpacked ones in the cache |
 //! | [`command`] | running other programs, and what is said when they fail |
-//! | [`packages`] | Debian packages: installed ones, and unpacked ones in the cache |
 //! | [`progress`] | a progress bar, or plain lines where there is no terminal |
-//! | [`kernel`] | the guest kernel from Debian's source, our patches, driver and configuration |
-//! | [`initramfs`] | the guest's and the outer machine's initramfs |
-//! | [`image`] | `image`: all of the above, reachable at `target/images` |
-//! | [`binaries`] | `build`: the static release binaries |
-//! | [`package`] | `package`: the Debian package |
-//! | [`contents`] | what the package must hold, checked |
-//! | [`check`] | `test`: every check, in steps |
-//! | [`show`] | `demo` and `bench` |
 
-mod binaries;
-mod check;
+mod apt;
+mod bench;
+mod build;
+mod cache;
 mod command;
-mod contents;
+mod demo;
 mod image;
-mod initramfs;
-mod kernel;
-mod licenses;
 mod package;
-mod packages;
-mod place;
+mod paths;
 mod progress;
-mod show;
+mod test;
 
 use std::process::ExitCode;
 
@@ -53,7 +50,7 @@ enum Task {
         uml: bool,
     },
     /// Run every check: format, clippy, unit, property and guest tests, C checks
-    Test(check::Selection),
+    Test(test::Selection),
     /// Boot a guest that swaps into host memory and watch it; compare with a disk and with zram
     Demo,
     /// Run a benchmark; the result is printed and written to target/bench/NAME.json
@@ -74,11 +71,11 @@ enum Task {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
-        Task::Build => binaries::build().map(|()| true),
+        Task::Build => build::build().map(|()| true),
         Task::Package => package::build().map(|_| true),
         Task::Image { uml } => image::build(uml).map(|()| true),
-        Task::Test(selection) => check::test(&selection),
-        Task::Demo => show::demo(),
+        Task::Test(selection) => test::test(&selection),
+        Task::Demo => demo::demo(),
         Task::Bench {
             name,
             quick,
@@ -88,7 +85,7 @@ fn main() -> ExitCode {
             if quick {
                 arguments.push("--quick".to_owned());
             }
-            show::bench(&name, json, &arguments).map(|()| true)
+            bench::bench(&name, json, &arguments).map(|()| true)
         }
     };
     match result {

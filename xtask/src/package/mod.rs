@@ -1,17 +1,20 @@
 //! `cargo xtask package`: the Debian package, with man pages and completions made from the command line.
 
+pub(crate) mod check;
+mod licenses;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::binaries::{self, cargo};
-use crate::{command, licenses, place};
+use crate::build::{self, cargo};
+use crate::{cache, command, paths};
 
 /// Builds the static binary, the documents and the package.
 pub(crate) fn build() -> Result<PathBuf> {
-    binaries::build()?;
+    build::build()?;
     let package = assemble()?;
     println!("built {}", package.display());
     Ok(package)
@@ -25,7 +28,7 @@ pub(crate) fn assemble() -> Result<PathBuf> {
             .context("install cargo-deb by hand, then try again")?;
     }
     documents()?;
-    binaries::install()?;
+    build::install()?;
     let said = command::output(cargo().args([
         "deb",
         "--quiet",
@@ -40,9 +43,9 @@ pub(crate) fn assemble() -> Result<PathBuf> {
 
 /// Man pages, completions and the licences of what is linked in, at `target/release/documents`.
 fn documents() -> Result<()> {
-    let folder = place::target().join("release/documents");
+    let folder = paths::target().join("release/documents");
     let date = release_date()?;
-    place::publish(&folder, |part| {
+    cache::publish(&folder, |part| {
         let mut documents = cargo();
         documents.args([
             "run",
@@ -58,7 +61,7 @@ fn documents() -> Result<()> {
         fs::write(&licenses, licenses::of_the_binary()?)
             .with_context(|| format!("cannot write {}", licenses.display()))?;
         // cargo-deb does not pack what is matched by a pattern. No time in it: the same every time.
-        let mut packed = place::files_below(&part.join("man"))?;
+        let mut packed = paths::files_below(&part.join("man"))?;
         packed.push(licenses);
         command::run(Command::new("gzip").args(["-9", "--no-name"]).args(packed))
     })
@@ -66,7 +69,7 @@ fn documents() -> Result<()> {
 
 /// When the version was made: pages of one version are the same, whenever they are built.
 fn release_date() -> Result<String> {
-    let changelog = place::root().join("packaging/changelog");
+    let changelog = paths::root().join("packaging/changelog");
     let text = fs::read_to_string(&changelog)
         .with_context(|| format!("cannot read {}", changelog.display()))?;
     let date = text

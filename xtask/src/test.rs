@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tmem_tests::platform;
 
-use crate::binaries::cargo;
-use crate::kernel::{self, Tree};
-use crate::{binaries, command, contents, image, package, packages, place};
+use crate::build::cargo;
+use crate::image::kernel::{self, Tree};
+use crate::{apt, build, cache, command, image, package, paths};
 
 /// Which checks to run; all of them without an option.
 #[derive(clap::Args)]
@@ -36,7 +36,7 @@ type Step = (&'static str, fn() -> Result<Outcome>);
 const STEPS: &[Step] = &[
     ("format", format),
     ("images", || image::build(true).map(|()| Passed)),
-    ("binaries", || binaries::build().map(|()| Passed)),
+    ("binaries", || build::build().map(|()| Passed)),
     ("clippy", clippy),
     ("package", package),
     ("tests", tests),
@@ -54,7 +54,7 @@ const STEPS: &[Step] = &[
 const QUICK_STEPS: &[Step] = &[
     ("format", format),
     ("images", || image::build(true).map(|()| Passed)),
-    ("binaries", || binaries::build().map(|()| Passed)),
+    ("binaries", || build::build().map(|()| Passed)),
     ("clippy", clippy),
     ("tests", quick_tests),
 ];
@@ -156,16 +156,16 @@ fn package() -> Result<Outcome> {
     if !command::exists("dpkg-deb") {
         return Ok(Skipped("this is not a Debian system".to_owned()));
     }
-    contents::check(&package::assemble()?)?;
+    package::check::check(&package::assemble()?)?;
     Ok(Passed)
 }
 
 /// The metrics page of a running service, as Prometheus' own checker sees it.
 fn metrics() -> Result<Outcome> {
     let promtool = {
-        let cache = place::cache()?;
-        let _lock = place::CacheLock::take(&cache)?;
-        packages::unpacked(&cache, "prometheus")?
+        let cache = paths::cache()?;
+        let _lock = cache::CacheLock::take(&cache)?;
+        apt::unpacked(&cache, "prometheus")?
             .root
             .join("usr/bin/promtool")
     };
@@ -190,7 +190,7 @@ fn interleavings() -> Result<Outcome> {
         cargo()
             .args(["nextest", "run", "--package", "tmem-store"])
             .args(["--test", "interleavings", "--target-dir"])
-            .arg(place::target().join("shuttle"))
+            .arg(paths::target().join("shuttle"))
             .env("RUSTFLAGS", "--cfg shuttle"),
     )?;
     Ok(Passed)
@@ -198,7 +198,7 @@ fn interleavings() -> Result<Outcome> {
 
 /// The store's module with `unsafe`, and what uses it most, under valgrind.
 fn memory_errors() -> Result<Outcome> {
-    packages::require(packages::CHECK)?;
+    apt::require(apt::CHECK)?;
     for tests in [
         // Valgrind does not know how to go on where a handler of SIGBUS put a page.
         &["--lib", "memory::", "--", "--skip", "bad_memory::"][..],
@@ -223,14 +223,14 @@ fn memory_errors() -> Result<Outcome> {
 
 /// The fuzz targets, which are no part of the workspace, build without a warning.
 fn fuzz_targets() -> Result<Outcome> {
-    packages::require(packages::CHECK)?;
-    let manifest = place::root().join("fuzz/Cargo.toml");
+    apt::require(apt::CHECK)?;
+    let manifest = paths::root().join("fuzz/Cargo.toml");
     command::run(
         cargo()
             .args(["clippy", "--quiet", "--locked", "--manifest-path"])
             .arg(manifest)
             .arg("--target-dir")
-            .arg(place::target().join("fuzz"))
+            .arg(paths::target().join("fuzz"))
             .args(["--", "-D", "warnings"]),
     )?;
     Ok(Passed)
@@ -265,22 +265,22 @@ fn dependencies() -> Result<Outcome> {
 }
 
 fn driver_tree() -> Result<Tree> {
-    packages::require(packages::BUILD)?;
-    kernel::KVM.tree(&place::cache()?)
+    apt::require(apt::BUILD)?;
+    kernel::KVM.tree(&paths::cache()?)
 }
 
 /// `checkpatch.pl --strict` on every file of the driver.
 fn driver_style() -> Result<Outcome> {
     let tree = {
-        let _lock = place::CacheLock::take(&place::cache()?)?;
+        let _lock = cache::CacheLock::take(&paths::cache()?)?;
         driver_tree()?
     };
-    let driver = place::root().join("guest-driver");
+    let driver = paths::root().join("guest-driver");
     let checked = |path: &Path| {
         path.extension()
             .is_some_and(|extension| extension == "c" || extension == "h")
     };
-    let files = place::files_below(&driver)?
+    let files = paths::files_below(&driver)?
         .into_iter()
         .filter(|path| checked(path));
     let mut check = Command::new("perl");
@@ -311,11 +311,11 @@ fn driver_style() -> Result<Outcome> {
 
 /// A build of the driver with `W=1` and sparse, which must say nothing.
 fn driver_warnings() -> Result<Outcome> {
-    packages::require(packages::CHECK)?;
-    let _lock = place::CacheLock::take(&place::cache()?)?;
+    apt::require(apt::CHECK)?;
+    let _lock = cache::CacheLock::take(&paths::cache()?)?;
     let tree = driver_tree()?;
     // What was built before would not be built, and would say nothing.
-    for file in place::files_below(&tree.path.join("drivers/tmem"))? {
+    for file in paths::files_below(&tree.path.join("drivers/tmem"))? {
         if file.extension().is_some_and(|extension| extension == "o") {
             std::fs::remove_file(&file)
                 .with_context(|| format!("cannot remove {}", file.display()))?;

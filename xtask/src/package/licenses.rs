@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::binaries::{TARGET, cargo};
-use crate::{command, place};
+use crate::build::{TARGET, cargo};
+use crate::{command, paths};
 
 /// How the name of a file begins that holds a licence or a notice, in capitals.
 const NAMES: &[&str] = &[
@@ -129,7 +129,7 @@ fn crates() -> Result<Vec<Crate>> {
 
 /// In a crate's folder, and below it as for the C libraries that a crate brings along.
 fn license_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = place::files_below(folder)?;
+    let mut files = paths::files_below(folder)?;
     files.retain(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = name.to_uppercase();

@@ -1,45 +1,15 @@
-//! Where things are: the checkout, the target folder, the cache.
+//! What is in the cache, which is outside the checkout, so that a clean clone finds the kernel an earlier one built.
 //!
-//! The cache is outside the checkout, so that a clean clone finds the kernel an earlier one built. Whatever
-//! is in it is named by a hash of what it was made from, and appears under its name only when complete.
+//! Whatever is there is named by a hash of what it was made from, and appears under its name only when complete.
 
-use std::env;
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-/// The root of the checkout.
-pub(crate) fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_path_buf()
-}
-
-/// Cargo's target folder.
-pub(crate) fn target() -> PathBuf {
-    tmem_tests::place::target()
-}
-
-/// `$TMEM_CACHE`, else `$XDG_CACHE_HOME/tmem`, else `~/.cache/tmem`; made if it is not there.
-pub(crate) fn cache() -> Result<PathBuf> {
-    let set = |name| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let path = match (set("TMEM_CACHE"), set("XDG_CACHE_HOME"), set("HOME")) {
-        (Some(path), _, _) => path,
-        (None, Some(base), _) => base.join("tmem"),
-        (None, None, Some(home)) => home.join(".cache/tmem"),
-        (None, None, None) => bail!("no place for a cache: set TMEM_CACHE to a folder"),
-    };
-    fs::create_dir_all(&path)
-        .with_context(|| format!("cannot make the cache folder {}", path.display()))?;
-    path.canonicalize()
-        .with_context(|| format!("cannot use the cache folder {}", path.display()))
-}
+use crate::paths::{files_below, remove};
 
 /// Held while the cache is changed: two runs do not collide. Given back when dropped, or when we die.
 pub(crate) struct CacheLock {
@@ -108,29 +78,6 @@ impl Inputs {
     }
 }
 
-/// Every file below `path` (or `path` itself), sorted.
-pub(crate) fn files_below(path: &Path) -> Result<Vec<PathBuf>> {
-    if path.is_file() {
-        return Ok(vec![path.to_path_buf()]);
-    }
-    let mut found = Vec::new();
-    let mut folders = vec![path.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        let entries =
-            fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
-        for entry in entries {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                folders.push(entry.path());
-            } else {
-                found.push(entry.path());
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
 /// Makes folder `to` by filling a temporary one beside it and renaming: it is there whole, or not at all.
 pub(crate) fn publish(to: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let parent = to.parent().context("a published folder has a parent")?;
@@ -144,24 +91,6 @@ pub(crate) fn publish(to: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
     remove(to)?;
     fs::rename(&part, to)
         .with_context(|| format!("cannot rename {} to {}", part.display(), to.display()))
-}
-
-/// Removes a folder if it is there.
-pub(crate) fn remove(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Copies a file so that its new name is never seen half written.
-pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
-    let part = to.with_extension("part");
-    fs::copy(from, &part)
-        .and_then(|_| fs::rename(&part, to))
-        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
 
 /// Keeps the `keep` newest folders of `parent` whose names start with `prefix`.
@@ -185,6 +114,8 @@ pub(crate) fn keep_newest(parent: &Path, prefix: &str, keep: usize) -> Result<()
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
 
     #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{command, place};
+use crate::{cache, command, paths};
 
 /// What a kernel build and the workloads need.
 pub(crate) const BUILD: &[&str] = &[
@@ -143,7 +143,7 @@ pub(crate) fn unpacked(cache: &Path, package: &str) -> Result<Unpacked> {
             format!("cannot download {package}; the package sources must be those of Debian 12 (bookworm)")
         })?;
     }
-    let deb = place::files_below(&download)?
+    let deb = paths::files_below(&download)?
         .into_iter()
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .with_context(|| format!("apt-get download left no package in {}", download.display()))?;
@@ -151,10 +151,10 @@ pub(crate) fn unpacked(cache: &Path, package: &str) -> Result<Unpacked> {
         .trim()
         .to_owned();
     let root = home.join(format!("version-{}", version.replace([':', '/'], "_")));
-    place::publish(&root, |part| {
+    cache::publish(&root, |part| {
         command::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(part))
     })?;
-    place::remove(&download)?;
+    paths::remove(&download)?;
     Ok(Unpacked { version, root })
 }
 
@@ -184,7 +184,7 @@ fn newest_version(home: &Path) -> Result<Option<Unpacked>> {
 }
 
 fn fetch(package: &str, to: &Path) -> Result<()> {
-    place::remove(to)?;
+    paths::remove(to)?;
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
     command::output(
         Command::new("apt-get")

@@ -1,40 +1,11 @@
-//! `cargo xtask demo` and `cargo xtask bench`.
+//! `cargo xtask bench`: the benchmarks of the workspace.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use tmem_tests::outer::Outer;
-use tmem_tests::platform;
 
-use crate::{binaries, command, image, place};
-
-/// Builds what is needed and runs the demo; `false` when a guest did not verify every byte.
-pub(crate) fn demo() -> Result<bool> {
-    image::build(false)?;
-    binaries::build()?;
-    if platform::kvm_is_usable() {
-        let program = tmem_tests::place::binary("tmem-scenario")?;
-        let status = Command::new(&program)
-            .arg("demo")
-            .status()
-            .with_context(|| format!("cannot run {}", program.display()))?;
-        return Ok(status.success());
-    }
-    println!(
-        "\nno usable KVM (/dev/kvm and hardware virtualization): the demo runs nested in an emulated machine\n"
-    );
-    let mut started = false;
-    let status = Outer { arguments: "demo" }.run(|line| {
-        if line.starts_with("outer ") {
-            started = true;
-        } else if started {
-            println!("{line}");
-        }
-    })?;
-    println!("Nested, times say nothing by themselves: compare them with each other.");
-    Ok(status == 0)
-}
+use crate::{build, command, paths};
 
 /// The benchmark that boots a guest.
 const GUEST_BENCH: &str = "guest";
@@ -69,7 +40,7 @@ pub(crate) fn bench(name: &str, json: bool, arguments: &[String]) -> Result<()> 
 
 /// Measures what is shipped: built as the static binaries are, and away from them.
 fn bench_command(name: &str, arguments: &[String]) -> Command {
-    let mut bench = binaries::optimized("bench");
+    let mut bench = build::optimized("bench");
     bench.env("TMEM_BENCH_DIR", results());
     bench.args(["--quiet", "--workspace", "--bench", name]);
     if !arguments.is_empty() {
@@ -80,7 +51,7 @@ fn bench_command(name: &str, arguments: &[String]) -> Command {
 
 /// Where benchmarks leave what they found.
 fn results() -> PathBuf {
-    place::target().join("bench")
+    paths::target().join("bench")
 }
 
 #[cfg(test)]
@@ -95,7 +66,7 @@ mod tests {
         let ours = &arguments[..ours.expect("arguments of the benchmark")];
         assert!(
             ours.windows(2)
-                .any(|pair| pair == ["--target", binaries::TARGET]),
+                .any(|pair| pair == ["--target", build::TARGET]),
             "without a target Cargo writes to target/release: {ours:?}"
         );
         assert!(ours.iter().any(|word| word.contains("+crt-static")));

@@ -6,18 +6,21 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use tmem_tests::platform;
 
-use crate::{initramfs, kernel, packages, place};
+mod initramfs;
+pub(crate) mod kernel;
+
+use crate::{apt, cache, paths};
 
 /// Builds what is missing in the cache and puts it at `target/images`; with `uml`, User Mode Linux too.
 pub(crate) fn build(uml: bool) -> Result<()> {
     let nested = !platform::kvm_is_usable();
-    packages::require(packages::BUILD)?;
+    apt::require(apt::BUILD)?;
     if nested {
-        packages::require(packages::OUTER)?;
+        apt::require(apt::OUTER)?;
     }
-    let cache = place::cache()?;
-    let _lock = place::CacheLock::take(&cache)?;
-    let to = place::target().join("images");
+    let cache = paths::cache()?;
+    let _lock = cache::CacheLock::take(&cache)?;
+    let to = paths::target().join("images");
     fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
 
     put(&initramfs::guest(&cache)?, &to)?;
@@ -47,5 +50,5 @@ fn put(from: &Path, folder: &Path) -> Result<()> {
     if same.is_ok_and(|same| same) {
         return Ok(());
     }
-    place::copy(from, &to)
+    paths::copy(from, &to)
 }

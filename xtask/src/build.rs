@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::{command, place};
+use crate::{command, paths};
 
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The product, and the binary that runs scenarios beside a guest.
@@ -15,7 +15,7 @@ const BINARIES: &[(&str, &str)] = &[("tmem", "tmem"), ("tmem-tests", "tmem-scena
 /// Cargo, as the one that started us.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(place::root());
+    cargo.current_dir(paths::root());
     cargo
 }
 
@@ -40,10 +40,10 @@ pub(crate) fn build() -> Result<()> {
         build.args(["--package", package, "--bin", binary]);
     }
     command::run(&mut build)?;
-    let from = place::target().join(TARGET).join("release");
-    copy(&from, &place::target().join("static"))?;
+    let from = paths::target().join(TARGET).join("release");
+    copy(&from, &paths::target().join("static"))?;
     install()?;
-    println!("built {}", place::target().join("release/tmem").display());
+    println!("built {}", paths::target().join("release/tmem").display());
     Ok(())
 }
 
@@ -51,15 +51,15 @@ pub(crate) fn build() -> Result<()> {
 /// dynamically linked ones.
 pub(crate) fn install() -> Result<()> {
     copy(
-        &place::target().join("static"),
-        &place::target().join("release"),
+        &paths::target().join("static"),
+        &paths::target().join("release"),
     )
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
     for (_, binary) in BINARIES {
-        place::copy(&from.join(binary), &to.join(binary))?;
+        paths::copy(&from.join(binary), &to.join(binary))?;
     }
     Ok(())
 }

@@ -8,8 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use tmem_tests::cpio::Archive;
 
-use crate::place::{self, Inputs};
-use crate::{command, packages};
+use crate::cache::{self, Inputs};
+use crate::paths;
+use crate::{apt, command};
 
 /// Raised when this module builds something else from the same inputs.
 const RECIPE: &str = "2";
@@ -23,7 +24,7 @@ const MODULES: &[&str] = &["irqbypass.ko", "kvm.ko", "kvm-amd.ko"];
 const KEPT: usize = 4;
 
 fn busybox(cache: &Path) -> Result<(Vec<u8>, String)> {
-    let package = packages::unpacked(cache, "busybox-static")?;
+    let package = apt::unpacked(cache, "busybox-static")?;
     let path = package.root.join("bin/busybox");
     let path = if path.exists() {
         path
@@ -48,7 +49,7 @@ fn skeleton(archive: &mut Archive<Vec<u8>>, busybox: &[u8], init: &Path) -> Resu
 
 /// The guest's initramfs; returns the path of `guest.cpio`.
 pub(crate) fn guest(cache: &Path) -> Result<PathBuf> {
-    let images = place::root().join("images");
+    let images = paths::root().join("images");
     let (busybox, version) = busybox(cache)?;
     let compiler = command::output(Command::new("gcc").arg("--version"))?;
     let mut inputs = Inputs::default();
@@ -62,10 +63,10 @@ pub(crate) fn guest(cache: &Path) -> Result<PathBuf> {
         .join("initramfs")
         .join(format!("guest-{}", inputs.key()));
     if !published.exists() {
-        place::publish(&published, |part| {
+        cache::publish(&published, |part| {
             let mut archive = Archive::new(Vec::new());
             skeleton(&mut archive, &busybox, &images.join("init"))?;
-            for source in place::files_below(&images.join("workload"))? {
+            for source in paths::files_below(&images.join("workload"))? {
                 if source.extension().is_none_or(|extension| extension != "c") {
                     continue;
                 }
@@ -87,7 +88,7 @@ pub(crate) fn guest(cache: &Path) -> Result<PathBuf> {
             }
             Ok(fs::write(part.join("guest.cpio"), archive.finish()?)?)
         })?;
-        place::keep_newest(&cache.join("initramfs"), "guest-", KEPT)?;
+        cache::keep_newest(&cache.join("initramfs"), "guest-", KEPT)?;
     }
     Ok(published.join("guest.cpio"))
 }
@@ -95,8 +96,8 @@ pub(crate) fn guest(cache: &Path) -> Result<PathBuf> {
 /// The outer machine's kernel and the base of its initramfs; returns the folder with `outer-vmlinuz` and
 /// `outer.cpio`.
 pub(crate) fn outer(cache: &Path) -> Result<PathBuf> {
-    let init = place::root().join("images/outer-init");
-    let kernel = packages::outer_kernel(cache)?;
+    let init = paths::root().join("images/outer-init");
+    let kernel = apt::outer_kernel(cache)?;
     let (busybox, version) = busybox(cache)?;
     let mut inputs = Inputs::default();
     inputs
@@ -108,8 +109,8 @@ pub(crate) fn outer(cache: &Path) -> Result<PathBuf> {
         .join("initramfs")
         .join(format!("outer-{}", inputs.key()));
     if !published.exists() {
-        place::publish(&published, |part| {
-            let files = place::files_below(&kernel.root)?;
+        cache::publish(&published, |part| {
+            let files = paths::files_below(&kernel.root)?;
             let find = |matches: &dyn Fn(&str) -> bool, what: &str| {
                 let named = |path: &&PathBuf| {
                     matches(&path.file_name().unwrap_or_default().to_string_lossy())
@@ -119,7 +120,7 @@ pub(crate) fn outer(cache: &Path) -> Result<PathBuf> {
                     .find(named)
                     .with_context(|| format!("no {what} in the stock kernel's package"))
             };
-            place::copy(
+            paths::copy(
                 find(&|name| name.starts_with("vmlinuz-"), "kernel")?,
                 &part.join("outer-vmlinuz"),
             )?;
@@ -132,7 +133,7 @@ pub(crate) fn outer(cache: &Path) -> Result<PathBuf> {
             }
             Ok(fs::write(part.join("outer.cpio"), archive.finish()?)?)
         })?;
-        place::keep_newest(&cache.join("initramfs"), "outer-", KEPT)?;
+        cache::keep_newest(&cache.join("initramfs"), "outer-", KEPT)?;
     }
     Ok(published)
 }

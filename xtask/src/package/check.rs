@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{command, packages, place};
+use crate::{apt, cache, command, paths};
 
 /// Files that must be there, and their modes.
 const FILES: &[(&str, u32)] = &[
@@ -42,9 +42,9 @@ const SCRIPTS: &[(&str, &str)] = &[
 
 /// Unpacks a package and checks all of it.
 pub(crate) fn check(package: &Path) -> Result<()> {
-    packages::require(packages::PAGES)?;
-    let root = place::target().join("package-check");
-    place::publish(&root, |part| {
+    apt::require(apt::PAGES)?;
+    let root = paths::target().join("package-check");
+    cache::publish(&root, |part| {
         command::run(
             Command::new("dpkg-deb")
                 .arg("--raw-extract")
@@ -66,12 +66,12 @@ pub(crate) fn check(package: &Path) -> Result<()> {
     completions(&root, &commands)?;
     units(&root)?;
     lint(package)?;
-    place::remove(&root)
+    paths::remove(&root)
 }
 
 fn files(root: &Path) -> Result<()> {
     let mut found = BTreeMap::new();
-    for path in place::files_below(root)? {
+    for path in paths::files_below(root)? {
         let mode = path.symlink_metadata()?.permissions().mode() & 0o7777;
         let name = path.strip_prefix(root)?.to_string_lossy().into_owned();
         if !name.starts_with("DEBIAN/") {
@@ -164,7 +164,7 @@ fn pages(root: &Path, commands: &[String]) -> Result<()> {
         let page = man.join(format!("man1/{name}.1.gz"));
         ensure!(page.is_file(), "no page {}", page.display());
     }
-    for packed in place::files_below(&man)? {
+    for packed in paths::files_below(&man)? {
         command::run(Command::new("gunzip").arg(&packed))?;
         let page = packed.with_extension("");
         let name = page.display();
@@ -226,7 +226,7 @@ fn units(root: &Path) -> Result<()> {
     // Units name programs by their place on the system, so verify them with ours instead.
     let folder = root.join("units");
     fs::create_dir(&folder)?;
-    for unit in place::files_below(&from)? {
+    for unit in paths::files_below(&from)? {
         let text = fs::read_to_string(&unit)?;
         let binary = root.join("usr/bin/tmem");
         let text = text.replace("/usr/bin/tmem", &binary.display().to_string());

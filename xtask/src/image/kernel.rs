@@ -9,9 +9,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::place::{self, Inputs};
+use crate::cache::{self, Inputs};
+use crate::paths;
 use crate::progress::Progress;
-use crate::{command, packages};
+use crate::{apt, command};
 
 /// Raised when this module builds something else from the same inputs.
 const RECIPE: &str = "1";
@@ -90,10 +91,10 @@ impl Tree {
 impl Recipe {
     /// The published kernel of the present inputs; built if it is not there. Returns its folder.
     pub(crate) fn build(&self, cache: &Path) -> Result<PathBuf> {
-        let (tarball, version) = packages::kernel_source(cache)?;
+        let (tarball, version) = apt::kernel_source(cache)?;
         let tree_key = self.tree_inputs(&version)?;
         let mut all = tree_key.clone();
-        all.path(&place::root().join("guest-driver"))?;
+        all.path(&paths::root().join("guest-driver"))?;
         let published = cache
             .join("kernels")
             .join(format!("{}-{}", self.name, all.key()));
@@ -129,13 +130,13 @@ impl Recipe {
             fs::write(&counted, steps.to_string())
                 .context("cannot note the number of build steps")?;
         }
-        place::publish(&published, |part| {
+        cache::publish(&published, |part| {
             for (from, to) in self.products {
-                place::copy(&tree.path.join(from), &part.join(to))?;
+                paths::copy(&tree.path.join(from), &part.join(to))?;
             }
-            place::copy(&tree.path.join(".config"), &part.join("config"))
+            paths::copy(&tree.path.join(".config"), &part.join("config"))
         })?;
-        place::keep_newest(
+        cache::keep_newest(
             &cache.join("kernels"),
             &format!("{}-", self.name),
             KEPT_KERNELS,
@@ -145,14 +146,14 @@ impl Recipe {
 
     /// The configured tree with the driver in it, for checks of the C code.
     pub(crate) fn tree(&self, cache: &Path) -> Result<Tree> {
-        let (tarball, version) = packages::kernel_source(cache)?;
+        let (tarball, version) = apt::kernel_source(cache)?;
         let tree = self.prepare(cache, &tarball, &self.tree_inputs(&version)?.key())?;
         self.configure(&tree, &tree.path.join("tmem-build.log"))?;
         Ok(tree)
     }
 
     fn tree_inputs(&self, version: &str) -> Result<Inputs> {
-        let images = place::root().join("images");
+        let images = paths::root().join("images");
         let mut inputs = Inputs::default();
         inputs
             .text("recipe", RECIPE)
@@ -173,7 +174,7 @@ impl Recipe {
         if !path.join(READY).exists() {
             let prefix = format!("{}-", self.name);
             println!("unpacking the kernel source to {}", path.display());
-            place::publish(&path, |part| {
+            cache::publish(&path, |part| {
                 command::run(
                     Command::new("tar")
                         .arg("-xf")
@@ -183,8 +184,8 @@ impl Recipe {
                 )?;
                 let mut patches = Vec::new();
                 for folder in self.patches {
-                    patches.extend(place::files_below(
-                        &place::root().join("images").join(folder),
+                    patches.extend(paths::files_below(
+                        &paths::root().join("images").join(folder),
                     )?);
                 }
                 for patch in patches {
@@ -203,9 +204,9 @@ impl Recipe {
                 }
                 Ok(fs::write(part.join(READY), "")?)
             })?;
-            place::keep_newest(&trees, &prefix, KEPT_TREES)?;
+            cache::keep_newest(&trees, &prefix, KEPT_TREES)?;
         }
-        place_driver(&place::root().join("guest-driver"), &path)?;
+        place_driver(&paths::root().join("guest-driver"), &path)?;
         Ok(Tree {
             path,
             arch: self.arch,
@@ -213,7 +214,7 @@ impl Recipe {
     }
 
     fn configure(&self, tree: &Tree, log: &Path) -> Result<()> {
-        let fragment = place::root().join("images").join(self.config);
+        let fragment = paths::root().join("images").join(self.config);
         let mut make = tree.make();
         make.arg("allnoconfig").env("KCONFIG_ALLCONFIG", &fragment);
         let _ = fs::remove_file(log);
@@ -261,7 +262,7 @@ fn place_driver(driver: &Path, tree: &Path) -> Result<()> {
             || name == "Makefile"
     };
     let mut kept = Vec::new();
-    for file in place::files_below(driver)? {
+    for file in paths::files_below(driver)? {
         let relative = file.strip_prefix(driver)?;
         let name = relative.file_name().unwrap_or_default().to_string_lossy();
         if relative.starts_with("include") || !source(&name) {
@@ -270,7 +271,7 @@ fn place_driver(driver: &Path, tree: &Path) -> Result<()> {
         write_if_changed(&file, &to.join(relative))?;
         kept.push(to.join(relative));
     }
-    for file in place::files_below(&to)? {
+    for file in paths::files_below(&to)? {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         if source(&name) && !name.ends_with(".mod.c") && !kept.contains(&file) {
             fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;

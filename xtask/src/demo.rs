@@ -1,0 +1,36 @@
+//! `cargo xtask demo`: a guest that swaps into host memory, and what it is compared with.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use tmem_tests::outer::Outer;
+use tmem_tests::platform;
+
+use crate::{build, image};
+
+/// Builds what is needed and runs the demo; `false` when a guest did not verify every byte.
+pub(crate) fn demo() -> Result<bool> {
+    image::build(false)?;
+    build::build()?;
+    if platform::kvm_is_usable() {
+        let program = tmem_tests::place::binary("tmem-scenario")?;
+        let status = Command::new(&program)
+            .arg("demo")
+            .status()
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        return Ok(status.success());
+    }
+    println!(
+        "\nno usable KVM (/dev/kvm and hardware virtualization): the demo runs nested in an emulated machine\n"
+    );
+    let mut started = false;
+    let status = Outer { arguments: "demo" }.run(|line| {
+        if line.starts_with("outer ") {
+            started = true;
+        } else if started {
+            println!("{line}");
+        }
+    })?;
+    println!("Nested, times say nothing by themselves: compare them with each other.");
+    Ok(status == 0)
+}
