@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::figures::Figures;
 use crate::guest::{Guest, Poll, Setup};
+use crate::stats::Stats;
 
 const GUEST_MIB: u64 = 96;
 const WORK_MIB: u64 = 256;
 const MIB: u64 = 1 << 20;
 /// Time between two lines of the live view.
 const GLANCE: Duration = Duration::from_secs(1);
-/// The same under emulation, where asking for the figures takes the guest's time.
+/// The same under emulation, where asking for the stats takes the guest's time.
 const NESTED_GLANCE: Duration = Duration::from_secs(5);
 /// Time without anything from a guest until it is given up.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -99,14 +99,14 @@ fn with_tmem() -> Result<(Row, u64)> {
                 }
             }
             Poll::Nothing => ensure!(heard.elapsed() < PATIENCE, "the guest is silent"),
-            Poll::Ended => break Figures::default(),
+            Poll::Ended => break Stats::default(),
         }
         if last.elapsed() >= glance_every() {
             last = Instant::now();
             // Until the control socket is there, nothing is known of the store.
-            let figures = guest.stats().unwrap_or_default();
-            peak = peak.max(figures.get("/bytes_used"));
-            say(&glance(start.elapsed(), &progress, &figures));
+            let stats = guest.stats().unwrap_or_default();
+            peak = peak.max(stats.get("/bytes_used"));
+            say(&glance(start.elapsed(), &progress, &stats));
         }
     };
     peak = peak.max(end.get("/bytes_used"));
@@ -134,7 +134,7 @@ fn progress_of(words: &str) -> Option<String> {
 }
 
 fn glance_every() -> Duration {
-    if crate::place::inside_outer() {
+    if crate::paths::inside_outer() {
         NESTED_GLANCE
     } else {
         GLANCE
@@ -142,12 +142,12 @@ fn glance_every() -> Duration {
 }
 
 /// One line of the live view.
-fn glance(since: Duration, progress: &str, figures: &Figures) -> String {
-    let stored = figures.device("pages_stored");
-    let loaded = figures.device("pages_loaded");
-    let exits = figures.device("doorbell_exits");
-    let held = figures.get("/pages") * 4096;
-    let used = figures.get("/bytes_used");
+fn glance(since: Duration, progress: &str, stats: &Stats) -> String {
+    let stored = stats.device("pages_stored");
+    let loaded = stats.device("pages_loaded");
+    let exits = stats.device("doorbell_exits");
+    let held = stats.get("/pages") * 4096;
+    let used = stats.get("/bytes_used");
     format!(
         "{:>4} s  {progress:<26} stored {stored:>7}  loaded {loaded:>7}  held {:>4} MiB in {:>3} MiB ({})  {} exits/page",
         since.as_secs(),
@@ -191,7 +191,7 @@ fn compared(name: &'static str, setup: &Setup, swap_on: &str) -> Result<Row> {
     row(name, guest)
 }
 
-/// Figures of a guest in its last pause; then its end, which must be good.
+/// Stats of a guest in its last pause; then its end, which must be good.
 fn row(name: &'static str, mut guest: Guest) -> Result<Row> {
     let memory = guest.host_memory();
     let file = guest.disk_used().unwrap_or(0);

@@ -10,10 +10,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::console::Console;
-use crate::figures::{Figures, stats_of};
-use crate::place::file;
+use crate::paths::file;
 use crate::process::Process;
 use crate::service::Service;
+use crate::stats::{Stats, stats_of};
 use crate::uml;
 
 pub use crate::process::{PATIENCE, Poll};
@@ -302,10 +302,10 @@ impl Guest {
         Ok(command)
     }
 
-    /// The host's figures.
-    pub fn stats(&self) -> Result<Figures> {
+    /// The host's statistics.
+    pub fn stats(&self) -> Result<Stats> {
         if let Some(service) = &self.service {
-            return service.figures(NAME);
+            return service.domain_stats(NAME);
         }
         stats_of(self.stats_command()?)
     }

@@ -2,12 +2,12 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`place`] | where built binaries and images are |
+//! | [`paths`] | where built binaries and images are |
 //! | [`platform`] | whether KVM is usable here |
 //! | [`process`] | a process that a test starts: its output, its end |
 //! | [`keeper`] | what ends it, and all below it, when the test ends |
 //! | [`console`] | what a guest wrote to its console |
-//! | [`figures`] | what the host counts |
+//! | [`stats`] | what the host counts |
 //! | [`guest`] | a guest of a scenario: how it starts, its disks, its end |
 //! | [`service`] | a `tmem serve` beside the guests |
 //! | [`interrupts`] | what a guest was interrupted for |
@@ -20,14 +20,14 @@
 pub mod console;
 pub mod cpio;
 pub mod demo;
-pub mod figures;
 pub mod guest;
 pub mod interrupts;
 pub mod keeper;
 pub mod outer;
-pub mod place;
+pub mod paths;
 pub mod platform;
 pub mod process;
 pub mod scenario;
 pub mod service;
+pub mod stats;
 pub mod uml;

@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::cpio::Archive;
-use crate::place;
+use crate::paths;
 use crate::process::{PATIENCE, Process};
 use crate::scenario::Verdict;
 
@@ -28,7 +28,7 @@ impl Outer<'_> {
     /// Something is not built, QEMU is missing, the machine made no progress, or ended
     /// without an exit status. The error holds the end of the serial log.
     pub fn run(&self, mut line: impl FnMut(&str)) -> Result<i32> {
-        let kernel = place::built("images/outer-vmlinuz")?;
+        let kernel = paths::built("images/outer-vmlinuz")?;
         let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
         let initramfs = folder.path().join("outer.cpio");
         write_initramfs(&initramfs)?;
@@ -122,14 +122,14 @@ fn run_in(
 
 /// The base archive, followed by one with what runs in the machine. The kernel unpacks both.
 fn write_initramfs(to: &Path) -> Result<()> {
-    let base = fs::read(place::built("images/outer.cpio")?)?;
+    let base = fs::read(paths::built("images/outer.cpio")?)?;
     let mut archive = Archive::new(Vec::new());
     for (name, path) in [
-        ("bin/tmem", place::binary("tmem")?),
-        ("bin/tmem-scenario", place::binary("tmem-scenario")?),
-        ("vmlinux", place::built("images/vmlinux")?),
-        ("bzImage", place::built("images/bzImage")?),
-        ("guest.cpio", place::built("images/guest.cpio")?),
+        ("bin/tmem", paths::binary("tmem")?),
+        ("bin/tmem-scenario", paths::binary("tmem-scenario")?),
+        ("vmlinux", paths::built("images/vmlinux")?),
+        ("bzImage", paths::built("images/bzImage")?),
+        ("guest.cpio", paths::built("images/guest.cpio")?),
     ] {
         let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         archive.file(name, 0o755, &content)?;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use crate::place;
+use crate::paths;
 
 /// Time without progress until a wait is given up. What works tells of it each second, and on a busy machine, or
 /// under emulation, does not come to speak for minutes.
@@ -75,7 +75,7 @@ impl Process {
             "cannot run {}: there is no such program",
             program.display()
         );
-        let keeper = place::keeper()?;
+        let keeper = paths::keeper()?;
         let mut kept = Command::new(&keeper);
         kept.args(["keep", &std::process::id().to_string()])
             .arg(program)

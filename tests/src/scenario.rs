@@ -2,12 +2,12 @@
 //! [`run`] need KVM, and run wherever that is usable: on this machine, or in an outer one. Those of [`run_on`] are
 //! about the driver and the store, whatever the guest runs on. [`run_each`] runs several, and ends each with a [`Verdict`].
 
-mod data;
+mod backends;
 mod ends;
 mod failure;
 mod host;
-mod paths;
 mod service;
+mod swap;
 
 use std::fmt;
 use std::panic::catch_unwind;
@@ -75,10 +75,10 @@ pub fn run_each<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Verdict> {
 /// Runs any scenario on KVM.
 pub fn run(name: &str) -> Result<()> {
     match name {
-        "first-page" => data::first_page(),
-        "two-cpus" => data::two_cpus(),
-        "compressed-kernel" => data::compressed_kernel(),
-        "exits" => paths::exits(),
+        "first-page" => swap::first_page(),
+        "two-cpus" => swap::two_cpus(),
+        "compressed-kernel" => swap::compressed_kernel(),
+        "exits" => backends::exits(),
         "clients" => host::clients(),
         "idle" => host::idle(),
         "ends" => ends::ends(),
@@ -100,16 +100,16 @@ pub fn run(name: &str) -> Result<()> {
 /// Runs a scenario that needs no KVM.
 pub fn run_on(machine: Machine, name: &str) -> Result<()> {
     match name {
-        "every-kind-of-page" => data::every_kind_of_page(machine),
-        "fork" => data::fork(machine),
-        "swapoff" => data::swapoff(machine),
-        "limit" => data::limit(machine),
-        "wrong-byte" => data::wrong_byte(machine),
-        "frontswap-alone" => paths::frontswap_alone(machine),
-        "block-alone" => paths::block_alone(machine),
-        "off" => paths::off(machine),
-        "zswap" => paths::zswap(machine),
-        "figures" => host::figures(machine),
+        "every-kind-of-page" => swap::every_kind_of_page(machine),
+        "fork" => swap::fork(machine),
+        "swapoff" => swap::swapoff(machine),
+        "limit" => swap::limit(machine),
+        "wrong-byte" => swap::wrong_byte(machine),
+        "frontswap-alone" => backends::frontswap_alone(machine),
+        "block-alone" => backends::block_alone(machine),
+        "off" => backends::off(machine),
+        "zswap" => backends::zswap(machine),
+        "statistics" => host::statistics(machine),
         _ => bail!("there is no scenario {name:?}"),
     }
 }

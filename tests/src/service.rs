@@ -10,9 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::figures::Figures;
-use crate::place::file;
+use crate::paths::file;
 use crate::process::{PATIENCE, Process, eventually, tail};
+use crate::stats::Stats;
 
 /// A running service; killed when dropped, and its log shown if the test fails.
 pub struct Service {
@@ -97,9 +97,9 @@ impl Service {
         stats(&self.folder)
     }
 
-    /// The figures of one guest.
-    pub fn figures(&self, name: &str) -> Result<Figures> {
-        figures(&self.stats()?, name)
+    /// The statistics of one guest.
+    pub fn domain_stats(&self, name: &str) -> Result<Stats> {
+        domain_stats(&self.stats()?, name)
     }
 
     /// Stops all its threads where they are.
@@ -131,18 +131,18 @@ impl Service {
     }
 }
 
-/// The figures of one guest among those of all.
+/// The statistics of one guest among those of all.
 ///
 /// # Errors
 /// There is no such guest.
-pub fn figures(stats: &Value, name: &str) -> Result<Figures> {
+pub fn domain_stats(stats: &Value, name: &str) -> Result<Stats> {
     let domains = stats.pointer("/domains").and_then(Value::as_array);
     let found = domains
         .into_iter()
         .flatten()
         .find(|domain| domain.pointer("/name").and_then(Value::as_str) == Some(name))
         .with_context(|| format!("the service knows no guest {name}"))?;
-    Ok(Figures(json!({ "domains": [found] })))
+    Ok(Stats(json!({ "domains": [found] })))
 }
 
 /// Runs a subcommand of `tmem` against the service in `folder`.

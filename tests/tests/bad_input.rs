@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
-use tmem_tests::{place, platform};
+use tmem_tests::{paths, platform};
 
 /// A folder with a kernel and an initrd that are good as far as anyone can see without booting them.
 struct Inputs {
@@ -22,7 +22,7 @@ impl Inputs {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
         for image in ["vmlinux", "guest.cpio"] {
             fs::copy(
-                place::built(&format!("images/{image}"))?,
+                paths::built(&format!("images/{image}"))?,
                 folder.path().join(image),
             )?;
         }
@@ -89,7 +89,7 @@ impl Inputs {
         code: i32,
         culprit: &str,
     ) -> Result<()> {
-        let program = place::binary("tmem")?;
+        let program = paths::binary("tmem")?;
         self.refused(
             &mut self.command(&program, kernel, initrd, arguments),
             code,
@@ -204,7 +204,7 @@ fn no_permission_on_dev_kvm_is_said() -> Result<()> {
     }
     let inputs = Inputs::new()?;
     // The target folder may be in a home that others cannot enter.
-    fs::copy(place::binary("tmem")?, inputs.path("tmem"))?;
+    fs::copy(paths::binary("tmem")?, inputs.path("tmem"))?;
     let mut command = Command::new("setpriv");
     command
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])

@@ -16,9 +16,9 @@ fn start(service: &Service, name: &str, setup: &Setup<'_>) -> Result<Guest> {
 
 /// Waits until the guest moves pages.
 fn works(service: &Service, guest: &mut Guest) -> Result<()> {
-    let from = service.figures("vm1")?.device("pages_loaded");
+    let from = service.domain_stats("vm1")?.device("pages_loaded");
     guest.eventually("the guest loads pages", || {
-        Ok(service.figures("vm1")?.device("pages_loaded") > from + 100)
+        Ok(service.domain_stats("vm1")?.device("pages_loaded") > from + 100)
     })
 }
 
@@ -132,7 +132,7 @@ fn a_page_that_the_host_refuses_costs_a_full_guest_one_try() -> Result<()> {
     };
     let (withheld, refused) = (
         counter("stores_withheld")?,
-        service.figures("vm1")?.refused(),
+        service.domain_stats("vm1")?.refused(),
     );
     println!("{refused} refused by the host, {withheld} not offered");
     ensure!(refused > 0, "the host never refused a page");
@@ -182,7 +182,7 @@ fn a_guest_has_tmem_again_when_its_service_is_killed_and_started_again() -> Resu
     let service = Service::start_in(folder.path(), "256M", &guests)?;
     guest.go_on()?;
     guest.wait_for("guest pause end")?;
-    let stored = service.figures("vm1")?.device("pages_stored");
+    let stored = service.domain_stats("vm1")?.device("pages_stored");
     guest.go_on()?;
     let console = guest.finish()?;
     console.verified(1)?;

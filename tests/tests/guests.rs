@@ -153,6 +153,6 @@ fn with_tmem_1_zswap_steps_back_without_a_warning() -> Result<()> {
 }
 
 #[test]
-fn the_figures_of_the_host_are_those_of_the_guest() -> Result<()> {
-    holds_anywhere("figures")
+fn the_statistics_of_the_host_are_those_of_the_guest() -> Result<()> {
+    holds_anywhere("statistics")
 }

@@ -49,7 +49,7 @@ fn a_guest_that_dies_at_once_fails_every_wait_for_it_at_once() -> Result<()> {
 
     let begun = Instant::now();
     let mut guest = start("vm2")?;
-    let stores = || Ok(service.figures("vm2")?.device("pages_stored") > 0);
+    let stores = || Ok(service.domain_stats("vm2")?.device("pages_stored") > 0);
     failed_at_once(guest.eventually("it stores pages", stores), begun)?;
 
     let begun = Instant::now();

@@ -41,7 +41,7 @@ fn has(console: &Console, line: &str) -> Result<()> {
 /// The work after the service came back: it was this one that had the pages.
 fn finished(service: &Service, mut guest: Guest) -> Result<Console> {
     guest.wait_for("guest pause end")?;
-    let stored = service.figures("vm1")?.device("pages_stored");
+    let stored = service.domain_stats("vm1")?.device("pages_stored");
     guest.go_on()?;
     let console = guest.finish()?;
     has(&console, "guest work 0")?;

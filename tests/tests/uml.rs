@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tmem_tests::console::Console;
-use tmem_tests::figures::Figures;
-use tmem_tests::service::{Service, figures};
+use tmem_tests::service::{Service, domain_stats};
+use tmem_tests::stats::Stats;
 use tmem_tests::uml::guest::{END, Guest, Setup};
 use tmem_tests::uml::{eventually, eventually_with};
 
@@ -33,13 +33,13 @@ fn work(swap: &str, size: &str) -> String {
 const TRIES: u32 = 20;
 
 /// Asks guest and service until nothing moved in between; then they must have counted the same. Ends the guest.
-fn agree(service: &Service, name: &str, guest: &mut Guest, before: &Figures) -> Result<Figures> {
+fn agree(service: &Service, name: &str, guest: &mut Guest, before: &Stats) -> Result<Stats> {
     guest.go_on()?;
     let mut tries = 0;
     loop {
         guest.wait_for("guest pause end")?;
-        let host = service.figures(name)?;
-        let same = same_figures(name, &guest.console(), before, &host);
+        let host = service.domain_stats(name)?;
+        let same = same_stats(name, &guest.console(), before, &host);
         tries += 1;
         if same.is_ok() || tries == TRIES {
             guest.answer("done")?;
@@ -50,7 +50,7 @@ fn agree(service: &Service, name: &str, guest: &mut Guest, before: &Figures) -> 
 }
 
 /// What the guest counted since it booted, and the service since `before`, must be the same.
-fn same_figures(name: &str, console: &Console, before: &Figures, host: &Figures) -> Result<()> {
+fn same_stats(name: &str, console: &Console, before: &Stats, host: &Stats) -> Result<()> {
     let grown = |counter: &str| host.device(counter) - before.device(counter);
     let both = |counters: &[&str]| -> Result<u64> {
         let mut sum = 0;
@@ -119,7 +119,7 @@ fn within_bounds(service: &Service, budget: u64, limits: &[(&str, u64)]) -> Resu
     let used = used(&stats);
     ensure!(used <= budget, "over the budget: {used}");
     for (name, limit) in limits {
-        let used = figures(&stats, name)?.get("/bytes_used");
+        let used = domain_stats(&stats, name)?.get("/bytes_used");
         ensure!(used <= *limit, "{name} is over its limit: {used}");
     }
     Ok(())
@@ -158,7 +158,7 @@ fn eight_guests_on_one_service_keep_every_byte_and_count_the_same() -> Result<()
     };
     let mut running: BTreeMap<&str, Guest> = BTreeMap::new();
     // What the service had counted of a guest that was killed before it was started again.
-    let mut before: BTreeMap<&str, Figures> = BTreeMap::new();
+    let mut before: BTreeMap<&str, Stats> = BTreeMap::new();
     for name in &names {
         running.insert(name, start(&service, name, &setup)?);
     }
@@ -167,14 +167,14 @@ fn eight_guests_on_one_service_keep_every_byte_and_count_the_same() -> Result<()
         let mut all: Vec<&mut Guest> = running.values_mut().collect();
         eventually_with(&mut all, "a guest has stored pages", || {
             within_bounds(&service, BUDGET, &LIMITS)?;
-            Ok(service.figures(name)?.device("pages_stored") >= 400 * number)
+            Ok(service.domain_stats(name)?.device("pages_stored") >= 400 * number)
         })?;
         if let Some(mut guest) = running.remove(name) {
             guest.kill();
         }
         eventually("its pages are freed", || {
-            let figures = service.figures(name)?;
-            Ok(figures.get("/pages") == 0 && figures.get("/bytes_used") < MIB)
+            let held = service.domain_stats(name)?;
+            Ok(held.get("/pages") == 0 && held.get("/bytes_used") < MIB)
         })?;
         if name != "vm7" {
             let commands = format!("pause up; {commands}");
@@ -184,7 +184,7 @@ fn eight_guests_on_one_service_keep_every_byte_and_count_the_same() -> Result<()
             };
             let mut guest = start(&service, name, &again)?;
             guest.wait_for("guest pause up")?;
-            before.insert(name, service.figures(name)?);
+            before.insert(name, service.domain_stats(name)?);
             guest.go_on()?;
             running.insert(name, guest);
         }
@@ -221,7 +221,7 @@ fn a_guest_that_is_killed_and_started_again_begins_empty() -> Result<()> {
         };
         let mut guest = start(&service, name, &setup)?;
         guest.eventually("it has stored pages", || {
-            Ok(service.figures(name)?.get("/pages") > 1000)
+            Ok(service.domain_stats(name)?.get("/pages") > 1000)
         })?;
         guest.kill();
         eventually("the service has noticed", || {
@@ -230,7 +230,7 @@ fn a_guest_that_is_killed_and_started_again_begins_empty() -> Result<()> {
                 .lines()
                 .any(|line| line.starts_with(name) && line.contains("waiting")))
         })?;
-        let left = service.figures(name)?.get("/pages");
+        let left = service.domain_stats(name)?.get("/pages");
         ensure!(
             keeps == (left > 0),
             "{name}: {left} pages after the guest was killed"
@@ -247,7 +247,7 @@ fn a_guest_that_is_killed_and_started_again_begins_empty() -> Result<()> {
             },
         )?;
         again.wait_for("guest pause up")?;
-        let left = service.figures(name)?.get("/pages");
+        let left = service.domain_stats(name)?.get("/pages");
         ensure!(left == 0, "{name}: begins with {left} pages");
         again.go_on()?;
         again.finish()?.verified(1)?;
@@ -359,7 +359,7 @@ fn sigterm_leaves_the_guests_a_broken_device_and_never_wrong_data() -> Result<()
     let mut second = start(&service, "vm2", &tight)?;
     for (name, guest) in [("vm1", &mut first), ("vm2", &mut second)] {
         guest.eventually("it loads pages", || {
-            Ok(service.figures(name)?.device("pages_loaded") > 100)
+            Ok(service.domain_stats(name)?.device("pages_loaded") > 100)
         })?;
     }
     let (status, took) = service.terminate()?;
@@ -380,7 +380,7 @@ fn a_service_that_hangs_and_then_dies_leaves_a_guest_a_broken_device() -> Result
     };
     let mut guest = start(&service, "vm1", &setup)?;
     guest.eventually("it loads pages", || {
-        Ok(service.figures("vm1")?.device("pages_loaded") > 100)
+        Ok(service.domain_stats("vm1")?.device("pages_loaded") > 100)
     })?;
     service.hang()?;
     // The guest gives the device up and waits for what a reset has to be answered with.
@@ -403,9 +403,9 @@ fn an_operator_changes_a_working_guest_and_it_keeps_every_byte() -> Result<()> {
     };
     let mut guest = start(&service, "vm1", &setup)?;
     let mut moved = |amount: u64| {
-        let from = service.figures("vm1")?.device("requests");
+        let from = service.domain_stats("vm1")?.device("requests");
         guest.eventually("the guest works", || {
-            Ok(service.figures("vm1")?.device("requests") > from + amount)
+            Ok(service.domain_stats("vm1")?.device("requests") > from + amount)
         })
     };
     moved(500)?;
@@ -449,15 +449,15 @@ fn a_guest_that_is_added_works_and_one_that_is_removed_suffers_alone() -> Result
     let mut second = start(&service, "vm2", &roomy(&doomed()))?;
     first.wait_for("guest pause half")?;
     second.eventually("it loads pages", || {
-        Ok(service.figures("vm2")?.device("pages_loaded") > 100)
+        Ok(service.domain_stats("vm2")?.device("pages_loaded") > 100)
     })?;
-    let from = service.figures("vm1")?.device("pages_loaded");
+    let from = service.domain_stats("vm1")?.device("pages_loaded");
     first.go_on()?;
     first.eventually("it goes on", || {
-        Ok(service.figures("vm1")?.device("pages_loaded") > from)
+        Ok(service.domain_stats("vm1")?.device("pages_loaded") > from)
     })?;
     service.operate(&["guest", "remove", "vm2"])?;
-    ensure!(service.figures("vm2").is_err(), "it is still there");
+    ensure!(service.domain_stats("vm2").is_err(), "it is still there");
     first.finish()?.verified(1)?;
     survived_at_once(second, &[SIGBUS])?;
     is_empty(&service)
@@ -474,7 +474,7 @@ fn the_swap_disk_alone_keeps_every_byte() -> Result<()> {
     };
     let mut guest = start(&service, "vm1", &setup)?;
     guest.wait_for("guest pause still")?;
-    agree(&service, "vm1", &mut guest, &Figures::default())?;
+    agree(&service, "vm1", &mut guest, &Stats::default())?;
     let console = guest.finish()?;
     console.verified(1)?;
     ensure!(

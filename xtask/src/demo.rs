@@ -13,7 +13,7 @@ pub(crate) fn demo() -> Result<bool> {
     image::build(false)?;
     build::build()?;
     if platform::kvm_is_usable() {
-        let program = tmem_tests::place::binary("tmem-scenario")?;
+        let program = tmem_tests::paths::binary("tmem-scenario")?;
         let status = Command::new(&program)
             .arg("demo")
             .status()

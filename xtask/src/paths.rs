@@ -15,7 +15,7 @@ pub(crate) fn root() -> PathBuf {
 
 /// Cargo's target folder.
 pub(crate) fn target() -> PathBuf {
-    tmem_tests::place::target()
+    tmem_tests::paths::target()
 }
 
 /// `$TMEM_CACHE`, else `$XDG_CACHE_HOME/tmem`, else `~/.cache/tmem`; made if it is not there.

@@ -1,4 +1,4 @@
-//! The host's side: true figures, clients that misbehave, no work for an idle guest, a clean end.
+//! The host's side: true statistics, clients that misbehave, no work for an idle guest, a clean end.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,7 @@ use crate::guest::{Guest, Machine, Setup};
 /// Moments at which both sides are asked. A guest may do something in between, so not all of them can be compared.
 const MOMENTS: [u32; 6] = [1, 2, 3, 4, 5, 6];
 
-pub(super) fn figures(machine: Machine) -> Result<()> {
+pub(super) fn statistics(machine: Machine) -> Result<()> {
     for (words, user) in [
         ("tmem=1", "frontswap"),
         ("tmem=1 tmem.frontswap=0", "block"),
@@ -47,7 +47,7 @@ pub(super) fn figures(machine: Machine) -> Result<()> {
             Ok(console.counter(moment, &format!("tmem.frontswap_{name}"))?
                 + console.counter(moment, &format!("tmem.block_{name}"))?)
         };
-        let figures = |moment: &str| -> Result<[u64; 4]> {
+        let counters = |moment: &str| -> Result<[u64; 4]> {
             Ok([
                 both(moment, "stores_ok")?,
                 both(moment, "loads_ok")?,
@@ -57,8 +57,8 @@ pub(super) fn figures(machine: Machine) -> Result<()> {
         };
         let mut compared = 0;
         for (moment, host) in hosts {
-            let before = figures(&format!("before{moment}"))?;
-            if before != figures(&format!("after{moment}"))? {
+            let before = counters(&format!("before{moment}"))?;
+            if before != counters(&format!("after{moment}"))? {
                 println!("{words}: the guest was not quiet at moment {moment}");
                 continue;
             }

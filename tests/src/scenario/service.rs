@@ -6,10 +6,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::console::Console;
-use crate::figures::Figures;
 use crate::guest::{Guest, Setup};
 use crate::interrupts::taken;
 use crate::service::{Service, processor_time};
+use crate::stats::Stats;
 
 /// Pages stored and loaded by the driver, by whichever way.
 fn both(console: &Console, moment: &str, name: &str) -> Result<u64> {
@@ -18,8 +18,8 @@ fn both(console: &Console, moment: &str, name: &str) -> Result<u64> {
 }
 
 /// What `tmem run` says of its service.
-fn link(figures: &Figures, name: &str) -> Result<Value> {
-    let value = figures.0.pointer(&format!("/service/{name}"));
+fn link(stats: &Stats, name: &str) -> Result<Value> {
+    let value = stats.0.pointer(&format!("/service/{name}"));
     value
         .cloned()
         .with_context(|| format!("the front end does not say {name}"))
@@ -48,9 +48,9 @@ pub(super) fn two_guests() -> Result<()> {
     for guest in &mut guests {
         guest.wait_for("guest pause end")?;
     }
-    let mut figures = Vec::new();
+    let mut stats = Vec::new();
     for (guest, name) in guests.iter().zip(names) {
-        figures.push(service.figures(name)?);
+        stats.push(service.domain_stats(name)?);
         let front = guest.stats()?;
         ensure!(
             link(&front, "connected")? == true && link(&front, "doorbell_exits")? == 0,
@@ -61,7 +61,7 @@ pub(super) fn two_guests() -> Result<()> {
     for guest in &mut guests {
         guest.go_on()?;
     }
-    for ((guest, host), name) in guests.into_iter().zip(&figures).zip(names) {
+    for ((guest, host), name) in guests.into_iter().zip(&stats).zip(names) {
         let console = guest.finish()?;
         console.verified(1)?;
         // The kernel swaps on its own too: the guest looks at its counters before and after we look at the service's.
@@ -106,7 +106,7 @@ pub(super) fn dies() -> Result<()> {
          work size=16M phases=fill,pageout; splats; counters end; pause end",
     )?;
     guest.wait_for("guest pause out")?;
-    let held = service.figures("vm1")?.get("/pages");
+    let held = service.domain_stats("vm1")?.get("/pages");
     let (status, time) = service.terminate()?;
     println!(
         "{held} pages; the service ended with {status} after {} ms",
@@ -144,7 +144,7 @@ pub(super) fn dies() -> Result<()> {
         "{}",
         front.0
     );
-    let stored = service.figures("vm1")?.get("/stores");
+    let stored = service.domain_stats("vm1")?.get("/stores");
     guest.go_on()?;
     let console = guest.finish()?;
     console.verified(1)?;
@@ -192,13 +192,13 @@ pub(super) fn cost() -> Result<()> {
         for moment in ["a", "b"] {
             guest.wait_for(&format!("guest pause {moment}"))?;
             let mut time = processor_time(guest.process())?;
-            let figures = guest.stats()?;
+            let stats = guest.stats()?;
             if let Some(service) = &service {
                 time += processor_time(service.process())?;
-                let seen = link(&figures, "doorbell_exits")?;
+                let seen = link(&stats, "doorbell_exits")?;
                 exits.push(seen.as_u64().context("not a number")?);
             } else {
-                exits.push(figures.device("doorbell_exits"));
+                exits.push(stats.device("doorbell_exits"));
             }
             moments.push(time);
             guest.go_on()?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use crate::console::Console;
-use crate::place;
+use crate::paths;
 use crate::process::Process;
 
 /// How to start a guest.
@@ -47,12 +47,12 @@ fn name(socket: &Path) -> Result<Cow<'_, str>> {
 
 /// What [`Guest::start`] runs.
 pub fn command(socket: &Path, folder: &Path, setup: &Setup<'_>) -> Result<Command> {
-    let mut command = Command::new(place::built("images/linux-uml")?);
+    let mut command = Command::new(paths::built("images/linux-uml")?);
     command
         .arg(format!("mem={}", setup.memory))
         .arg(format!(
             "initrd={}",
-            place::built("images/guest.cpio")?.display()
+            paths::built("images/guest.cpio")?.display()
         ))
         .args([
             "con=null",

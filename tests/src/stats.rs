@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// Runs `tmem stats --json`.
-pub fn stats_of(mut command: Command) -> Result<Figures> {
+pub fn stats_of(mut command: Command) -> Result<Stats> {
     let output = command.output().context("cannot run tmem stats")?;
     let why = String::from_utf8_lossy(&output.stderr);
     ensure!(
@@ -15,16 +15,16 @@ pub fn stats_of(mut command: Command) -> Result<Figures> {
         output.status,
         why.trim()
     );
-    Ok(Figures(
+    Ok(Stats(
         serde_json::from_slice(&output.stdout).context("tmem stats --json wrote no JSON")?,
     ))
 }
 
 /// The reply of `/v1/stats`; nothing yet by default.
 #[derive(Default)]
-pub struct Figures(pub Value);
+pub struct Stats(pub Value);
 
-impl Figures {
+impl Stats {
     /// A figure of the one domain, by its JSON pointer; refusals and pools that never were count as 0.
     pub fn get(&self, pointer: &str) -> u64 {
         self.0
