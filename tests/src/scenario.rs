@@ -1,9 +1,11 @@
-//! The scenarios, by name: each starts guests and holds one promise against what they and the host say. Those of
-//! [`run`] need KVM, and run wherever that is usable: on this machine, or in an outer one. Those of [`run_on`] are
-//! about the driver and the store, whatever the guest runs on. [`run_each`] runs several, and ends each with a [`Verdict`].
+//! The scenarios, by name: each starts guests and holds one promise against what they and the host say. The list of each
+//! file says which of its scenarios need KVM and run wherever that is usable, on this machine or in an outer one, and
+//! which are about the driver and the store, whatever the guest runs on. [`run_each`] runs several, and ends each with a
+//! [`Verdict`].
 
 mod backends;
 mod ends;
+mod entry;
 mod failure;
 mod host;
 mod service;
@@ -13,7 +15,8 @@ use std::fmt;
 use std::panic::catch_unwind;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use entry::{Runs, Scenario};
 
 use crate::guest::Machine;
 
@@ -72,45 +75,38 @@ pub fn run_each<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Verdict> {
     names.into_iter().map(one).collect()
 }
 
+/// Every scenario.
+fn all() -> impl Iterator<Item = &'static Scenario> {
+    let lists = [
+        backends::SCENARIOS,
+        ends::SCENARIOS,
+        failure::SCENARIOS,
+        host::SCENARIOS,
+        service::SCENARIOS,
+        swap::SCENARIOS,
+    ];
+    lists.into_iter().flatten()
+}
+
+fn find(name: &str) -> Result<&'static Scenario> {
+    all()
+        .find(|scenario| scenario.name == name)
+        .with_context(|| format!("there is no scenario {name:?}"))
+}
+
 /// Runs any scenario on KVM.
 pub fn run(name: &str) -> Result<()> {
-    match name {
-        "first-page" => swap::first_page(),
-        "two-cpus" => swap::two_cpus(),
-        "compressed-kernel" => swap::compressed_kernel(),
-        "exits" => backends::exits(),
-        "clients" => host::clients(),
-        "idle" => host::idle(),
-        "ends" => ends::ends(),
-        "without-acpi" => ends::without_acpi(),
-        "console-file" => ends::console_file(),
-        "terminate" => host::terminate(),
-        "deaf" => host::deaf(),
-        "terminal" => host::terminal(),
-        "sleep" => failure::sleep(),
-        "stays-awake" => failure::stays_awake(),
-        "service-hangs" => failure::hangs(),
-        "two-guests" => service::two_guests(),
-        "service-dies" => service::dies(),
-        "service-cost" => service::cost(),
-        _ => run_on(Machine::Kvm, name),
+    match find(name)?.runs {
+        Runs::OnKvm(run) => run(),
+        Runs::Anywhere(run) => run(Machine::Kvm),
     }
 }
 
 /// Runs a scenario that needs no KVM.
 pub fn run_on(machine: Machine, name: &str) -> Result<()> {
-    match name {
-        "every-kind-of-page" => swap::every_kind_of_page(machine),
-        "fork" => swap::fork(machine),
-        "swapoff" => swap::swapoff(machine),
-        "limit" => swap::limit(machine),
-        "wrong-byte" => swap::wrong_byte(machine),
-        "frontswap-alone" => backends::frontswap_alone(machine),
-        "block-alone" => backends::block_alone(machine),
-        "off" => backends::off(machine),
-        "zswap" => backends::zswap(machine),
-        "statistics" => host::statistics(machine),
-        _ => bail!("there is no scenario {name:?}"),
+    match find(name)?.runs {
+        Runs::Anywhere(run) => run(machine),
+        Runs::OnKvm(_) => bail!("scenario {name:?} needs KVM"),
     }
 }
 
@@ -130,6 +126,16 @@ mod tests {
         assert_eq!(Verdict::read(&verdict.to_string()).as_ref(), Some(&verdict));
         assert_eq!(Verdict::read("SCENARIO first-page 12 s"), None);
         assert_eq!(Verdict::read("[    1.0] SCENARIO first-page 12 s ok"), None);
+    }
+
+    #[test]
+    fn every_scenario_has_a_name_of_its_own() {
+        let mut names: Vec<&str> = all().map(|scenario| scenario.name).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        assert!(run_on(Machine::Process, "sleep").is_err(), "it needs KVM");
     }
 
     #[test]

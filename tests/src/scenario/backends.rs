@@ -2,14 +2,24 @@
 
 use anyhow::{Context, Result, ensure};
 
+use super::entry::Scenario;
 use crate::console::Console;
 use crate::guest::{Guest, Machine, Setup};
+
+/// The scenarios of this file, and what each runs on.
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario::on_kvm("exits", exits),
+    Scenario::anywhere("frontswap-alone", frontswap_alone),
+    Scenario::anywhere("block-alone", block_alone),
+    Scenario::anywhere("off", off),
+    Scenario::anywhere("zswap", zswap),
+];
 
 const MIB: u64 = 1 << 20;
 /// Exits allowed for each page that is stored or loaded.
 const EXITS_PER_PAGE: f64 = 1.05;
 
-pub(super) fn frontswap_alone(machine: Machine) -> Result<()> {
+fn frontswap_alone(machine: Machine) -> Result<()> {
     let setup = Setup {
         kernel_words: "tmem=1 tmem.swap=0",
         disk: Some(256 * MIB),
@@ -44,7 +54,7 @@ pub(super) fn frontswap_alone(machine: Machine) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn block_alone(machine: Machine) -> Result<()> {
+fn block_alone(machine: Machine) -> Result<()> {
     let setup = Setup {
         kernel_words: "tmem=1 tmem.frontswap=0",
         ..Setup::on(machine)
@@ -70,7 +80,7 @@ pub(super) fn block_alone(machine: Machine) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn off(machine: Machine) -> Result<()> {
+fn off(machine: Machine) -> Result<()> {
     for words in ["tmem=0 zswap.enabled=1", "zswap.enabled=1"] {
         let setup = Setup {
             kernel_words: words,
@@ -109,7 +119,7 @@ fn zswap_used(console: &Console) -> Result<bool> {
     Ok(held + written + console.counter("end", "zswap.reject_compress_poor")? > 0)
 }
 
-pub(super) fn zswap(machine: Machine) -> Result<()> {
+fn zswap(machine: Machine) -> Result<()> {
     let setup = Setup {
         kernel_words: "tmem=1 zswap.enabled=1",
         ..Setup::on(machine)
@@ -140,7 +150,7 @@ pub(super) fn zswap(machine: Machine) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn exits() -> Result<()> {
+fn exits() -> Result<()> {
     for words in ["tmem=1", "tmem=1 tmem.frontswap=0"] {
         let setup = Setup {
             kernel_words: words,

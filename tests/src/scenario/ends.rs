@@ -5,8 +5,16 @@ use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, ensure};
 
+use super::entry::Scenario;
 use super::host::said;
 use crate::guest::{Guest, Setup};
+
+/// The scenarios of this file, and what each runs on.
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario::on_kvm("ends", ends),
+    Scenario::on_kvm("without-acpi", without_acpi),
+    Scenario::on_kvm("console-file", console_file),
+];
 
 /// Commands of a guest, words for its kernel, and how `tmem run` has to end.
 type End = (&'static str, &'static str, i32, &'static str);
@@ -29,7 +37,7 @@ fn all_end(ends: &[End]) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn ends() -> Result<()> {
+fn ends() -> Result<()> {
     const PANIC: &str = "echo c >/proc/sysrq-trigger";
     const PANICKED: &str = "tmem: The guest's kernel panicked";
     all_end(&[
@@ -50,7 +58,7 @@ pub(super) fn ends() -> Result<()> {
 }
 
 /// What a kernel without ACPI has no way to say is told as what is seen, and never as success.
-pub(super) fn without_acpi() -> Result<()> {
+fn without_acpi() -> Result<()> {
     all_end(&[
         (
             "poweroff -f",
@@ -68,7 +76,7 @@ pub(super) fn without_acpi() -> Result<()> {
 }
 
 /// The console in a file: the newest output, within the limit.
-pub(super) fn console_file() -> Result<()> {
+fn console_file() -> Result<()> {
     const LIMIT: u64 = 8192;
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let path = folder.path().join("console");

@@ -9,15 +9,23 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::entry::Scenario;
 use crate::guest::{Guest, Setup};
 use crate::service::Service;
+
+/// The scenarios of this file, and what each runs on.
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario::on_kvm("sleep", sleep),
+    Scenario::on_kvm("stays-awake", stays_awake),
+    Scenario::on_kvm("service-hangs", hangs),
+];
 
 /// Longer than a guest with `tmem.timeout_ms=3000` has patience, and long enough for two lines about its wait.
 const HANG: Duration = Duration::from_secs(25);
 
 /// A service that hangs with requests of the guest in its hands, is given up, and goes on later: what it then writes
 /// goes to pages that are still those of the requests. A process that has memory of its own meanwhile keeps its bytes.
-pub(super) fn hangs() -> Result<()> {
+fn hangs() -> Result<()> {
     let service = Service::start("512M", &[("vm1", "")])?;
     let setup = Setup {
         memory: "64M".into(),
@@ -65,7 +73,7 @@ pub(super) fn hangs() -> Result<()> {
 
 /// A guest sleeps and wakes with pages at the host, in every way its kernel has, and they are there afterwards. Where
 /// its memory has no room for them it stays awake and says so.
-pub(super) fn sleep() -> Result<()> {
+fn sleep() -> Result<()> {
     const NAP: &str = "nap() { echo $2 >/sys/power/$1; echo guest slept $1 $2 $?; }; \
          cd /sys/power; echo devices >pm_test; echo 1 >/sys/module/suspend/parameters/pm_test_delay";
     let setup = Setup {
@@ -136,7 +144,7 @@ pub(super) fn sleep() -> Result<()> {
 
 /// Nobody freezes the kernel: what it reads from the host while a guest tries to sleep, and stays awake for want of
 /// memory, comes late and is no error.
-pub(super) fn stays_awake() -> Result<()> {
+fn stays_awake() -> Result<()> {
     let setup = Setup {
         // Requests of this disk come due seconds after they were made, so also when who made them is frozen.
         kernel_words: "tmem=1 dm-mod.create=\"late,,,ro,0 8192 delay /dev/tmemswap0 0 3000\"",

@@ -14,12 +14,23 @@ use rustix::io::write;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 
+use super::entry::Scenario;
 use crate::guest::{Guest, Machine, Setup};
+
+/// The scenarios of this file, and what each runs on.
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario::on_kvm("clients", clients),
+    Scenario::on_kvm("idle", idle),
+    Scenario::on_kvm("terminate", terminate),
+    Scenario::on_kvm("deaf", deaf),
+    Scenario::on_kvm("terminal", terminal),
+    Scenario::anywhere("statistics", statistics),
+];
 
 /// Moments at which both sides are asked. A guest may do something in between, so not all of them can be compared.
 const MOMENTS: [u32; 6] = [1, 2, 3, 4, 5, 6];
 
-pub(super) fn statistics(machine: Machine) -> Result<()> {
+fn statistics(machine: Machine) -> Result<()> {
     for (words, user) in [
         ("tmem=1", "frontswap"),
         ("tmem=1 tmem.frontswap=0", "block"),
@@ -84,7 +95,7 @@ pub(super) fn statistics(machine: Machine) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn clients() -> Result<()> {
+fn clients() -> Result<()> {
     let mut guest = Guest::start(
         &Setup::default(),
         "swap_on tmemswap0; echo guest working; work size=48M phases=fill; splats; pause end",
@@ -145,7 +156,7 @@ fn turns(process: u32) -> Result<BTreeMap<String, (u64, u64)>> {
     Ok(turns)
 }
 
-pub(super) fn idle() -> Result<()> {
+fn idle() -> Result<()> {
     let mut guest = Guest::start(
         &Setup::default(),
         "swap_on tmemswap0; work size=32M; pause idle; echo guest awake",
@@ -182,7 +193,7 @@ fn signal(guest: &Guest, signal: &str) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn terminal() -> Result<()> {
+fn terminal() -> Result<()> {
     let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).context("no pseudo terminal")?;
     grantpt(&keyboard)?;
     unlockpt(&keyboard)?;
@@ -226,7 +237,7 @@ pub(super) fn terminal() -> Result<()> {
 }
 
 /// A signal presses the guest's power button, the guest powers itself off, and nothing is left behind.
-pub(super) fn terminate() -> Result<()> {
+fn terminate() -> Result<()> {
     for end in ["-TERM", "-INT"] {
         let setup = Setup {
             // Longer than any test waits: the guest ends by itself or not at all.
@@ -257,7 +268,7 @@ pub(super) fn terminate() -> Result<()> {
 }
 
 /// A guest that does nothing when its power button is pressed has its grace time, or until somebody insists.
-pub(super) fn deaf() -> Result<()> {
+fn deaf() -> Result<()> {
     const PRESSED: &str = "tmem: SIGTERM: pressed the guest's power button";
     for (options, insists) in [
         (&["--grace", "1"], false),

@@ -5,11 +5,19 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::entry::Scenario;
 use crate::console::Console;
 use crate::guest::{Guest, Setup};
 use crate::interrupts::taken;
 use crate::service::{Service, processor_time};
 use crate::stats::Stats;
+
+/// The scenarios of this file, and what each runs on.
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario::on_kvm("two-guests", two_guests),
+    Scenario::on_kvm("service-dies", dies),
+    Scenario::on_kvm("service-cost", cost),
+];
 
 /// Pages stored and loaded by the driver, by whichever way.
 fn both(console: &Console, moment: &str, name: &str) -> Result<u64> {
@@ -25,7 +33,7 @@ fn link(stats: &Stats, name: &str) -> Result<Value> {
         .with_context(|| format!("the front end does not say {name}"))
 }
 
-pub(super) fn two_guests() -> Result<()> {
+fn two_guests() -> Result<()> {
     // On one emulated processor a guest that waits for its page keeps the service from it, so not more than that.
     let names = ["vm1", "vm2"];
     let sizes = ["48M", "32M"];
@@ -88,7 +96,7 @@ pub(super) fn two_guests() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn dies() -> Result<()> {
+fn dies() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut service = Service::start_in(folder.path(), "512M", &[("vm1", "")])?;
     let setup = Setup {
@@ -172,7 +180,7 @@ pub(super) fn dies() -> Result<()> {
 }
 
 /// What a page costs at a service, against the store in the process of the guest: counts, and ratios of one run.
-pub(super) fn cost() -> Result<()> {
+fn cost() -> Result<()> {
     let mut times = Vec::new();
     for at_service in [false, true] {
         let service = at_service

@@ -2,12 +2,25 @@
 
 use anyhow::{Context, Result, ensure};
 
+use super::entry::Scenario;
 use crate::guest::{Guest, Machine, Setup};
 use crate::uml::eventually;
 
+/// The scenarios of this file, and what each runs on.
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario::on_kvm("first-page", first_page),
+    Scenario::on_kvm("two-cpus", two_cpus),
+    Scenario::on_kvm("compressed-kernel", compressed_kernel),
+    Scenario::anywhere("every-kind-of-page", every_kind_of_page),
+    Scenario::anywhere("fork", fork),
+    Scenario::anywhere("swapoff", swapoff),
+    Scenario::anywhere("limit", limit),
+    Scenario::anywhere("wrong-byte", wrong_byte),
+];
+
 const MIB: u64 = 1 << 20;
 
-pub(super) fn first_page() -> Result<()> {
+fn first_page() -> Result<()> {
     let mut guest = Guest::start(
         &Setup::default(),
         "swap_on tmemswap0; work size=40M; splats; pause end; counters end",
@@ -32,7 +45,7 @@ pub(super) fn first_page() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn every_kind_of_page(machine: Machine) -> Result<()> {
+fn every_kind_of_page(machine: Machine) -> Result<()> {
     let guest = Guest::start(
         &Setup::on(machine),
         "swap_on tmemswap0; work size=112M phases=fill,overwrite,drop; splats; counters end",
@@ -46,7 +59,7 @@ pub(super) fn every_kind_of_page(machine: Machine) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn fork(machine: Machine) -> Result<()> {
+fn fork(machine: Machine) -> Result<()> {
     let guest = Guest::start(
         &Setup::on(machine),
         "swap_on tmemswap0; work size=32M phases=fill,fork; splats; counters end",
@@ -60,7 +73,7 @@ pub(super) fn fork(machine: Machine) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn swapoff(machine: Machine) -> Result<()> {
+fn swapoff(machine: Machine) -> Result<()> {
     // On the swap disk the area's header is a page too: it goes with the disk's content.
     for (words, device, last) in [
         ("tmem=1 tmem.swap=0", machine.disk(), "true"),
@@ -107,7 +120,7 @@ pub(super) fn swapoff(machine: Machine) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn limit(machine: Machine) -> Result<()> {
+fn limit(machine: Machine) -> Result<()> {
     let setup = Setup {
         tmem: Some("4M"),
         kernel_words: "tmem=1 tmem.swap=0",
@@ -145,7 +158,7 @@ pub(super) fn limit(machine: Machine) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn two_cpus() -> Result<()> {
+fn two_cpus() -> Result<()> {
     let setup = Setup {
         cpus: 2,
         ..Setup::default()
@@ -169,7 +182,7 @@ pub(super) fn two_cpus() -> Result<()> {
 }
 
 /// The judge itself: a flipped bit must not pass.
-pub(super) fn wrong_byte(machine: Machine) -> Result<()> {
+fn wrong_byte(machine: Machine) -> Result<()> {
     let console = Guest::start(
         &Setup::on(machine),
         "swap_on tmemswap0; work size=32M phases=fill,corrupt",
@@ -189,7 +202,7 @@ pub(super) fn wrong_byte(machine: Machine) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn compressed_kernel() -> Result<()> {
+fn compressed_kernel() -> Result<()> {
     let setup = Setup {
         compressed: true,
         ..Setup::default()
