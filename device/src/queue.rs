@@ -26,7 +26,7 @@ pub struct Progress {
     pub more: bool,
 }
 
-/// The ring makes no sense. The device needs a reset and must not touch this queue before it.
+/// The ring is inconsistent. The device needs a reset and must not touch this queue before it.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueCorrupt {
     /// The available index is further ahead than the queue is long.
@@ -55,11 +55,16 @@ pub enum QueueCorrupt {
 
 /// What the device did with one chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Served {
+pub(crate) struct Used {
     /// Bytes written, from the start of the writable part.
     pub(crate) len: u32,
     /// Pages stored, loaded and invalidated with success.
     pub(crate) pages: u32,
+}
+
+/// A length as the used ring has it.
+pub(crate) fn used_len(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 /// Number of chains that are available now.
@@ -100,7 +105,7 @@ pub(crate) fn poll<M: GuestMemory, Q: QueueT>(
     mem: &M,
     queue: &mut Q,
     limit: u16,
-    mut serve: impl FnMut(DescriptorChain<&M>) -> Served,
+    mut serve: impl FnMut(DescriptorChain<&M>) -> Used,
 ) -> Result<Progress, QueueCorrupt> {
     let mut guard = queue.lock();
     let queue: &mut Queue = guard.deref_mut();
@@ -126,7 +131,7 @@ pub(crate) fn poll<M: GuestMemory, Q: QueueT>(
 pub(crate) fn drain<M: GuestMemory, Q: QueueT>(
     mem: &M,
     queue: &mut Q,
-    mut serve: impl FnMut(DescriptorChain<&M>) -> Served,
+    mut serve: impl FnMut(DescriptorChain<&M>) -> Used,
 ) -> Result<Progress, QueueCorrupt> {
     let mut total = Progress::default();
     if !queue.ready() {
@@ -206,7 +211,7 @@ mod tests {
                 let index = u16::from_le(mem.read_obj(available).unwrap());
                 mem.write_obj(index.wrapping_add(1).to_le(), available)
                     .unwrap();
-                Served::default()
+                Used::default()
             })
             .unwrap();
             assert_eq!(progress.chains, added);

@@ -265,9 +265,7 @@ fuzz_target!(|input: (u8, Vec<Action>)| {
                     Some(own) if pool >= 128 => own,
                     _ => pool.into(),
                 };
-                let mut bytes = header(op.into(), count.into(), pool)
-                    .as_bytes()
-                    .to_vec();
+                let mut bytes = header(op.into(), count.into(), pool).as_bytes().to_vec();
                 bytes[8] = 0xff;
                 bytes.extend((0..count).flat_map(|index| [index, 0, 0, 0, 0, 0, 0, 0]));
                 if op == Op::Store as u8 {
@@ -303,10 +301,11 @@ fuzz_target!(|input: (u8, Vec<Action>)| {
             }
             Action::Load { index } => {
                 if let Some(answer) = guest.batch(Op::Load, index.into(), &[], PAGE_SIZE)
-                    && let Some(fill) = guest.model.get(&index.into()) {
-                        assert_eq!(answer[8], Status::Ok as u8);
-                        assert!(answer[9..].iter().all(|byte| byte == fill));
-                    }
+                    && let Some(fill) = guest.model.get(&index.into())
+                {
+                    assert_eq!(answer[8], Status::Ok as u8);
+                    assert!(answer[9..].iter().all(|byte| byte == fill));
+                }
             }
             Action::Invalidate { index } => {
                 if let Some(answer) = guest.batch(Op::InvalidatePage, index.into(), &[], 0) {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tmem_device::tmem::request::{PoolKind, Refusal, Request, check_entries, decode};
+use tmem_device::tmem::request::{DecodeError, PoolKind, Request, check_entries, decode};
 use tmem_protocol::{Entry, MAX_BATCH, Op, RequestHeader, Status, feature};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -39,7 +39,7 @@ fuzz_target!(|input: (&[u8], u32, u32, u8)| {
             }
             Err(refusal) => {
                 let known = Op::try_from(header.op.get()).is_ok();
-                assert!(known || refusal == Refusal::Unsupported);
+                assert!(known || refusal == DecodeError::Unsupported);
                 assert_ne!(refusal.status(), Status::Ok);
             }
         }

@@ -56,9 +56,8 @@ fuzz_target!(|operations: Vec<Operation>| {
             ..DomainConfig::default()
         };
         let domain = store.add_domain(name, config).expect("new name");
-        let pools = [PoolSpec::Persistent, PoolSpec::Ephemeral, group].map(|spec| {
-            domain.create_pool_with(spec, Dedup::On).expect("room")
-        });
+        let pools = [PoolSpec::Persistent, PoolSpec::Ephemeral, group]
+            .map(|spec| domain.create_pool_with(spec, Dedup::On).expect("room"));
         (domain, pools)
     });
     let mut model = HashMap::new();
@@ -76,7 +75,10 @@ fuzz_target!(|operations: Vec<Operation>| {
         match operation {
             Operation::Store { at, seed, noise } => {
                 let (domain, pool, object, index) = target(at);
-                if domain.store(pool, object, index, &page(seed, noise)).is_ok() {
+                if domain
+                    .store(pool, object, index, &page(seed, noise))
+                    .is_ok()
+                {
                     model.insert(key(at), (seed, noise));
                 } else {
                     model.remove(&key(at));
@@ -117,7 +119,10 @@ fuzz_target!(|operations: Vec<Operation>| {
                     limit: Some(u64::from(bytes)),
                     ..DomainChange::default()
                 };
-                domains[usize::from(domain)].0.set(change).expect("no reserve");
+                domains[usize::from(domain)]
+                    .0
+                    .set(change)
+                    .expect("no reserve");
             }
             Operation::Maintain => {
                 store.fill_ahead();

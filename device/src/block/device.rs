@@ -15,7 +15,7 @@ use super::request::{
     SECTORS_PER_PAGE, Status,
 };
 use crate::chain::{self, Chain, Cursor};
-use crate::queue::{self, Progress, QueueCorrupt, Served};
+use crate::queue::{self, Progress, QueueCorrupt, Used};
 
 const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
@@ -166,7 +166,7 @@ impl BlockDevice {
     /// asks the queue whether the guest wants an interrupt.
     ///
     /// # Errors
-    /// The ring makes no sense: the caller sets DEVICE_NEEDS_RESET and does not call again before
+    /// The ring is inconsistent: the caller sets DEVICE_NEEDS_RESET and does not call again before
     /// the reset.
     pub fn process_requests<M: GuestMemory, Q: QueueT>(
         &self,
@@ -194,13 +194,13 @@ impl BlockDevice {
         })
     }
 
-    fn serve<M: GuestMemory>(&self, mem: &M, descriptors: DescriptorChain<&M>) -> Served {
+    fn serve<M: GuestMemory>(&self, mem: &M, descriptors: DescriptorChain<&M>) -> Used {
         self.metrics.chains.fetch_add(1, Relaxed);
         chain::with(mem, descriptors, |chain, page| {
             // The status is the last writable byte.
             let Some(room) = chain.writable_len().checked_sub(1) else {
                 self.metrics.malformed.fetch_add(1, Relaxed);
-                return Served::default();
+                return Used::default();
             };
             let (status, written, pages) = match self.execute(mem, chain, room, page) {
                 Ok((written, pages)) => (Status::Ok, written, pages),
@@ -222,8 +222,8 @@ impl BlockDevice {
                 true if answered => room.saturating_add(1),
                 _ => written,
             };
-            Served {
-                len: u32::try_from(len).unwrap_or(u32::MAX),
+            Used {
+                len: queue::used_len(len),
                 pages,
             }
         })

@@ -2,7 +2,10 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `device` | [`TmemDevice`]: features, configuration space, requests, reset |
+//! | `device` | [`TmemDevice`]: features, configuration space, events, reset |
+//! | `execute` | one request: decoded, executed, answered |
+//! | `pool_table` | the pools of the driver in the domain of its guest |
+//! | `pools` | ids of pools that nobody can guess |
 //! | `events` | what the host tells the guest |
 //! | [`request`] | pure decoding of a request header into an enum |
 //! | `pressure` | when the guest hears of a refusal, and of room |
@@ -10,7 +13,9 @@
 
 mod device;
 mod events;
+mod execute;
 mod metrics;
+mod pool_table;
 mod pools;
 mod pressure;
 pub mod request;

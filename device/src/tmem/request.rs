@@ -80,14 +80,14 @@ impl GroupName {
 
 /// Why a request was not executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum DecodeError {
     /// It breaks a rule of the ABI.
     Malformed(Malformed),
     /// Its operation or flags are not known, or their feature was not negotiated.
     Unsupported,
 }
 
-impl Refusal {
+impl DecodeError {
     /// The status that tells the driver.
     #[must_use]
     pub fn status(self) -> Status {
@@ -162,7 +162,7 @@ impl From<Fault> for Malformed {
     }
 }
 
-impl From<Malformed> for Refusal {
+impl From<Malformed> for DecodeError {
     fn from(rule: Malformed) -> Self {
         Self::Malformed(rule)
     }
@@ -178,8 +178,8 @@ pub fn decode(
     readable: usize,
     writable: usize,
     features: u64,
-) -> Result<Request, Refusal> {
-    let op = Op::try_from(header.op.get()).map_err(|_| Refusal::Unsupported)?;
+) -> Result<Request, DecodeError> {
+    let op = Op::try_from(header.op.get()).map_err(|_| DecodeError::Unsupported)?;
     let count = header.count.get();
     let allowed = if op.has_entries() {
         1..=MAX_BATCH
@@ -214,17 +214,17 @@ pub fn decode(
     }
 }
 
-fn decode_pool(header: &RequestHeader, features: u64) -> Result<PoolKind, Refusal> {
+fn decode_pool(header: &RequestHeader, features: u64) -> Result<PoolKind, DecodeError> {
     let flags = header.pool.get();
     if flags & !(POOL_EPHEMERAL | POOL_SHARED) != 0 {
-        return Err(Refusal::Unsupported);
+        return Err(DecodeError::Unsupported);
     }
     let ephemeral = flags & POOL_EPHEMERAL != 0;
     let shared = flags & POOL_SHARED != 0;
     if ephemeral && features & feature::bit(feature::EPHEMERAL) == 0
         || shared && (!ephemeral || features & feature::bit(feature::SHARED) == 0)
     {
-        return Err(Refusal::Unsupported);
+        return Err(DecodeError::Unsupported);
     }
     if shared {
         return GroupName::decode(header.group())
@@ -245,7 +245,7 @@ fn decode_pool(header: &RequestHeader, features: u64) -> Result<PoolKind, Refusa
 ///
 /// # Errors
 /// A reserved field is not zero.
-pub fn check_entries(entries: &[Entry]) -> Result<(), Refusal> {
+pub fn check_entries(entries: &[Entry]) -> Result<(), DecodeError> {
     if entries.iter().any(|entry| entry.reserved.get() != 0) {
         return Err(Malformed::Reserved.into());
     }
@@ -311,10 +311,13 @@ impl Answer {
         self.response.status = status.into();
     }
 
-    /// The statuses of the entries.
-    pub fn statuses_mut(&mut self) -> &mut [u8] {
+    /// Sets the status of the entry at `position`, if there is one.
+    pub fn set_entry(&mut self, position: usize, status: Status) {
         let count = usize::from(self.response.count.get());
-        self.statuses.get_mut(..count).unwrap_or_default()
+        let entries = self.statuses.get_mut(..count).unwrap_or_default();
+        if let Some(entry) = entries.get_mut(position) {
+            *entry = status.into();
+        }
     }
 
     /// The bytes of the response.
