@@ -87,7 +87,7 @@ impl Backend {
     }
 
     /// Where each ring would go on.
-    pub(crate) fn positions(&self) -> Vec<u16> {
+    pub(crate) fn vring_bases(&self) -> Vec<u16> {
         self.rings
             .iter()
             .map(|ring| ring.queue.next_avail())

@@ -22,7 +22,7 @@ use crate::link::Link;
 use crate::listen::SocketFile;
 use crate::memory::Account;
 use crate::seccomp;
-use crate::session::{self, End};
+use crate::session::{self, Disconnect};
 
 /// Most pools of one guest.
 pub(crate) const MAX_POOLS: u8 = 32;
@@ -78,7 +78,7 @@ impl Guest {
             account: Arc::clone(&account),
             request_queues: config.queues,
             keep: config.keep,
-            positions: Vec::new(),
+            vring_bases: Vec::new(),
         };
         let (told, confined) = mpsc::sync_channel(1);
         // The kernel keeps 15 bytes of the name.
@@ -125,7 +125,7 @@ impl Guest {
             }
             // It may sit in a read or write of a descriptor of the guest.
             // SAFETY: not joined yet, so the handle is of a thread that exists or just ended.
-            unsafe { libc::pthread_kill(thread.as_pthread_t(), nudge()) };
+            unsafe { libc::pthread_kill(thread.as_pthread_t(), wake_signal()) };
             thread::sleep(Duration::from_millis(1));
         }
         if thread.join().is_err() {
@@ -152,7 +152,7 @@ fn features(config: &GuestConfig) -> u64 {
 }
 
 /// The signal that interrupts a system call of a guest's thread and does nothing else.
-fn nudge() -> libc::c_int {
+fn wake_signal() -> libc::c_int {
     vmm_sys_util::signal::SIGRTMIN()
 }
 
@@ -161,8 +161,8 @@ fn install_nudge() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // Without SA_RESTART, which is the point of it.
-        if let Err(error) = vmm_sys_util::signal::register_signal_handler(nudge(), nothing) {
-            log::error!("Cannot handle the nudge signal: {error}");
+        if let Err(error) = vmm_sys_util::signal::register_signal_handler(wake_signal(), nothing) {
+            log::error!("Cannot handle the signal that wakes a thread: {error}");
         }
     });
 }
@@ -177,7 +177,7 @@ struct Server {
     request_queues: u16,
     keep: Duration,
     /// Where the rings go on, while the pools of a lost connection are kept.
-    positions: Vec<u16>,
+    vring_bases: Vec<u16>,
 }
 
 impl Server {
@@ -205,14 +205,14 @@ impl Server {
             let keep = match end {
                 // The guest is gone or its VMM restarts, or the host is short of something, of descriptors for
                 // example: the device and its pools wait for it.
-                End::Disconnected | End::Host(_) => self.keep,
+                Disconnect::Closed | Disconnect::Host(_) => self.keep,
                 // What a guest of this kind stored is worth nothing.
-                End::BrokenMemory
-                | End::Untouched
-                | End::Stuck
-                | End::Protocol(_)
-                | End::Panicked
-                | End::Stopped => Duration::ZERO,
+                Disconnect::BrokenMemory
+                | Disconnect::Untouched
+                | Disconnect::Stuck
+                | Disconnect::Protocol(_)
+                | Disconnect::Panicked
+                | Disconnect::Stopped => Duration::ZERO,
             };
             if keep.is_zero() {
                 self.forget();
@@ -222,7 +222,7 @@ impl Server {
             // Not before: who sees that it is gone sees what is left of it.
             self.link.disconnected();
             match end {
-                End::Disconnected | End::Stopped => {
+                Disconnect::Closed | Disconnect::Stopped => {
                     self.journal.info(format_args!("{end}"));
                 }
                 end => {
@@ -234,20 +234,20 @@ impl Server {
     }
 
     /// A panic costs this guest its connection and its pages, and nobody else anything.
-    fn serve_or_panic(&mut self, stream: UnixStream) -> End {
+    fn serve_or_panic(&mut self, stream: UnixStream) -> Disconnect {
         // What it leaves half done is forgotten with the guest's pools: no lock is held here, and those of the store
         // guard what is whole at any time.
         let served = catch_unwind(AssertUnwindSafe(|| self.serve(stream)));
         served.unwrap_or_else(|_| {
             self.account.count_panic();
-            End::Panicked
+            Disconnect::Panicked
         })
     }
 
-    fn serve(&mut self, stream: UnixStream) -> End {
+    fn serve(&mut self, stream: UnixStream) -> Disconnect {
         match stream.try_clone() {
             Ok(clone) => self.link.connected(clone),
-            Err(error) => return End::Host(error),
+            Err(error) => return Disconnect::Host(error),
         }
         self.journal.info(format_args!("Connected"));
         session::run(
@@ -258,7 +258,7 @@ impl Server {
                 link: &self.link,
                 journal: &self.journal,
                 account: &self.account,
-                positions: &mut self.positions,
+                vring_bases: &mut self.vring_bases,
             },
         )
     }
@@ -266,7 +266,7 @@ impl Server {
     /// Frees what the guest has.
     fn forget(&mut self) {
         self.device.reset();
-        self.positions.clear();
+        self.vring_bases.clear();
     }
 
     /// Waits for a connection, a wake-up or `until`.

@@ -41,9 +41,9 @@ const WAKE: u64 = 1;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum End {
+pub(crate) enum Disconnect {
     #[error("Disconnected")]
-    Disconnected,
+    Closed,
     #[error("Stopped")]
     Stopped,
     #[error("Its memory is shorter than it said")]
@@ -62,7 +62,7 @@ pub(crate) enum End {
     Host(#[from] io::Error),
 }
 
-impl From<Errno> for End {
+impl From<Errno> for Disconnect {
     fn from(error: Errno) -> Self {
         Self::Host(error.into())
     }
@@ -76,16 +76,16 @@ pub(crate) struct Guest<'a> {
     pub(crate) journal: &'a Arc<Journal>,
     pub(crate) account: &'a Arc<Account>,
     /// Where the rings went on when the last connection ended.
-    pub(crate) positions: &'a mut Vec<u16>,
+    pub(crate) vring_bases: &'a mut Vec<u16>,
 }
 
 /// Serves one connection until it ends.
-pub(crate) fn run(stream: UnixStream, guest: Guest<'_>) -> End {
+pub(crate) fn run(stream: UnixStream, guest: Guest<'_>) -> Disconnect {
     let Guest { link, .. } = guest;
     guest.account.begin();
     let backend = match start(&stream, &guest) {
         Ok(backend) => backend,
-        Err(error) => return End::Host(error),
+        Err(error) => return Disconnect::Host(error),
     };
     let events = Arc::clone(lock(&backend).events());
     let handler = BackendReqHandler::from_stream(stream, Arc::clone(&backend));
@@ -100,7 +100,7 @@ pub(crate) fn run(stream: UnixStream, guest: Guest<'_>) -> End {
     if link.is_stopped() {
         lock(&session.backend).finish(Instant::now() + FINISH);
     }
-    *guest.positions = lock(&session.backend).positions();
+    *guest.vring_bases = lock(&session.backend).vring_bases();
     end
 }
 
@@ -117,7 +117,7 @@ fn start(stream: &UnixStream, guest: &Guest<'_>) -> io::Result<Arc<Mutex<Backend
     let backend = Backend::new(
         Arc::clone(guest.device),
         guest.request_queues,
-        guest.positions,
+        guest.vring_bases,
         Arc::new(events),
         Arc::clone(guest.journal),
         Arc::clone(guest.account),
@@ -146,7 +146,7 @@ enum Pause {
 }
 
 impl Session<'_> {
-    fn run(&mut self, events: &impl std::os::fd::AsFd) -> End {
+    fn run(&mut self, events: &impl std::os::fd::AsFd) -> Disconnect {
         let mut ready = Vec::with_capacity(32);
         let mut pause = Pause::Idle;
         loop {
@@ -180,26 +180,26 @@ impl Session<'_> {
     }
 
     /// Receives the next message and does what it says, or leaves it for later when there is no room for its descriptors.
-    fn message(&mut self) -> Result<(), End> {
+    fn message(&mut self) -> Result<(), Disconnect> {
         match peek(self.stream()) {
             Ok(Next::Message) => {}
             Ok(Next::Nothing) => return Ok(()),
             Ok(Next::NoRoom) => return self.wait_for_room(true),
-            Ok(Next::Torn) => return Err(End::Protocol(VhostError::PartialMessage)),
-            Err(Errno::CONNRESET) => return Err(End::Disconnected),
+            Ok(Next::Torn) => return Err(Disconnect::Protocol(VhostError::PartialMessage)),
+            Err(Errno::CONNRESET) => return Err(Disconnect::Closed),
             Err(error) => return Err(error.into()),
         }
         self.wait_for_room(false)?;
         self.handler.handle_request().map_err(|error| match error {
-            VhostError::Disconnected | VhostError::SocketBroken(_) => End::Disconnected,
-            _ if self.link.is_stopped() => End::Stopped,
-            _ if !lock(&self.backend).may_map() => End::Stuck,
-            error => End::Protocol(error),
+            VhostError::Disconnected | VhostError::SocketBroken(_) => Disconnect::Closed,
+            _ if self.link.is_stopped() => Disconnect::Stopped,
+            _ if !lock(&self.backend).may_map() => Disconnect::Stuck,
+            error => Disconnect::Protocol(error),
         })
     }
 
     /// Stops to watch the connection, or begins again: what is there would else be told all the time.
-    fn wait_for_room(&mut self, waits: bool) -> Result<(), End> {
+    fn wait_for_room(&mut self, waits: bool) -> Result<(), Disconnect> {
         if waits == self.waits {
             return Ok(());
         }
@@ -228,11 +228,11 @@ impl Session<'_> {
         unsafe { BorrowedFd::borrow_raw(self.handler.as_raw_fd()) }
     }
 
-    fn event(&mut self, token: u64, flags: epoll::EventFlags) -> Result<(), End> {
+    fn event(&mut self, token: u64, flags: epoll::EventFlags) -> Result<(), Disconnect> {
         match token {
             // Nobody waits for the answer to a message that waits.
             CONTROL if self.waits && flags.contains(epoll::EventFlags::HUP) => {
-                return Err(End::Disconnected);
+                return Err(Disconnect::Closed);
             }
             CONTROL => self.message()?,
             WAKE => {
@@ -253,7 +253,7 @@ impl Session<'_> {
     }
 
     /// Serves the rings until they have been idle for [`SPIN`], at most for [`TURN`].
-    fn serve(&mut self) -> Result<Pause, End> {
+    fn serve(&mut self) -> Result<Pause, Disconnect> {
         let mut backend = lock(&self.backend);
         let mut served = backend.serve();
         if served > 0 {
@@ -264,12 +264,12 @@ impl Session<'_> {
         loop {
             // Before anything else is promised on the strength of what was read.
             match backend.broken() {
-                Some(Broken::Short) => return Err(End::BrokenMemory),
-                Some(Broken::Untouched) => return Err(End::Untouched),
+                Some(Broken::Short) => return Err(Disconnect::BrokenMemory),
+                Some(Broken::Untouched) => return Err(Disconnect::Untouched),
                 None => {}
             }
             if self.link.is_stopped() {
-                return Err(End::Stopped);
+                return Err(Disconnect::Stopped);
             }
             let now = Instant::now();
             if served > 0 {
