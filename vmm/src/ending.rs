@@ -8,7 +8,7 @@ use signal_hook::consts::{SIGHUP, SIGQUIT};
 use crate::vcpu::{ExitReason, Panic};
 
 /// What a guest that panicked has to write to its console and pull its reset line, as `panic=-1` makes it do at once.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const PANIC_GRACE: Duration = Duration::from_secs(5);
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Ending {
     /// The guest panicked. Only the first time counts.
     pub(crate) fn panicked(&mut self, how: Panic, now: Instant) {
         let until = match how {
-            Panic::Plain => Some(now + LAST_WORDS),
+            Panic::Plain => Some(now + PANIC_GRACE),
             Panic::CrashKernel => None,
         };
         self.panicked.get_or_insert(until);
@@ -189,9 +189,9 @@ mod tests {
         let (mut ending, now) = ending();
         ending.panicked(Panic::Plain, now);
         ending.panicked(Panic::Plain, now + MOMENT);
-        assert_eq!(ending.next(), Some(now + LAST_WORDS));
-        assert_eq!(ending.due(now + LAST_WORDS - MOMENT), None);
-        assert_eq!(ending.due(now + LAST_WORDS), Some(ExitReason::Panic));
+        assert_eq!(ending.next(), Some(now + PANIC_GRACE));
+        assert_eq!(ending.due(now + PANIC_GRACE - MOMENT), None);
+        assert_eq!(ending.due(now + PANIC_GRACE), Some(ExitReason::Panic));
         let over = Step::End(ExitReason::Panic);
         assert_eq!(ending.signal(SIGTERM, now), over);
     }
