@@ -11,7 +11,7 @@
 //! | `evict`, `room` | which pages go when memory is short |
 //! | `gather` | memory that an operator asks for: a reserve, a flush, a lower limit |
 //! | `reap` | what was destroyed, invalidated or removed is freed |
-//! | `upkeep` | the background threads |
+//! | `upkeep`, `wake` | the background threads, and how they are woken |
 //! | `codec` | LZ4, Zstandard |
 //! | `config`, `error`, `stats` | what goes in and comes out |
 //!
@@ -47,6 +47,7 @@ mod stats;
 mod store;
 mod sync;
 mod upkeep;
+mod wake;
 
 pub use bad_memory::{bad_pages, repair, tell_of_bad_pages};
 pub use codec::{Codec, Codecs, Lz4, Zstd};

@@ -20,7 +20,8 @@ use crate::share::Group;
 use crate::space::{Purse, Space};
 use crate::stats::{PoolKind, StoreStats};
 use crate::sync::Mutex;
-use crate::upkeep::{Upkeep, Wakes};
+use crate::upkeep::Upkeep;
+use crate::wake::Wakes;
 
 /// Pages of many guests under one budget. Clones are handles to the same store.
 #[derive(Clone, Debug)]

@@ -199,7 +199,7 @@ mod tests {
 
     use super::*;
     use crate::ledger::{Account, Ledger};
-    use crate::upkeep::Wakes;
+    use crate::wake::Wakes;
 
     fn purse() -> Purse {
         let ledger = Arc::new(Ledger::new(1 << 30));

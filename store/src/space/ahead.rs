@@ -80,7 +80,7 @@ mod tests {
     use crate::ledger::{Account, Ledger};
     use crate::memory::FRAME_BYTES;
     use crate::space::{Purse, Refusal};
-    use crate::upkeep::Wakes;
+    use crate::wake::Wakes;
 
     const RAW: usize = CLASSES - 1;
 

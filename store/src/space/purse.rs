@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::config::{Gate, Want};
 use crate::ledger::{Account, Ledger, Short};
-use crate::upkeep::Wakes;
+use crate::wake::Wakes;
 
 /// Why there is no slot or no metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::ledger::{Account, Ledger};
 use crate::segment::frame_run;
-use crate::upkeep::Wakes;
+use crate::wake::Wakes;
 
 std::thread_local! {
     /// What this thread does when it touches a slot next, where the kernel might read a disk.
