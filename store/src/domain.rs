@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwapOption;
 
+use crate::account::ledger::{Account, Short};
+use crate::account::quota::Refusal;
 use crate::config::{Dedup, DomainChange, DomainConfig, PoolSpec};
 use crate::error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
-use crate::ledger::{Account, Short};
 use crate::page::{Key, ObjectId, Page, PoolId};
 use crate::pool::{Pool, PoolParts};
 use crate::reap;
 use crate::share::Group;
-use crate::space::{Refusal, Space};
+use crate::space::Space;
 use crate::stats::{DomainStats, PoolKind, PoolStats};
 use crate::store::StoreInner;
 use crate::sync::Mutex;

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::account::ledger::{Account, Ledger};
 use crate::domain::{DomainInner, Joined};
 use crate::error::ConfigError;
-use crate::ledger::{Account, Ledger};
 use crate::reap;
 use crate::room::{self, Pace};
 use crate::stats::PoolKind;

@@ -7,7 +7,7 @@
 //! | `index`, `entry` | keys to 8-byte entries |
 //! | `space`, `segment`, `memory` | slots of 64-byte size classes in segments of a memfd |
 //! | `bad_memory` | what a handler of SIGBUS needs: with `memory`, the only `unsafe` |
-//! | `ledger` | bytes used, reserved and granted |
+//! | `account` | bytes used, reserved and granted, and who pays |
 //! | `evict`, `room` | which pages go when memory is short |
 //! | `gather` | memory that an operator asks for: a reserve, a flush, a lower limit |
 //! | `reap` | what was destroyed, invalidated or removed is freed |
@@ -23,6 +23,7 @@
     reason = "offsets in a segment, class numbers and bit counts are small by construction"
 )]
 
+mod account;
 #[expect(unsafe_code, reason = "maps pages over bad ones")]
 mod bad_memory;
 mod codec;
@@ -33,7 +34,6 @@ mod error;
 mod evict;
 mod gather;
 mod index;
-mod ledger;
 #[expect(unsafe_code, reason = "owns segment memory")]
 mod memory;
 mod page;

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::account::ledger::Short;
 use crate::domain::DomainInner;
-use crate::ledger::Short;
 use crate::store::StoreInner;
 
 /// Pages that one step frees at most, for each domain.

@@ -8,15 +8,16 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::account::ledger::{Ledger, PageOf, Short};
+use crate::account::quota::Refusal;
 use crate::domain::{DomainInner, Joined};
 use crate::error::StoreError;
 use crate::index::{Holder, SHARDS};
-use crate::ledger::{Ledger, PageOf, Short};
 use crate::memory::FRAME_BYTES;
 use crate::page::Key;
 use crate::pool::{Encoded, Pool, Unplaced};
 use crate::share::Group;
-use crate::space::{Refusal, Space};
+use crate::space::Space;
 use crate::stats::PoolKind;
 use crate::store::StoreInner;
 

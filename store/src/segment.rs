@@ -1,5 +1,6 @@
 //! A segment cut into slots of one size class: which are in use, by whom, in which frames.
 
+use crate::account::heap::heap_bytes;
 use crate::memory::{FRAME_BYTES, SEGMENT_BYTES};
 
 /// Bytes between two size classes.
@@ -490,15 +491,6 @@ impl Segment {
             resident & filling | filling & leaving | leaving & resident,
             0
         );
-    }
-}
-
-/// Bytes that the heap spends on an allocation of `bytes`.
-pub(crate) fn heap_bytes(bytes: usize) -> u64 {
-    if bytes == 0 {
-        0
-    } else {
-        ((bytes + 8).next_multiple_of(16)).max(32) as u64
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::account::ledger::Account;
 use crate::error::CreatePoolError;
-use crate::ledger::Account;
 use crate::pool::{MOST_MEMBERS, Pool};
 use crate::sync::Mutex;
 

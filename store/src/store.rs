@@ -7,17 +7,18 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use crate::account::ledger::{Account, Ledger};
+use crate::account::quota::Purse;
 use crate::codec::Codecs;
 use crate::config::{Dedup, DomainChange, DomainConfig, Gate, StoreConfig};
 use crate::domain::{Domain, DomainInner, refused};
 use crate::error::{ConfigError, CreatePoolError};
 use crate::gather::Share;
-use crate::ledger::{Account, Ledger};
 use crate::memory::{self, can_lock};
 use crate::pool::{ColdBuffers, Pool, PoolParts};
 use crate::room::{self, Everybody};
 use crate::share::Group;
-use crate::space::{Purse, Space};
+use crate::space::Space;
 use crate::stats::{PoolKind, StoreStats};
 use crate::sync::Mutex;
 use crate::upkeep::Upkeep;

@@ -3,8 +3,8 @@
 //! caches it keeps more of what is asked for again than LRU and SIEVE (`cargo bench --bench eviction`).
 
 use super::{END, Policy};
+use crate::account::heap::heap_bytes;
 use crate::index::{Node, Slab};
-use crate::segment::heap_bytes;
 
 /// Pages that one search passes on at most.
 const MOST_SPARED: usize = 64;

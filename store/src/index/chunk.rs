@@ -1,7 +1,7 @@
 //! Sixty-four neighbouring entries of an object, packed: only those that are there take memory.
 
+use crate::account::heap::heap_bytes;
 use crate::entry::Entry;
-use crate::segment::heap_bytes;
 
 /// Entries by which a list grows once it is long, and by which it shrinks.
 const STEP: usize = 8;

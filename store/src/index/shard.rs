@@ -10,10 +10,10 @@ use std::hash::BuildHasher;
 use super::chunk::{Chunk, NONE};
 use super::slab::Slab;
 use super::table::{Item, Table};
+use crate::account::quota::{Purse, Refusal};
 use crate::entry::Entry;
 use crate::evict::Links;
 use crate::page::{Key, ObjectId};
-use crate::space::{Purse, Refusal};
 
 /// A page of an ephemeral pool: its entry and its place in the eviction order.
 #[derive(Debug)]

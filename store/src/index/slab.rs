@@ -1,6 +1,6 @@
 //! Numbered places for values, in small pages, so that growing never moves or copies anything.
 
-use crate::segment::heap_bytes;
+use crate::account::heap::heap_bytes;
 
 /// Values under numbers that are used again, `PAGE` of them in an allocation.
 #[derive(Debug)]

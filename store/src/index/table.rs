@@ -5,8 +5,8 @@
 
 use hashbrown::HashTable;
 
-use crate::segment::heap_bytes;
-use crate::space::{Purse, Refusal};
+use crate::account::heap::heap_bytes;
+use crate::account::quota::{Purse, Refusal};
 
 /// Items that a leaf has on average before another one is added: twice as many, and the spread of a hash, still fit
 /// into a leaf of 512 places.
@@ -198,7 +198,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::ledger::{Account, Ledger};
+    use crate::account::ledger::{Account, Ledger};
     use crate::wake::Wakes;
 
     fn purse() -> Purse {

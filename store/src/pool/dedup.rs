@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use twox_hash::xxhash3_128::Hasher;
 
 use super::pin::{HasPins, Pinned, Pins};
+use crate::account::quota::{Purse, Refusal};
 use crate::codec::Codecs;
 use crate::config::Dedup;
 use crate::entry::{Encoding, Slot};
 use crate::index::{Holder, Item, Slab, Table};
 use crate::page::Page;
 use crate::segment::{class_of, slot_bytes};
-use crate::space::{Held, Purse, Refusal, Space};
+use crate::space::{Held, Space};
 use crate::sync::{Counter, InnerMutex};
 
 /// Locks of a table.

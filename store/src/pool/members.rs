@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::{Locked, Pool};
+use crate::account::ledger::{Account, Short};
+use crate::account::quota::Refusal;
 use crate::evict::Policy;
 use crate::index::SHARDS;
-use crate::ledger::{Account, Short};
-use crate::space::Refusal;
 use crate::stats::PoolKind;
 
 /// Pages of a member that are evicted while the lock of a shard is held.

@@ -30,16 +30,17 @@ use pin::{HasPins, Pins};
 pub(crate) use cold::ColdBuffers;
 pub(crate) use encode::Encoded;
 
+use crate::account::ledger::Account;
+use crate::account::quota::{Purse, Refusal};
 use crate::codec::Codecs;
 use crate::config::{Dedup, Want};
 use crate::entry::{Entry, Kind};
 use crate::error::StoreError;
 use crate::evict::{Links, Policy, S3Fifo};
 use crate::index::{Holder, Node, SHARDS, Shard, Tags};
-use crate::ledger::Account;
 use crate::page::Key;
 use crate::segment::{class_of, slot_bytes};
-use crate::space::{Held, Purse, Refusal, Space};
+use crate::space::{Held, Space};
 use crate::stats::{PoolKind, PoolStats};
 use crate::sync::{Counter, InnerMutex};
 

@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 
 use super::pin::Pinned;
 use super::{Locked, Pool, ShardCell, fingerprint};
+use crate::account::ledger::PageOf;
 use crate::entry::{Entry, Kind, Slot};
 use crate::evict::Policy;
 use crate::index::{Holder, SHARDS};
-use crate::ledger::PageOf;
 use crate::segment::{class_of, slot_bytes};
 use crate::space::Held;
 use crate::stats::PoolKind;

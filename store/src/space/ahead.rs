@@ -76,10 +76,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::account::ledger::{Account, Ledger};
+    use crate::account::quota::{Purse, Refusal};
     use crate::entry::{Encoding, Slot};
-    use crate::ledger::{Account, Ledger};
     use crate::memory::FRAME_BYTES;
-    use crate::space::{Purse, Refusal};
     use crate::wake::Wakes;
 
     const RAW: usize = CLASSES - 1;

@@ -4,7 +4,8 @@
 use std::mem::ManuallyDrop;
 use std::sync::atomic::Ordering;
 
-use super::{Refusal, SizeClass, Space, before_touch, free_place, ready_place};
+use super::{SizeClass, Space, before_touch, free_place, ready_place};
+use crate::account::quota::Refusal;
 use crate::entry::Slot;
 use crate::memory::FRAME_BYTES;
 use crate::segment::{Backref, Segment, class_of, frame_run, runs, slot_bytes};

@@ -3,7 +3,8 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Refusal, Space};
+use super::Space;
+use crate::account::quota::Refusal;
 use crate::entry::MAX_SEGMENTS;
 use crate::memory::FRAME_BYTES;
 use crate::segment::frame_run;

@@ -14,7 +14,6 @@ mod ahead;
 mod compact;
 mod hold;
 mod kept;
-mod purse;
 #[cfg(test)]
 pub(crate) mod tests;
 mod trim;
@@ -24,9 +23,9 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(crate) use hold::Held;
-pub(crate) use purse::{Purse, Refusal};
 use trim::Look;
 
+use crate::account::quota::{Purse, Refusal};
 use crate::entry::{Encoding, MAX_SEGMENTS, Slot};
 use crate::memory::{FRAME_BYTES, Memory};
 use crate::segment::{

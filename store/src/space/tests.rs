@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::ledger::{Account, Ledger};
+use crate::account::ledger::{Account, Ledger};
 use crate::segment::frame_run;
 use crate::wake::Wakes;
 

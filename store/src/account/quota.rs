@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::ledger::{Account, Ledger, Short};
 use crate::config::{Gate, Want};
-use crate::ledger::{Account, Ledger, Short};
 use crate::wake::Wakes;
 
 /// Why there is no slot or no metadata.
@@ -13,7 +13,7 @@ pub(crate) enum Refusal {
     Short(Short),
     /// The host has no memory.
     NoMemory,
-    /// No slot of the class lies in frames with memory: [`Space::hold_for`](super::Space::hold_for) gets one, once no lock is held.
+    /// No slot of the class lies in frames with memory: `Space::hold_for` gets one, once no lock is held.
     Frames,
 }
 
@@ -56,7 +56,7 @@ impl Purse {
         Self { locked, ..self }
     }
 
-    pub(super) fn is_locked(&self) -> bool {
+    pub(crate) fn is_locked(&self) -> bool {
         self.locked
     }
 
@@ -81,7 +81,7 @@ impl Purse {
     }
 
     /// Gives back what was paid for frames that the kernel has again.
-    pub(super) fn give_back(&self, bytes: u64) {
+    pub(crate) fn give_back(&self, bytes: u64) {
         self.refund(bytes);
         if let Some(gate) = &self.gate {
             gate.returned(bytes);
