@@ -51,7 +51,7 @@ fn frames(offset: usize, bytes: usize) -> u64 {
     (u64::MAX << first) & (u64::MAX >> (63 - last))
 }
 
-/// Names the index entry that holds a slot: see `index::Holder`. Zero names none.
+/// Names the index entry that holds a slot: see `index::backref::Holder`. Zero names none.
 pub(crate) type Backref = u64;
 
 /// Lists of its class that a segment is in: it has a free slot.

@@ -1,35 +1,9 @@
 //! Which page of an ephemeral pool goes first.
 
-mod s3fifo;
+pub(crate) mod s3fifo;
 
-pub(crate) use s3fifo::S3Fifo;
-
-use crate::index::{Node, Slab};
-
-/// No neighbour.
-pub(crate) const END: u32 = u32::MAX;
-
-/// A node's place in the order of eviction.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Links {
-    pub(crate) newer: u32,
-    pub(crate) older: u32,
-    /// Loads since the policy last looked, as far as it counts them.
-    pub(crate) visits: u8,
-    /// Which of the policy's queues the page is in.
-    pub(crate) main: bool,
-}
-
-impl Default for Links {
-    fn default() -> Self {
-        Self {
-            newer: END,
-            older: END,
-            visits: 0,
-            main: false,
-        }
-    }
-}
+use crate::index::node::Node;
+use crate::index::slab::Slab;
 
 /// The order in which the pages of one domain in one shard are evicted.
 ///

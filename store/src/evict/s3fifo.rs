@@ -2,9 +2,10 @@
 //! there, or stored again soon after they were evicted from it, get into the main one. On traces of page
 //! caches it keeps more of what is asked for again than LRU and SIEVE (`cargo bench --bench eviction`).
 
-use super::{END, Policy};
+use super::Policy;
 use crate::account::heap::heap_bytes;
-use crate::index::{Node, Slab};
+use crate::index::node::{END, Node};
+use crate::index::slab::Slab;
 
 /// Pages that one search passes on at most.
 const MOST_SPARED: usize = 64;
@@ -186,7 +187,7 @@ impl Policy for S3Fifo {
 mod tests {
     use super::*;
     use crate::entry::Entry;
-    use crate::evict::Links;
+    use crate::index::node::Links;
 
     fn node() -> Node {
         Node {

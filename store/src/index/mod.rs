@@ -1,115 +1,12 @@
 //! The index of a pool: keys to entries, in 64 shards with a lock each.
 
+pub(crate) mod backref;
 mod chunk;
-mod shard;
-mod slab;
-mod table;
-
-pub(crate) use shard::{Node, Shard, Tags};
-pub(crate) use slab::Slab;
-pub(crate) use table::{Item, Table};
-
-use crate::segment::Backref;
+pub(crate) mod hash;
+pub(crate) mod node;
+pub(crate) mod shard;
+pub(crate) mod slab;
+pub(crate) mod table;
 
 /// Shards of a pool.
 pub(crate) const SHARDS: usize = 64;
-
-/// Who holds a slot: packed into 8 bytes beside the slot, so that compaction finds the entry that it
-/// must change. A hint: whoever follows it checks under the holder's lock that the slot is named there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
-    /// Entry `place` of a chunk.
-    Chunk {
-        pool: u8,
-        shard: u8,
-        chunk: u32,
-        place: u8,
-    },
-    /// Node of an ephemeral pool's shard.
-    Node { pool: u8, shard: u8, node: u32 },
-    /// Record of a pool's dedup table.
-    Record { pool: u8, record: u32 },
-}
-
-impl Holder {
-    pub(crate) fn pack(self) -> Backref {
-        let (kind, pool, shard, number, place) = match self {
-            Holder::Chunk {
-                pool,
-                shard,
-                chunk,
-                place,
-            } => (1u64, pool, shard, chunk, place),
-            Holder::Node { pool, shard, node } => (2, pool, shard, node, 0),
-            Holder::Record { pool, record } => (3, pool, 0, record, 0),
-        };
-        kind << 62
-            | u64::from(pool) << 48
-            | u64::from(shard) << 40
-            | u64::from(place) << 32
-            | u64::from(number)
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "fields of their width")]
-    pub(crate) fn unpack(backref: Backref) -> Option<Holder> {
-        let pool = (backref >> 48) as u8;
-        let shard = (backref >> 40) as u8;
-        let place = (backref >> 32) as u8;
-        let number = backref as u32;
-        match backref >> 62 {
-            1 => Some(Holder::Chunk {
-                pool,
-                shard,
-                chunk: number,
-                place,
-            }),
-            2 => Some(Holder::Node {
-                pool,
-                shard,
-                node: number,
-            }),
-            3 => Some(Holder::Record {
-                pool,
-                record: number,
-            }),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn pool(self) -> u8 {
-        match self {
-            Holder::Chunk { pool, .. }
-            | Holder::Node { pool, .. }
-            | Holder::Record { pool, .. } => pool,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn holders_say_what_was_packed() {
-        for holder in [
-            Holder::Chunk {
-                pool: 255,
-                shard: 63,
-                chunk: u32::MAX,
-                place: 63,
-            },
-            Holder::Node {
-                pool: 3,
-                shard: 1,
-                node: 5,
-            },
-            Holder::Record {
-                pool: 9,
-                record: 77,
-            },
-        ] {
-            assert_eq!(Holder::unpack(holder.pack()), Some(holder));
-        }
-        assert_eq!(Holder::unpack(0), None);
-    }
-}

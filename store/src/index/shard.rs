@@ -5,26 +5,14 @@
 //! can be invalidated without knowing its pages. An object that is cut loose is found by nobody any more; its chunks
 //! stay until somebody takes them out, a few at a time.
 
-use std::hash::BuildHasher;
-
 use super::chunk::{Chunk, NONE};
+use super::hash::Tags;
+use super::node::Node;
 use super::slab::Slab;
 use super::table::{Item, Table};
 use crate::account::quota::{Purse, Refusal};
 use crate::entry::Entry;
-use crate::evict::Links;
 use crate::page::{Key, ObjectId};
-
-/// A page of an ephemeral pool: its entry and its place in the eviction order.
-#[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) entry: Entry,
-    pub(crate) chunk: u32,
-    pub(crate) links: Links,
-    /// The domain that stored the page, as the pool numbers its members.
-    pub(crate) member: u8,
-    pub(crate) place: u8,
-}
 
 /// An object that has chunks in the shard.
 #[derive(Debug)]
@@ -35,19 +23,6 @@ struct Object {
     /// The next object in the list of those that are cut loose.
     next: u32,
     loose: bool,
-}
-
-/// Hashes of a key: of its chunk, and of its object, which is only needed when a chunk comes or goes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Tags<'a> {
-    pub(crate) chunk: u32,
-    pub(crate) hasher: &'a hashbrown::DefaultHashBuilder,
-}
-
-impl Tags<'_> {
-    fn object(self, object: ObjectId) -> u32 {
-        self.hasher.hash_one(object.0) as u32
-    }
 }
 
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@ use super::{Locked, Pool, ShardCell};
 use crate::entry::{Encoding, Entry, Kind, Slot};
 use crate::error::LoadError;
 use crate::evict::Policy;
-use crate::index::Tags;
+use crate::index::hash::Tags;
 use crate::page::{Key, Page, fill_page};
 use crate::stats::PoolKind;
 
