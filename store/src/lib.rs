@@ -50,7 +50,10 @@ mod upkeep;
 mod wake;
 
 pub use bad_memory::{bad_pages, repair, tell_of_bad_pages};
-pub use codec::{Codec, Codecs, Lz4, Zstd};
+pub use codec::Codec;
+pub use codec::codecs::Codecs;
+pub use codec::lz4::Lz4;
+pub use codec::zstd::Zstd;
 pub use config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig, Want};
 pub use domain::Domain;
 pub use error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 
 use crate::account::ledger::{Account, Ledger};
 use crate::account::quota::Purse;
-use crate::codec::Codecs;
+use crate::codec::codecs::Codecs;
 use crate::config::{Dedup, DomainChange, DomainConfig, Gate, StoreConfig};
 use crate::domain::{Domain, DomainInner, refused};
 use crate::error::{ConfigError, CreatePoolError};

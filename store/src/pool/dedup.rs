@@ -9,7 +9,7 @@ use twox_hash::xxhash3_128::Hasher;
 
 use super::pin::{HasPins, Pinned, Pins};
 use crate::account::quota::{Purse, Refusal};
-use crate::codec::Codecs;
+use crate::codec::codecs::Codecs;
 use crate::config::Dedup;
 use crate::entry::{Encoding, Slot};
 use crate::index::backref::Holder;

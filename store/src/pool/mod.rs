@@ -32,7 +32,7 @@ pub(crate) use encode::Encoded;
 
 use crate::account::ledger::Account;
 use crate::account::quota::{Purse, Refusal};
-use crate::codec::Codecs;
+use crate::codec::codecs::Codecs;
 use crate::config::{Dedup, Want};
 use crate::entry::{Entry, Kind};
 use crate::error::StoreError;
