@@ -3,51 +3,11 @@
 use std::cell::RefCell;
 
 use super::Pool;
+use super::encoded::Encoded;
 use crate::codec::{COMPRESS_BUFFER, LONGEST_COMPRESSED};
 use crate::entry::{Encoding, Entry};
 use crate::page::{Page, fill_word};
-use crate::segment::class_of;
 use crate::sync::thread_local;
-
-/// A page as it will be kept.
-#[derive(Debug)]
-pub(crate) enum Encoded<'a> {
-    /// It needs no slot.
-    Fill(Entry),
-    /// It needs a slot for these bytes.
-    Bytes {
-        bytes: &'a [u8],
-        encoding: Encoding,
-        /// Set when other pages may share the slot.
-        hash: Option<[u64; 2]>,
-    },
-    /// A record that is held has its bytes.
-    Record { record: u32, len: u16 },
-}
-
-impl Encoded<'_> {
-    /// The bytes that it needs a slot for.
-    pub(crate) fn bytes(&self) -> Option<&[u8]> {
-        match self {
-            Encoded::Bytes { bytes, .. } => Some(bytes),
-            Encoded::Fill(_) | Encoded::Record { .. } => None,
-        }
-    }
-
-    /// The size class of the slot that it needs.
-    pub(crate) fn class(&self) -> Option<usize> {
-        self.bytes().map(|bytes| class_of(bytes.len() as u16))
-    }
-
-    /// Bytes of the payload.
-    pub(crate) fn len(&self) -> u16 {
-        match self {
-            Encoded::Fill(_) => 0,
-            Encoded::Bytes { bytes, .. } => bytes.len() as u16,
-            Encoded::Record { len, .. } => *len,
-        }
-    }
-}
 
 thread_local! {
     static COMPRESSED: RefCell<[u8; COMPRESS_BUFFER]> = const { RefCell::new([0; COMPRESS_BUFFER]) };

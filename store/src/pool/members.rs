@@ -12,30 +12,6 @@ use crate::stats::PoolKind;
 /// Pages of a member that are evicted while the lock of a shard is held.
 const AT_A_TIME: usize = 8;
 
-/// Members of a shared pool that may store to a shard: a bit for each.
-#[derive(Debug, Default)]
-pub(super) struct Admitted([u64; 4]);
-
-impl Admitted {
-    fn place(member: u8) -> (usize, u64) {
-        (usize::from(member / 64), 1 << (member % 64))
-    }
-
-    fn set(&mut self, member: u8, admitted: bool) {
-        let (word, bit) = Self::place(member);
-        if admitted {
-            self.0[word] |= bit;
-        } else {
-            self.0[word] &= !bit;
-        }
-    }
-
-    fn has(&self, member: u8) -> bool {
-        let (word, bit) = Self::place(member);
-        self.0[word] & bit != 0
-    }
-}
-
 impl Pool {
     pub(crate) fn members(&self) -> Vec<Option<Arc<Account>>> {
         self.members.load().to_vec()

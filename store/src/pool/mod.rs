@@ -6,10 +6,12 @@
 //!
 //! No byte of a slot is read or written while a lock is held.
 
-mod cold;
+mod admitted;
+pub(crate) mod cold;
 mod counters;
 mod dedup;
 mod encode;
+pub(crate) mod encoded;
 mod load;
 mod members;
 mod pin;
@@ -22,13 +24,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 use arc_swap::ArcSwap;
 
+use admitted::Admitted;
 use counters::Counters;
 use dedup::{DedupTable, Inserted};
-use members::Admitted;
+use encoded::Encoded;
 use pin::{HasPins, Pins};
-
-pub(crate) use cold::ColdBuffers;
-pub(crate) use encode::Encoded;
 
 use crate::account::ledger::Account;
 use crate::account::quota::{Purse, Refusal};
