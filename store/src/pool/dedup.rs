@@ -17,7 +17,8 @@ use crate::index::slab::Slab;
 use crate::index::table::{Item, Table};
 use crate::page::Page;
 use crate::segment::{class_of, slot_bytes};
-use crate::space::{Held, Space};
+use crate::space::Space;
+use crate::space::hold::Held;
 use crate::sync::{Counter, InnerMutex};
 
 /// Locks of a table.

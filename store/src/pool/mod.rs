@@ -45,7 +45,8 @@ use crate::index::node::{Links, Node};
 use crate::index::shard::Shard;
 use crate::page::Key;
 use crate::segment::{class_of, slot_bytes};
-use crate::space::{Held, Space};
+use crate::space::Space;
+use crate::space::hold::Held;
 use crate::stats::{PoolKind, PoolStats};
 use crate::sync::{Counter, InnerMutex};
 

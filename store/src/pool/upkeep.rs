@@ -10,7 +10,7 @@ use crate::evict::Policy;
 use crate::index::SHARDS;
 use crate::index::backref::Holder;
 use crate::segment::{class_of, slot_bytes};
-use crate::space::Held;
+use crate::space::hold::Held;
 use crate::stats::PoolKind;
 
 impl Pool {

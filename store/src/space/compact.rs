@@ -2,7 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Classes, Held, Movable, Space, before_touch};
+use super::hold::Held;
+use super::{Classes, Movable, Space, before_touch};
 use crate::entry::Slot;
 use crate::segment::class_of;
 

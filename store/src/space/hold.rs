@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::{SizeClass, Space, before_touch, free_place, ready_place};
 use crate::account::quota::Refusal;
-use crate::entry::Slot;
+use crate::entry::{Encoding, Slot};
 use crate::memory::FRAME_BYTES;
 use crate::segment::{Backref, Segment, class_of, frame_run, runs, slot_bytes};
 
@@ -98,6 +98,25 @@ impl Space {
         let mut held = self.hold(class_of(bytes.len() as u16))?;
         held.write(bytes);
         Ok(held)
+    }
+
+    /// Puts the bytes of the slot that is held, `len` of them, under a holder. [`Refusal::Frames`] when no such slot is.
+    pub(crate) fn place(
+        &self,
+        len: u16,
+        encoding: Encoding,
+        backref: Backref,
+        held: &mut Option<Held<'_>>,
+    ) -> Result<Slot, Refusal> {
+        let written = held.take_if(|held| held.is_written(self, len));
+        let ((segment, number), check) = written.ok_or(Refusal::Frames)?.keep(backref);
+        Ok(Slot {
+            segment,
+            number,
+            len,
+            encoding,
+            check,
+        })
     }
 
     /// A slot of the class in frames with memory, which this gets from the kernel if there is none. The caller holds no

@@ -12,7 +12,7 @@
 mod abandon;
 mod ahead;
 mod compact;
-mod hold;
+pub(crate) mod hold;
 mod kept;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -22,11 +22,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-pub(crate) use hold::Held;
-use trim::Look;
-
 use crate::account::quota::{Purse, Refusal};
-use crate::entry::{Encoding, MAX_SEGMENTS, Slot};
+use crate::entry::{MAX_SEGMENTS, Slot};
 use crate::memory::{FRAME_BYTES, Memory};
 use crate::segment::{
     Backref, CLASSES, IDLE, OPEN, READY, Segment, class_of, slot_bytes, slots_per_segment,
@@ -89,6 +86,17 @@ struct Gauges {
     frees: Counter,
     /// Free slots in frames with memory.
     ready: Counter,
+}
+
+/// What the background saw of a class at its last look. Written by whoever looks.
+#[derive(Debug, Default)]
+struct Look {
+    /// Slots taken so far.
+    taken: Counter,
+    /// Frames that it may still give back.
+    allowed: Counter,
+    /// Frames behind the lowest free slot that stay.
+    kept: Counter,
 }
 
 /// The segments of one size class.
@@ -157,25 +165,6 @@ impl Space {
 
     pub(crate) fn purse(&self) -> &Purse {
         &self.purse
-    }
-
-    /// Puts the bytes of the slot that is held, `len` of them, under a holder. [`Refusal::Frames`] when no such slot is.
-    pub(crate) fn place(
-        &self,
-        len: u16,
-        encoding: Encoding,
-        backref: Backref,
-        held: &mut Option<Held<'_>>,
-    ) -> Result<Slot, Refusal> {
-        let written = held.take_if(|held| held.is_written(self, len));
-        let ((segment, number), check) = written.ok_or(Refusal::Frames)?.keep(backref);
-        Ok(Slot {
-            segment,
-            number,
-            len,
-            encoding,
-            check,
-        })
     }
 
     /// Copies a slot's bytes out. `false` when they are not those that were written. The caller holds no lock of the

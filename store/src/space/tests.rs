@@ -10,6 +10,7 @@ use rand::{Rng, SeedableRng};
 
 use super::*;
 use crate::account::ledger::{Account, Ledger};
+use crate::entry::Encoding;
 use crate::segment::frame_run;
 use crate::wake::Wakes;
 

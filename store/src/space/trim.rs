@@ -10,21 +10,9 @@ use std::sync::atomic::Ordering;
 use super::{Classes, Space};
 use crate::memory::FRAME_BYTES;
 use crate::segment::{CLASSES, frame_run, runs, slot_bytes};
-use crate::sync::Counter;
 
 /// Segments that frames leave at a time.
 const AT_A_TIME: usize = 8;
-
-/// What the background saw of a class at its last look. Written by whoever looks.
-#[derive(Debug, Default)]
-pub(super) struct Look {
-    /// Slots taken so far.
-    taken: Counter,
-    /// Frames that it may still give back.
-    allowed: Counter,
-    /// Frames behind the lowest free slot that stay.
-    kept: Counter,
-}
 
 impl Space {
     /// Decides what [`Space::trim_slowly`] may give back until the next look. `true` when frames are kept that a
