@@ -10,9 +10,11 @@ use crate::account::ledger::{Account, Short};
 use crate::account::quota::Refusal;
 use crate::config::{Dedup, DomainChange, DomainConfig, PoolSpec};
 use crate::error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
+use crate::gather;
 use crate::page::{Key, ObjectId, Page, PoolId};
 use crate::pool::{Pool, PoolParts};
 use crate::reap;
+use crate::room;
 use crate::share::Group;
 use crate::space::Space;
 use crate::stats::{DomainStats, PoolKind, PoolStats};
@@ -256,7 +258,7 @@ impl Domain {
     /// Wakes the background threads that `act` asked for.
     fn ringing<R>(&self, act: impl FnOnce() -> R) -> R {
         let result = act();
-        self.store.wakes.ring();
+        self.store.owners.wakes.ring();
         result
     }
 
@@ -289,7 +291,7 @@ impl Domain {
                 match self.try_create_pool(spec, dedup) {
                     // Pools that the domain had before may be in the way.
                     Err(CreatePoolError::NoSpace | CreatePoolError::TooMany)
-                        if self.store.free_for(&self.inner, Short::Budget) => {}
+                        if reap::free_for(&self.store.owners, &self.inner, Short::Budget) => {}
                     other => return other,
                 }
             }
@@ -373,9 +375,9 @@ impl Domain {
             place.and_then(|place| self.inner.destroy(place))
         };
         if destroyed.is_some_and(|joined| !self.inner.free(&joined, reap::STEP)) {
-            self.store.wakes.upkeep.ask_soon();
+            self.store.owners.wakes.upkeep.ask_soon();
         }
-        self.store.wakes.ring();
+        self.store.owners.wakes.ring();
         Ok(())
     }
 
@@ -408,7 +410,7 @@ impl Domain {
         }
         let stored = self.ringing(|| {
             joined.pool.with_encoded(page, |encoded| {
-                self.store.place(&self.inner, joined, key, encoded)
+                room::place(&self.store.owners, &self.inner, joined, key, encoded)
             })
         });
         match stored {
@@ -512,7 +514,7 @@ impl Domain {
 
     /// Evicts ephemeral pages of at least `bytes` bytes of slots, or all. Returns the bytes evicted.
     pub fn flush(&self, bytes: u64) -> u64 {
-        self.ringing(|| self.store.flush(&self.inner, bytes))
+        self.ringing(|| gather::flush(&self.inner, bytes))
     }
 
     /// Bytes that [`Domain::flush`] can evict.

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use crate::account::ledger::{Account, Ledger};
 use crate::domain::{DomainInner, Joined};
 use crate::error::ConfigError;
+use crate::owners::Owners;
 use crate::reap;
 use crate::room::{self, Pace};
 use crate::stats::PoolKind;
-use crate::store::StoreInner;
 
 /// How long memory for a reserve is looked for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -46,80 +46,75 @@ impl Drop for Promise<'_> {
     }
 }
 
-impl StoreInner {
-    /// Gives a domain its share, evicting ephemeral pages of others for the reserve.
-    pub(crate) fn grant(&self, account: &Account, share: Share) -> Result<(), ConfigError> {
-        let configure = || {
-            let weight = u64::from(share.weight);
-            self.ledger
-                .configure(account, share.reserve, share.limit, weight)
-        };
-        if configure().is_ok() {
-            return Ok(());
-        }
-        let used = account.used();
-        let missing = share.reserve.max(used) - account.reserve().max(used);
-        let _promise = Promise::new(&self.ledger, missing);
-        let end = Instant::now() + PATIENCE;
-        while configure().is_err() {
-            if Instant::now() >= end || !self.gather() {
-                return Err(ConfigError::ReserveInUse);
-            }
-        }
-        Ok(())
+/// Gives a domain its share, evicting ephemeral pages of others for the reserve.
+pub(crate) fn grant(owners: &Owners, account: &Account, share: Share) -> Result<(), ConfigError> {
+    let configure = || {
+        let weight = u64::from(share.weight);
+        owners
+            .ledger
+            .configure(account, share.reserve, share.limit, weight)
+    };
+    if configure().is_ok() {
+        return Ok(());
     }
+    let used = account.used();
+    let missing = share.reserve.max(used) - account.reserve().max(used);
+    let _promise = Promise::new(&owners.ledger, missing);
+    let end = Instant::now() + PATIENCE;
+    while configure().is_err() {
+        if Instant::now() >= end || !gather(owners) {
+            return Err(ConfigError::ReserveInUse);
+        }
+    }
+    Ok(())
+}
 
-    /// Frees a batch of what the ledger counts against the budget. `false` when there is nothing to free.
-    fn gather(&self) -> bool {
-        if self.reap() {
+/// Frees a batch of what the ledger counts against the budget. `false` when there is nothing to free.
+fn gather(owners: &Owners) -> bool {
+    if reap::step(owners) {
+        return true;
+    }
+    let list = owners.list();
+    let trim = || list.spaces().filter(|space| space.trim(FRAMES) > 0).count() > 0;
+    if trim() {
+        return true;
+    }
+    for domain in room::furthest_first(&list.domains) {
+        // What a domain holds within its reserve is nobody else's to win.
+        let own = domain.account.used() > domain.account.reserve();
+        let chosen = |joined: &Joined| own || joined.pool.kind == PoolKind::Shared;
+        if room::evict_where(domain, BATCH, chosen).pages > 0 {
+            trim();
             return true;
         }
-        let (domains, groups) = self.everybody();
-        let spaces = || {
-            let groups = groups.iter().map(|group| &group.pool.space);
-            domains.iter().map(|domain| &domain.space).chain(groups)
-        };
-        let trim = || spaces().filter(|space| space.trim(FRAMES) > 0).count() > 0;
-        if trim() {
-            return true;
-        }
-        for domain in room::furthest_first(&domains) {
-            // What a domain holds within its reserve is nobody else's to win.
-            let own = domain.account.used() > domain.account.reserve();
-            let chosen = |joined: &Joined| own || joined.pool.kind == PoolKind::Shared;
-            if room::evict_where(domain, BATCH, chosen).pages > 0 {
-                trim();
-                return true;
-            }
-        }
-        room::compact_step(&self.ledger, &domains, &groups, Pace::Fast)
     }
+    room::compact_step(owners, Pace::Fast)
+}
 
-    /// Evicts ephemeral pages of a domain until `bytes` bytes of slots are free.
-    pub(crate) fn flush(&self, domain: &Arc<DomainInner>, bytes: u64) -> u64 {
-        let mut flushed = 0;
-        while flushed < bytes {
-            let evicted = room::evict_where(domain, BATCH / 4, |_| true);
-            if evicted.pages == 0 {
-                break;
-            }
-            flushed += evicted.bytes;
-            domain.space.trim(FRAMES);
+/// Evicts ephemeral pages of a domain until `bytes` bytes of slots are free.
+pub(crate) fn flush(domain: &Arc<DomainInner>, bytes: u64) -> u64 {
+    let mut flushed = 0;
+    while flushed < bytes {
+        let evicted = room::evict_where(domain, BATCH / 4, |_| true);
+        if evicted.pages == 0 {
+            break;
         }
-        while room::compact_alone(domain) {}
-        flushed
+        flushed += evicted.bytes;
+        domain.space.trim(FRAMES);
     }
+    while room::compact_alone(domain) {}
+    flushed
+}
 
-    /// Evicts ephemeral pages of a domain until it is below its limit, or has none.
-    pub(crate) fn shrink_to_limit(&self, domain: &Arc<DomainInner>) {
-        while domain.account.charged() > domain.account.limit() {
-            let freed = domain.space.trim(FRAMES) > 0
-                || domain.free_some(reap::STEP)
-                || room::evict_where(domain, BATCH / 4, |_| true).pages > 0
-                || room::compact_alone(domain);
-            if !freed {
-                break;
-            }
+/// Evicts ephemeral pages of a domain until it is below its limit, or has none.
+pub(crate) fn shrink_to_limit(domain: &Arc<DomainInner>) {
+    while domain.account.charged() > domain.account.limit() {
+        let freed = domain.space.trim(FRAMES) > 0
+            || domain.free_some(reap::STEP)
+            || room::evict_where(domain, BATCH / 4, |_| true).pages > 0
+            || room::compact_alone(domain);
+        if !freed {
+            break;
         }
     }
 }

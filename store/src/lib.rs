@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `store`, `domain`, `share` | what exists: domains, their pools, share groups |
+//! | `owners` | all of them, for whoever is short of memory |
 //! | `pool` | what happens to a page under the lock of its key's shard |
 //! | `index`, `entry` | keys to 8-byte entries |
 //! | `space`, `segment`, `memory` | slots of 64-byte size classes in segments of a memfd |
@@ -36,6 +37,7 @@ mod gather;
 mod index;
 #[expect(unsafe_code, reason = "owns segment memory")]
 mod memory;
+mod owners;
 mod page;
 mod pool;
 mod reap;

@@ -6,22 +6,22 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
-use crate::account::ledger::{Ledger, PageOf, Short};
+use crate::account::ledger::{PageOf, Short};
 use crate::account::quota::Refusal;
 use crate::domain::{DomainInner, Joined};
 use crate::error::StoreError;
 use crate::index::SHARDS;
 use crate::index::backref::Holder;
 use crate::memory::FRAME_BYTES;
+use crate::owners::{OwnerList, Owners};
 use crate::page::Key;
 use crate::pool::encoded::Encoded;
 use crate::pool::{Pool, Unplaced};
-use crate::share::Group;
+use crate::reap;
 use crate::space::Space;
 use crate::stats::PoolKind;
-use crate::store::StoreInner;
 
 /// Times that a store makes room and tries again. Each time frees something, and a store is refused
 /// only when nothing is left to free; the bound is for a host where others take what was freed.
@@ -54,174 +54,158 @@ const BACKGROUND_FRAMES: usize = 64;
 /// Slots that one step of the background moves at most, for a space.
 const BACKGROUND_MOVES: usize = 64;
 
-/// All domains and share groups, as whoever is short of budget sees them.
-#[derive(Debug, Default)]
-pub(crate) struct Everybody {
-    pub(crate) domains: Vec<Arc<DomainInner>>,
-    pub(crate) groups: Vec<std::sync::Weak<Group>>,
-    /// Where idle frames were found last.
-    hand: AtomicUsize,
-}
-
-impl Everybody {
-    pub(crate) fn new(domains: Vec<Arc<DomainInner>>, groups: Vec<std::sync::Weak<Group>>) -> Self {
-        Self {
-            domains,
-            groups,
-            hand: AtomicUsize::new(0),
+/// Puts an encoded page under a key, and makes room for it if need be.
+pub(crate) fn place(
+    owners: &Owners,
+    domain: &Arc<DomainInner>,
+    joined: &Joined,
+    key: Key,
+    encoded: &Encoded<'_>,
+) -> Result<(), StoreError> {
+    let space = &joined.pool.space;
+    let (class, bytes) = (encoded.class(), encoded.bytes());
+    let (mut held, mut first) = (None, true);
+    let (mut attempt, mut retries, mut yields) = (0, 0, 0);
+    loop {
+        let changes = owners.ledger.changes();
+        let mut none = None;
+        if let (None, Some(bytes)) = (&held, bytes) {
+            match space.hold_for(bytes) {
+                Ok(slot) => held = Some(slot),
+                Err(why) => none = Some(why),
+            }
         }
-    }
-}
-
-impl StoreInner {
-    /// Puts an encoded page under a key, and makes room for it if need be.
-    pub(crate) fn place(
-        &self,
-        domain: &Arc<DomainInner>,
-        joined: &Joined,
-        key: Key,
-        encoded: &Encoded<'_>,
-    ) -> Result<(), StoreError> {
-        let space = &joined.pool.space;
-        let (class, bytes) = (encoded.class(), encoded.bytes());
-        let (mut held, mut first) = (None, true);
-        let (mut attempt, mut retries, mut yields) = (0, 0, 0);
-        loop {
-            let changes = self.ledger.changes();
-            let mut none = None;
-            if let (None, Some(bytes)) = (&held, bytes) {
-                match space.hold_for(bytes) {
-                    Ok(slot) => held = Some(slot),
-                    Err(why) => none = Some(why),
-                }
-            }
-            let mut refusal = match joined.pool.place(joined.member, key, encoded, &mut held) {
-                Ok(()) => return Ok(()),
-                Err(Unplaced::PoolGone) => return Err(StoreError::NoPool),
-                Err(Unplaced::Refused(refusal)) => refusal,
-            };
-            let wants_slot = refusal == Refusal::Frames;
-            if let (true, Some(why)) = (wants_slot, none) {
-                // The page that was under the key may have left one, the first time.
-                if std::mem::take(&mut first) && class.is_some_and(|class| space.has_ready(class)) {
-                    continue;
-                }
-                refusal = why;
-            }
-            let Refusal::Short(short) = refusal else {
-                return Err(StoreError::NoMemory);
-            };
-            if attempt < ATTEMPTS && self.make_room(domain, joined, class, short, attempt) {
-                attempt += 1;
-                continue;
-            }
-            // Memory goes from pages to idle frames to whoever wants some: what was in neither when this looked, and is
-            // not to be had now, somebody else has.
-            let slot_came = wants_slot && class.is_some_and(|class| space.has_ready(class));
-            if retries < RETRIES && (slot_came || self.room_came(domain, space, short, changes)) {
-                retries += 1;
-                continue;
-            }
-            if yields < YIELDS && space.has_frames_on_the_way() {
-                yields += 1;
-                std::thread::yield_now();
-                continue;
-            }
-            if short == Short::Budget && self.ledger.report_shortage() {
-                self.wakes.upkeep.ask();
-            }
-            return Err(match short {
-                Short::Limit | Short::Budget => StoreError::NoSpace,
-                Short::Host => StoreError::NoMemory,
-            });
-        }
-    }
-
-    /// Whether somebody gave memory back after the ledger counted so many changes, and it is still there.
-    fn room_came(&self, domain: &DomainInner, space: &Space, short: Short, changes: u64) -> bool {
-        let account = match short {
-            Short::Limit => &domain.account,
-            Short::Budget => &space.purse().account,
-            // The host says so itself when it is asked.
-            Short::Host => return false,
+        let mut refusal = match joined.pool.place(joined.member, key, encoded, &mut held) {
+            Ok(()) => return Ok(()),
+            Err(Unplaced::PoolGone) => return Err(StoreError::NoPool),
+            Err(Unplaced::Refused(refusal)) => refusal,
         };
-        self.ledger.changes() != changes && self.ledger.has_room(account, FRAME_BYTES as u64)
-    }
-
-    /// Frees memory after a refusal, the store's `attempt`th, of a page that needs a slot of `class`. `false` when
-    /// nothing is left that could be freed.
-    fn make_room(
-        &self,
-        domain: &Arc<DomainInner>,
-        joined: &Joined,
-        class: Option<usize>,
-        short: Short,
-        attempt: usize,
-    ) -> bool {
-        if self.free_for(domain, short) {
-            return true;
-        }
-        // While a reserve is gathered, what this frees is not for the store: it ends, and does not gather.
-        if short == Short::Budget && attempt >= ATTEMPTS_AT_PROMISE && self.ledger.has_promised() {
-            return false;
-        }
-        match short {
-            Short::Limit if !has_evictable(domain) => tighten_domain(domain),
-            Short::Limit => {
-                // The slot of an evicted page serves a new one as it is, which costs a tenth of giving frames back:
-                // that is for when there are too many free slots that nobody needs. Where the pages whose turn it
-                // was leave no slot of the class, one of the class goes; and where that did not help either, the
-                // index wants memory, or the class has no page: a frame is freed. Whoever stores waits for no more.
-                (attempt == 0 && domain.space.is_wasteful() && tighten_domain(domain))
-                    || (attempt == 1 && class.is_some_and(|class| evict_in_class(domain, class)))
-                    || (attempt > 0 && evict_frame(domain))
-                    || evict_from(domain, EVICTIONS).pages > 0
-                    || tighten_domain(domain)
+        let wants_slot = refusal == Refusal::Frames;
+        if let (true, Some(why)) = (wants_slot, none) {
+            // The page that was under the key may have left one, the first time.
+            if std::mem::take(&mut first) && class.is_some_and(|class| space.has_ready(class)) {
+                continue;
             }
-            // Those who store meanwhile may take what was freed: no store waits for more than a few.
-            Short::Host if attempt >= HOST_ATTEMPTS => false,
-            Short::Budget | Short::Host => {
-                tighten_domain(domain)
-                    || (joined.pool.kind == PoolKind::Shared && tighten_pool(&joined.pool))
-                    || self.reclaim_from_others(domain, attempt)
-            }
+            refusal = why;
         }
+        let Refusal::Short(short) = refusal else {
+            return Err(StoreError::NoMemory);
+        };
+        if attempt < ATTEMPTS && make_room(owners, domain, joined, class, short, attempt) {
+            attempt += 1;
+            continue;
+        }
+        // Memory goes from pages to idle frames to whoever wants some: what was in neither when this looked, and is
+        // not to be had now, somebody else has.
+        let slot_came = wants_slot && class.is_some_and(|class| space.has_ready(class));
+        if retries < RETRIES && (slot_came || room_came(owners, domain, space, short, changes)) {
+            retries += 1;
+            continue;
+        }
+        if yields < YIELDS && space.has_frames_on_the_way() {
+            yields += 1;
+            std::thread::yield_now();
+            continue;
+        }
+        if short == Short::Budget && owners.ledger.report_shortage() {
+            owners.wakes.upkeep.ask();
+        }
+        return Err(match short {
+            Short::Limit | Short::Budget => StoreError::NoSpace,
+            Short::Host => StoreError::NoMemory,
+        });
     }
+}
 
-    /// Frees memory of other owners, or ephemeral pages of the domain's own: a bounded step.
-    fn reclaim_from_others(&self, asking: &Arc<DomainInner>, attempt: usize) -> bool {
-        let (idle, evictable) = (
-            self.ledger.owners_with_idle.is_some(),
-            self.ledger.has_evictable(),
-        );
-        if !idle && !evictable {
-            return false;
-        }
-        let everybody = self.everybody.load();
-        idle && take_idle(&everybody)
-            || evictable && evict_furthest(asking, attempt, &everybody.domains)
+/// Whether somebody gave memory back after the ledger counted so many changes, and it is still there.
+fn room_came(
+    owners: &Owners,
+    domain: &DomainInner,
+    space: &Space,
+    short: Short,
+    changes: u64,
+) -> bool {
+    let account = match short {
+        Short::Limit => &domain.account,
+        Short::Budget => &space.purse().account,
+        // The host says so itself when it is asked.
+        Short::Host => return false,
+    };
+    owners.ledger.changes() != changes && owners.ledger.has_room(account, FRAME_BYTES as u64)
+}
+
+/// Frees memory after a refusal, the store's `attempt`th, of a page that needs a slot of `class`. `false` when
+/// nothing is left that could be freed.
+fn make_room(
+    owners: &Owners,
+    domain: &Arc<DomainInner>,
+    joined: &Joined,
+    class: Option<usize>,
+    short: Short,
+    attempt: usize,
+) -> bool {
+    if reap::free_for(owners, domain, short) {
+        return true;
     }
+    // While a reserve is gathered, what this frees is not for the store: it ends, and does not gather.
+    if short == Short::Budget && attempt >= ATTEMPTS_AT_PROMISE && owners.ledger.has_promised() {
+        return false;
+    }
+    match short {
+        Short::Limit if !has_evictable(domain) => tighten_domain(domain),
+        Short::Limit => {
+            // The slot of an evicted page serves a new one as it is, which costs a tenth of giving frames back:
+            // that is for when there are too many free slots that nobody needs. Where the pages whose turn it
+            // was leave no slot of the class, one of the class goes; and where that did not help either, the
+            // index wants memory, or the class has no page: a frame is freed. Whoever stores waits for no more.
+            (attempt == 0 && domain.space.is_wasteful() && tighten_domain(domain))
+                || (attempt == 1 && class.is_some_and(|class| evict_in_class(domain, class)))
+                || (attempt > 0 && evict_frame(domain))
+                || evict_from(domain, EVICTIONS).pages > 0
+                || tighten_domain(domain)
+        }
+        // Those who store meanwhile may take what was freed: no store waits for more than a few.
+        Short::Host if attempt >= HOST_ATTEMPTS => false,
+        Short::Budget | Short::Host => {
+            tighten_domain(domain)
+                || (joined.pool.kind == PoolKind::Shared && tighten_pool(&joined.pool))
+                || reclaim_from_others(owners, domain, attempt)
+        }
+    }
+}
+
+/// Frees memory of other owners, or ephemeral pages of the domain's own: a bounded step.
+fn reclaim_from_others(owners: &Owners, asking: &Arc<DomainInner>, attempt: usize) -> bool {
+    let (idle, evictable) = (
+        owners.ledger.owners_with_idle.is_some(),
+        owners.ledger.has_evictable(),
+    );
+    if !idle && !evictable {
+        return false;
+    }
+    let list = owners.list();
+    idle && take_idle(&list) || evictable && evict_furthest(asking, attempt, &list.domains)
 }
 
 /// Gives back idle frames of one owner that has more than its reserve.
-fn take_idle(everybody: &Everybody) -> bool {
-    let domains = everybody.domains.len();
-    let owners = domains + everybody.groups.len();
-    let first = everybody.hand.load(Ordering::Relaxed);
+fn take_idle(list: &OwnerList) -> bool {
+    let domains = list.domains.len();
+    let owners = domains + list.groups.len();
+    let first = list.hand.load(Ordering::Relaxed);
     for turn in 0..owners {
         let at = (first + turn) % owners;
-        let freed = match everybody.domains.get(at) {
+        let freed = match list.domains.get(at) {
             Some(domain) => {
                 domain.space.has_idle()
                     && domain.account.used() > domain.account.reserve()
                     && domain.space.trim(TRIM_FRAMES.min(domain.space.spendable())) > 0
             }
-            None => everybody.groups[at - domains]
+            None => list.groups[at - domains]
                 .upgrade()
                 .is_some_and(|group| group.pool.space.trim(TRIM_FRAMES) > 0),
         };
         if freed {
-            everybody.hand.store(at, Ordering::Relaxed);
+            list.hand.store(at, Ordering::Relaxed);
             return true;
         }
     }
@@ -477,18 +461,15 @@ pub(crate) enum Pace {
 ///
 /// After a store was refused for want of budget, all is won that moving slots can win without more memory, and given back
 /// at once.
-pub(crate) fn compact_step(
-    ledger: &Ledger,
-    domains: &[Arc<DomainInner>],
-    groups: &[Arc<Group>],
-    pace: Pace,
-) -> bool {
+pub(crate) fn compact_step(owners: &Owners, pace: Pace) -> bool {
+    let ledger = &owners.ledger;
+    let list = owners.list();
     let shortage = ledger.take_shortage();
     let mut more = false;
-    for domain in domains {
+    for domain in &list.domains {
         more |= compact_space(&domain.space, pace, shortage, own_pools(domain));
     }
-    for group in groups {
+    for group in list.groups() {
         let pool = &group.pool;
         more |= compact_space(&pool.space, pace, shortage, |_| Some(Arc::clone(pool)));
     }

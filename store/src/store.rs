@@ -5,25 +5,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-
-use crate::account::ledger::{Account, Ledger};
+use crate::account::ledger::Account;
 use crate::account::quota::Purse;
 use crate::codec::codecs::Codecs;
 use crate::config::{Dedup, DomainChange, DomainConfig, Gate, StoreConfig};
 use crate::domain::{Domain, DomainInner, refused};
 use crate::error::{ConfigError, CreatePoolError};
-use crate::gather::Share;
+use crate::gather::{self, Share};
 use crate::memory::{self, can_lock};
+use crate::owners::Owners;
 use crate::pool::cold::ColdBuffers;
 use crate::pool::{Pool, PoolParts};
-use crate::room::{self, Everybody};
+use crate::reap;
+use crate::room;
 use crate::share::Group;
 use crate::space::Space;
 use crate::stats::{PoolKind, StoreStats};
 use crate::sync::Mutex;
 use crate::upkeep::Upkeep;
-use crate::wake::Wakes;
 
 /// Pages of many guests under one budget. Clones are handles to the same store.
 #[derive(Clone, Debug)]
@@ -33,17 +32,12 @@ pub struct Store {
 
 #[derive(Debug)]
 pub(crate) struct StoreInner {
-    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) owners: Owners,
     pub(crate) codecs: Codecs,
     pub(crate) hasher: hashbrown::DefaultHashBuilder,
     gate: Option<Arc<dyn Gate>>,
     locked: bool,
     registry: Mutex<Registry>,
-    /// What the registry holds, for those who must not wait for its lock.
-    pub(crate) everybody: ArcSwap<Everybody>,
-    /// Domains that were removed and have memory yet.
-    pub(crate) leaving: Mutex<Vec<Arc<DomainInner>>>,
-    pub(crate) wakes: Arc<Wakes>,
     upkeep: OnceLock<Upkeep>,
     /// No sweep is planned.
     cold_sleeps: AtomicBool,
@@ -78,10 +72,11 @@ impl Registry {
         found.is_some_and(|found| Arc::ptr_eq(found, domain))
     }
 
-    fn everybody(&self) -> Arc<Everybody> {
+    /// Tells the owners of a change.
+    fn publish(&self, owners: &Owners) {
         let domains = self.domains.values().cloned().collect();
         let groups = self.groups.values().cloned().collect();
-        Arc::new(Everybody::new(domains, groups))
+        owners.set_list(domains, groups);
     }
 
     fn groups(&self) -> impl Iterator<Item = Arc<Group>> {
@@ -103,22 +98,19 @@ impl Store {
             can_lock(config.budget.saturating_mul(2)).map_err(ConfigError::Lock)?;
         }
         memory::learn_page_sizes();
-        let wakes = Arc::new(Wakes::default());
         let inner = Arc::new(StoreInner {
-            ledger: Arc::new(Ledger::new(config.budget)),
+            owners: Owners::new(config.budget),
             codecs: config.codecs.clone(),
             hasher: hashbrown::DefaultHashBuilder::default(),
             gate: config.gate.clone(),
             locked: config.locked,
             registry: Mutex::default(),
-            everybody: ArcSwap::default(),
-            leaving: Mutex::default(),
-            wakes: Arc::clone(&wakes),
             upkeep: OnceLock::new(),
             cold_sleeps: AtomicBool::new(true),
             sweeping: Mutex::default(),
         });
         if config.background {
+            let wakes = Arc::clone(&inner.owners.wakes);
             let upkeep = Upkeep::start(&Arc::downgrade(&inner), wakes, &config)
                 .map_err(ConfigError::Host)?;
             let _ = inner.upkeep.set(upkeep);
@@ -129,9 +121,9 @@ impl Store {
     /// One bounded step of what the background thread does, for a store that has none: it frees what was destroyed,
     /// invalidated or removed, and compacts. `true` when there is more to do.
     pub fn maintain(&self) -> bool {
-        let freed = self.inner.reap();
-        let more = self.inner.compact_step(room::Pace::Fast);
-        self.inner.wakes.ring();
+        let freed = reap::step(&self.inner.owners);
+        let more = room::compact_step(&self.inner.owners, room::Pace::Fast);
+        self.inner.owners.wakes.ring();
         more || freed
     }
 
@@ -144,19 +136,18 @@ impl Store {
     /// One bounded step for a host that is short of memory: evicts some ephemeral pages, and gives frames that hold nothing
     /// back to the kernel. `true` when there is more to be had.
     pub fn shrink(&self) -> bool {
-        let (domains, groups) = self.inner.everybody();
-        let evicted = room::evict_for_host(&domains);
-        let ledger = &self.inner.ledger;
-        let more = room::compact_step(ledger, &domains, &groups, room::Pace::Fast);
-        self.inner.wakes.ring();
+        let owners = &self.inner.owners;
+        let evicted = room::evict_for_host(&owners.list().domains);
+        let more = room::compact_step(owners, room::Pace::Fast);
+        self.inner.owners.wakes.ring();
         more || evicted
     }
 
     /// Whether there are ephemeral pages, which [`Self::shrink`] evicts.
     #[must_use]
     pub fn is_freeable(&self) -> bool {
-        let (domains, _) = self.inner.everybody();
-        domains.iter().any(|domain| domain.freeable() > 0)
+        let list = self.inner.owners.list();
+        list.domains.iter().any(|domain| domain.freeable() > 0)
     }
 
     /// One sweep of the cold tier, which a background thread does twice in
@@ -164,7 +155,7 @@ impl Store {
     /// another sweep will find something to do.
     pub fn sweep_cold(&self) -> bool {
         let coming = self.inner.sweep_cold(|_| true);
-        self.inner.wakes.ring();
+        self.inner.owners.wakes.ring();
         coming
     }
 
@@ -198,7 +189,7 @@ impl Store {
         }
         let space = Space::new(name, self.inner.purse(Arc::clone(&account)))
             .map_err(ConfigError::Host)
-            .and_then(|space| self.inner.grant(&account, share).map(|()| space));
+            .and_then(|space| gather::grant(&self.inner.owners, &account, share).map(|()| space));
         let mut registry = self.inner.registry.lock();
         registry.promised -= config.reserve;
         registry.adding.remove(name);
@@ -206,9 +197,9 @@ impl Store {
         registry
             .domains
             .insert(name.to_owned(), Arc::clone(&domain));
-        self.inner.everybody.store(registry.everybody());
+        registry.publish(&self.inner.owners);
         drop(registry);
-        self.inner.wakes.ring();
+        self.inner.owners.wakes.ring();
         Ok(Domain {
             inner: domain,
             store: Arc::clone(&self.inner),
@@ -249,8 +240,8 @@ impl Store {
         let charged: u64 = domains.iter().map(|domain| domain.used_shared).sum();
         let held: u64 = groups.iter().map(|group| group.account.used()).sum();
         StoreStats {
-            budget: self.inner.ledger.budget(),
-            used: self.inner.ledger.used(),
+            budget: self.inner.owners.ledger.budget(),
+            used: self.inner.owners.ledger.used(),
             saved: charged.saturating_sub(held),
             shared_overhead: held.saturating_sub(charged),
             freeable: domains.iter().map(|domain| domain.freeable).sum(),
@@ -262,10 +253,10 @@ impl Store {
 impl StoreInner {
     fn purse(&self, account: Arc<Account>) -> Purse {
         Purse::new(
-            Arc::clone(&self.ledger),
+            Arc::clone(&self.owners.ledger),
             account,
             self.gate.clone(),
-            Arc::clone(&self.wakes),
+            Arc::clone(&self.owners.wakes),
         )
         .locked(self.locked)
     }
@@ -290,7 +281,7 @@ impl StoreInner {
         }
         let reserved = registry.reserved(Some(account));
         let wanted = reserved.saturating_add(share.reserve);
-        let budget = self.ledger.budget();
+        let budget = self.owners.ledger.budget();
         if wanted > budget {
             return Err(ConfigError::ReservesAboveBudget { wanted, budget });
         }
@@ -321,17 +312,17 @@ impl StoreInner {
             registry.promised += more;
             (share, more)
         };
-        let granted = self.grant(account, share);
+        let granted = gather::grant(&self.owners, account, share);
         {
             let mut registry = self.registry.lock();
             registry.promised -= more;
             if !registry.has(domain) {
                 // It was removed meanwhile, and what it may have with it.
-                let _ = self.ledger.configure(account, 0, 0, 1);
+                let _ = self.owners.ledger.configure(account, 0, 0, 1);
             }
         }
         granted?;
-        self.shrink_to_limit(domain);
+        gather::shrink_to_limit(domain);
         Ok(())
     }
 
@@ -357,7 +348,7 @@ impl StoreInner {
                     registry
                         .groups
                         .insert(name.to_owned(), Arc::downgrade(&made));
-                    self.everybody.store(registry.everybody());
+                    registry.publish(&self.owners);
                 }
                 drop(registry);
                 // Somebody else may have made it meanwhile.
@@ -369,7 +360,7 @@ impl StoreInner {
     }
 
     fn make_group(&self, name: &str, dedup: Dedup) -> Result<Arc<Group>, CreatePoolError> {
-        let account = Arc::new(self.ledger.open_group());
+        let account = Arc::new(self.owners.ledger.open_group());
         let space = Space::new(name, self.purse(Arc::clone(&account)))
             .map_err(|_| CreatePoolError::NoMemory)?;
         let pool = Pool::new(PoolParts {
@@ -391,48 +382,37 @@ impl StoreInner {
                 return;
             }
             registry.domains.remove(&domain.name);
-            self.everybody.store(registry.everybody());
+            registry.publish(&self.owners);
         }
         // What it reserved is free at once, what it uses when it is given back.
-        let _ = self.ledger.configure(&domain.account, 0, 0, 1);
+        let _ = self.owners.ledger.configure(&domain.account, 0, 0, 1);
         domain.end();
-        self.let_go(domain);
-    }
-
-    /// All domains and share groups.
-    pub(crate) fn everybody(&self) -> (Vec<Arc<DomainInner>>, Vec<Arc<Group>>) {
-        let registry = self.registry.lock();
-        (
-            registry.domains.values().cloned().collect(),
-            registry.groups().collect(),
-        )
-    }
-
-    /// The memory of every domain and group.
-    fn spaces(&self) -> impl Iterator<Item = Arc<Space>> {
-        let (domains, groups) = self.everybody();
-        let domains = domains.into_iter().map(|domain| Arc::clone(&domain.space));
-        domains.chain(
-            groups
-                .into_iter()
-                .map(|group| Arc::clone(&group.pool.space)),
-        )
+        reap::let_go(&self.owners, domain);
     }
 
     /// Gets frames ahead for those who asked. Returns whether any did.
     pub(crate) fn fill_ahead(&self) -> bool {
-        self.spaces().filter(|space| space.fill_ahead()).count() > 0
+        self.owners
+            .list()
+            .spaces()
+            .filter(|space| space.fill_ahead())
+            .count()
+            > 0
     }
 
     /// Decides what the next steps of [`room::Pace::Slow`] may give back. `true` when another look may find more.
     pub(crate) fn look(&self) -> bool {
-        self.spaces().filter(|space| space.look()).count() > 0
+        self.owners
+            .list()
+            .spaces()
+            .filter(|space| space.look())
+            .count()
+            > 0
     }
 
     /// One bounded step of compaction. `true` when there is more to do.
     pub(crate) fn compact_step(&self, pace: room::Pace) -> bool {
-        let (domains, groups) = self.everybody();
-        room::compact_step(&self.ledger, &domains, &groups, pace)
+        room::compact_step(&self.owners, pace)
     }
 
     /// Whether a cold tier has nothing to do, as far as is known.
@@ -442,7 +422,11 @@ impl StoreInner {
 
     /// Whether a domain has a cold tier.
     pub(crate) fn has_cold(&self) -> bool {
-        self.everybody().0.iter().any(|domain| domain.is_cold())
+        self.owners
+            .list()
+            .domains
+            .iter()
+            .any(|domain| domain.is_cold())
     }
 
     /// One sweep of the cold tier. Calls `pause` with the number of pages that were tried since the last call; `false`
@@ -452,7 +436,7 @@ impl StoreInner {
         // Before it looks: a page that comes behind its back plans the next one.
         self.cold_sleeps.store(true, Ordering::SeqCst);
         let mut coming = false;
-        for domain in self.everybody().0 {
+        for domain in &self.owners.list().domains {
             if domain.is_cold() {
                 for joined in domain.pools() {
                     coming |= joined.pool.sweep(&mut buffers, &mut pause);
@@ -470,7 +454,7 @@ impl StoreInner {
         if self.cold_sleeps.load(Ordering::Relaxed)
             && self.cold_sleeps.swap(false, Ordering::Relaxed)
         {
-            self.wakes.cold.ask();
+            self.owners.wakes.cold.ask();
         }
     }
 }
@@ -489,12 +473,12 @@ mod tests {
         })
         .expect("store");
         let spent = Arc::new(());
-        store.inner.wakes.bury(Arc::clone(&spent));
+        store.inner.owners.wakes.bury(Arc::clone(&spent));
         assert_eq!(Arc::strong_count(&spent), 2);
         // The background looks only now and then, and takes such steps as long as guests keep it busy.
-        assert!(store.inner.reap());
+        assert!(reap::step(&store.inner.owners));
         assert_eq!(Arc::strong_count(&spent), 1);
-        assert!(!store.inner.reap());
+        assert!(!reap::step(&store.inner.owners));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::StoreConfig;
+use crate::reap;
 use crate::room::Pace;
 use crate::store::StoreInner;
 use crate::wake::Wakes;
@@ -142,7 +143,7 @@ fn compact(store: &Weak<StoreInner>) -> bool {
     let mut more = store.look();
     let mut looked = Instant::now();
     while Arc::strong_count(&store) > 1 {
-        let freed = store.reap();
+        let freed = reap::step(&store.owners);
         if !store.compact_step(Pace::Slow) && !freed {
             break;
         }
