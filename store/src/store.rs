@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::account::ledger::Account;
 use crate::account::quota::Purse;
@@ -22,7 +22,7 @@ use crate::share::Group;
 use crate::space::Space;
 use crate::stats::{PoolKind, StoreStats};
 use crate::sync::Mutex;
-use crate::upkeep::Upkeep;
+use crate::upkeep::{ColdWork, REST, Upkeep, Work};
 
 /// Pages of many guests under one budget. Clones are handles to the same store.
 #[derive(Clone, Debug)]
@@ -111,8 +111,8 @@ impl Store {
         });
         if config.background {
             let wakes = Arc::clone(&inner.owners.wakes);
-            let upkeep = Upkeep::start(&Arc::downgrade(&inner), wakes, &config)
-                .map_err(ConfigError::Host)?;
+            let work = background(&Arc::downgrade(&inner));
+            let upkeep = Upkeep::start(wakes, &config, work).map_err(ConfigError::Host)?;
             let _ = inner.upkeep.set(upkeep);
         }
         Ok(Self { inner })
@@ -457,6 +457,47 @@ impl StoreInner {
             self.owners.wakes.cold.ask();
         }
     }
+}
+
+/// What the background threads do for a store, as long as there is one.
+fn background(store: &Weak<StoreInner>) -> Work {
+    let [compacts, fills, sleeps, has_cold, sweeps] = std::array::from_fn(|_| Weak::clone(store));
+    Work {
+        compact: Box::new(move || compact(&compacts)),
+        fill_ahead: Box::new(move || fills.upgrade().is_some_and(|store| store.fill_ahead())),
+        cold: ColdWork {
+            sleeps: Box::new(move || sleeps.upgrade().is_none_or(|store| store.cold_sleeps())),
+            is_on: Box::new(move || has_cold.upgrade().is_some_and(|store| store.has_cold())),
+            sweep: Box::new(move |pause| {
+                let store = sweeps.upgrade()?;
+                let pause = |pages| pause(pages) && Arc::strong_count(&store) > 1;
+                Some(store.sweep_cold(pause))
+            }),
+        },
+    }
+}
+
+/// Frees what was cut loose, compacts, and gives back what a look allows. Returns whether another look may find more.
+fn compact(store: &Weak<StoreInner>) -> bool {
+    let Some(store) = store.upgrade() else {
+        return false;
+    };
+    let mut more = store.look();
+    let mut looked = Instant::now();
+    while Arc::strong_count(&store) > 1 {
+        let freed = reap::step(&store.owners);
+        if !store.compact_step(room::Pace::Slow) && !freed {
+            break;
+        }
+        more = true;
+        std::thread::yield_now();
+        // With guests that never pause there is always something to move, and what was allowed is used up.
+        if looked.elapsed() >= REST {
+            store.look();
+            looked = Instant::now();
+        }
+    }
+    more
 }
 
 #[cfg(test)]

@@ -1,22 +1,20 @@
 //! The background threads. `tmem-upkeep` frees what was destroyed, compacts and gives memory back, in bounded steps;
 //! `tmem-ahead` gets memory for size classes that are growing, so that stores do not wait for the kernel; `tmem-cold`
-//! runs the cold tier, with the lowest priority and no more than a share of a processor.
+//! runs the cold tier, with the lowest priority and no more than a share of a processor. When each of them works and
+//! sleeps is said here; what it does is handed to it.
 //!
 //! All sleep without a deadline when there is nothing to do, so an idle guest costs no CPU.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::StoreConfig;
-use crate::reap;
-use crate::room::Pace;
-use crate::store::StoreInner;
 use crate::wake::Wakes;
 
 /// Time between being asked and looking, and between two looks.
-const REST: Duration = Duration::from_millis(50);
+pub(crate) const REST: Duration = Duration::from_millis(50);
 /// Time between two passes that get frames ahead: stores of a fast guest use up a few frames of a class meanwhile.
 const NAP: Duration = Duration::from_micros(300);
 /// Passes without a request after which the thread sleeps until it is asked.
@@ -29,6 +27,28 @@ const COLD_NICE: i32 = 19;
 const COLD_PAGES: usize = 128;
 const COLD_REST: Duration = Duration::from_millis(10);
 
+/// What the threads do. It finds nothing to do where the store is gone.
+pub(crate) struct Work {
+    /// Frees what was cut loose, compacts, and gives back what a look allows. Returns whether another look may find more.
+    pub(crate) compact: Box<dyn FnMut() -> bool + Send>,
+    /// Gets frames ahead for those who asked. Returns whether any did.
+    pub(crate) fill_ahead: Box<dyn FnMut() -> bool + Send>,
+    pub(crate) cold: ColdWork,
+}
+
+/// What the thread of the cold tier does.
+pub(crate) struct ColdWork {
+    /// Whether there is nothing to do, as far as is known.
+    pub(crate) sleeps: Box<dyn FnMut() -> bool + Send>,
+    /// Whether a domain has a cold tier.
+    pub(crate) is_on: Box<dyn FnMut() -> bool + Send>,
+    /// One sweep, which calls its argument with the pages that it tried since the last call; `false` from that ends the
+    /// sweep. Returns whether another will find something to do, `None` where the store is gone.
+    pub(crate) sweep: Box<Sweep>,
+}
+
+type Sweep = dyn FnMut(&mut dyn FnMut(usize) -> bool) -> Option<bool> + Send;
+
 /// The threads; dropping it ends them.
 #[derive(Debug)]
 pub(crate) struct Upkeep {
@@ -38,9 +58,9 @@ pub(crate) struct Upkeep {
 
 impl Upkeep {
     pub(crate) fn start(
-        store: &Weak<StoreInner>,
         wakes: Arc<Wakes>,
         config: &StoreConfig,
+        work: Work,
     ) -> std::io::Result<Self> {
         // A page is cold at its third sweep without a touch.
         let sweep = (config.cold_after / 2).max(Duration::from_millis(1));
@@ -48,13 +68,13 @@ impl Upkeep {
             wakes,
             threads: Vec::new(),
         };
-        upkeep.spawn(config, "tmem-upkeep", store, run)?;
-        upkeep.spawn(config, COLD, store, move |store, wakes| {
-            cool(store, wakes, sweep);
-        })?;
+        upkeep.spawn(config, "tmem-upkeep", move |wakes| run(work.compact, wakes))?;
+        upkeep.spawn(config, COLD, move |wakes| cool(work.cold, wakes, sweep))?;
         // On one processor nobody could get frames while somebody else stores.
         if std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
-            upkeep.spawn(config, "tmem-ahead", store, fill_ahead)?;
+            upkeep.spawn(config, "tmem-ahead", move |wakes| {
+                fill_ahead(work.fill_ahead, wakes);
+            })?;
         }
         Ok(upkeep)
     }
@@ -63,18 +83,17 @@ impl Upkeep {
         &mut self,
         config: &StoreConfig,
         name: &str,
-        store: &Weak<StoreInner>,
-        run: impl FnOnce(&Weak<StoreInner>, &Wakes) + Send + 'static,
+        run: impl FnOnce(&Wakes) + Send + 'static,
     ) -> std::io::Result<()> {
         let first = config.background_start;
-        let (store, wakes) = (Weak::clone(store), Arc::clone(&self.wakes));
+        let wakes = Arc::clone(&self.wakes);
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
                 if let Some(first) = first {
                     first();
                 }
-                run(&store, &wakes);
+                run(&wakes);
             })?;
         self.threads.push(thread);
         Ok(())
@@ -113,14 +132,14 @@ impl Drop for Upkeep {
     }
 }
 
-fn run(store: &Weak<StoreInner>, wakes: &Wakes) {
+fn run(mut compact: impl FnMut() -> bool, wakes: &Wakes) {
     let wake = &wakes.upkeep;
     let mut more = false;
     loop {
         wakes.ring();
         if !more {
             wake.listen();
-            more = compact(store);
+            more = compact();
             wakes.ring();
             if !more && !wake.sleep(None) {
                 return;
@@ -131,35 +150,12 @@ fn run(store: &Weak<StoreInner>, wakes: &Wakes) {
         if !wake.rest(REST) {
             return;
         }
-        more = compact(store);
+        more = compact();
     }
-}
-
-/// Frees what was cut loose, compacts, and gives back what a look allows. Returns whether another look may find more.
-fn compact(store: &Weak<StoreInner>) -> bool {
-    let Some(store) = store.upgrade() else {
-        return false;
-    };
-    let mut more = store.look();
-    let mut looked = Instant::now();
-    while Arc::strong_count(&store) > 1 {
-        let freed = reap::step(&store.owners);
-        if !store.compact_step(Pace::Slow) && !freed {
-            break;
-        }
-        more = true;
-        std::thread::yield_now();
-        // With guests that never pause there is always something to move, and what was allowed is used up.
-        if looked.elapsed() >= REST {
-            store.look();
-            looked = Instant::now();
-        }
-    }
-    more
 }
 
 /// Runs the cold tier: a sweep in `sweep` while pages are on their way, none while there are not.
-fn cool(store: &Weak<StoreInner>, wakes: &Wakes, sweep: Duration) {
+fn cool(mut work: ColdWork, wakes: &Wakes, sweep: Duration) {
     let wake = &wakes.cold;
     let mut next: Option<Instant> = None;
     let mut lowest = false;
@@ -173,44 +169,42 @@ fn cool(store: &Weak<StoreInner>, wakes: &Wakes, sweep: Duration) {
                 }
             }
             None => {
-                let sleeps = store.upgrade().is_none_or(|store| store.cold_sleeps());
-                if sleeps && !wake.sleep(None) || !wake.rest(REST) {
+                if (work.sleeps)() && !wake.sleep(None) || !wake.rest(REST) {
                     return;
                 }
             }
         }
-        let Some(store) = store.upgrade() else {
-            return;
-        };
         // Not before there is something to do: the kernel may have the last thread of a process give its memory back, and
         // on a busy host one of the lowest priority takes many seconds for that.
-        if !lowest && store.has_cold() {
+        if !lowest && (work.is_on)() {
             lowest = true;
             wakes.cold_is_lowest.store(true, Ordering::Relaxed);
             // On Linux this is the calling thread only.
             let _ = rustix::process::setpriority_process(None, COLD_NICE);
         }
         let mut tried = 0;
-        let pause = |pages| {
+        let mut pause = |pages| {
             tried += pages;
-            let goes_on = if tried < COLD_PAGES {
+            if tried < COLD_PAGES {
                 std::thread::yield_now();
                 true
             } else {
                 tried = 0;
                 wake.rest(COLD_REST)
-            };
-            goes_on && Arc::strong_count(&store) > 1
+            }
         };
-        next = store.sweep_cold(pause).then(|| Instant::now() + sweep);
+        let Some(coming) = (work.sweep)(&mut pause) else {
+            return;
+        };
+        next = coming.then(|| Instant::now() + sweep);
     }
 }
 
 /// Gets frames ahead: often while there are requests, not at all when there were none for a while.
-fn fill_ahead(store: &Weak<StoreInner>, wakes: &Wakes) {
+fn fill_ahead(mut fill_ahead: impl FnMut() -> bool, wakes: &Wakes) {
     let wake = &wakes.ahead;
-    let fill = || {
-        let filled = store.upgrade().is_some_and(|store| store.fill_ahead());
+    let mut fill = || {
+        let filled = fill_ahead();
         wakes.ring();
         filled
     };
