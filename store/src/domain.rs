@@ -1,4 +1,4 @@
-//! A domain: the pools of one guest, and the operations a guest asks for.
+//! A domain: the pools of one guest.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,33 +6,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwapOption;
 
-use crate::account::ledger::{Account, Short};
-use crate::account::quota::Refusal;
-use crate::config::{Dedup, DomainChange, DomainConfig, PoolSpec};
-use crate::error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
-use crate::gather;
-use crate::page::{Key, ObjectId, Page, PoolId};
-use crate::pool::{Pool, PoolParts};
-use crate::reap;
-use crate::room;
+use crate::account::ledger::Account;
+use crate::config::DomainConfig;
+use crate::error::{CreatePoolError, UnknownPool};
+use crate::page::PoolId;
+use crate::pool::Pool;
 use crate::share::Group;
 use crate::space::Space;
 use crate::stats::{DomainStats, PoolKind, PoolStats};
-use crate::store::StoreInner;
 use crate::sync::Mutex;
 
-/// Frames that are given back for a pool that finds no room: more than the tables of an empty one.
-const POOL_FRAMES: usize = 64;
-/// Times that a pool that finds no room frees something that is dying, and tries again.
-const POOL_ATTEMPTS: usize = 64;
-
-/// One guest's part of a store. Clones are handles to the same domain.
-#[derive(Clone, Debug)]
-pub struct Domain {
-    pub(crate) inner: Arc<DomainInner>,
-    pub(crate) store: Arc<StoreInner>,
-}
-
+/// What is known of a domain.
 #[derive(Debug)]
 pub(crate) struct DomainInner {
     pub(crate) name: String,
@@ -101,12 +85,49 @@ impl DomainInner {
         }
     }
 
-    fn joined(&self, pool: PoolId) -> Option<arc_swap::Guard<Option<Arc<Joined>>>> {
+    pub(crate) fn joined(&self, pool: PoolId) -> Option<arc_swap::Guard<Option<Arc<Joined>>>> {
         let guard = self.pools.get(pool.0 as usize & 0xff)?.load();
         guard
             .as_ref()
             .is_some_and(|joined| joined.id == pool.0)
             .then_some(guard)
+    }
+
+    /// Puts a pool in a free place. `make` gets the id and the number that it has there.
+    pub(crate) fn add_pool(
+        &self,
+        make: impl FnOnce(u32, u8) -> Result<Joined, CreatePoolError>,
+    ) -> Result<PoolId, CreatePoolError> {
+        let mut changing = self.changing.lock();
+        if changing.removed {
+            return Err(CreatePoolError::Removed);
+        }
+        let place = self
+            .pools
+            .iter()
+            .position(|place| place.load().is_none())
+            .ok_or(CreatePoolError::TooMany)?;
+        let number = u8::try_from(place).map_err(|_| CreatePoolError::TooMany)?;
+        let id = changing.used[place] << 8 | u32::from(number);
+        self.pools[place].store(Some(Arc::new(make(id, number)?)));
+        changing.used[place] = (changing.used[place] + 1) & 0x00ff_ffff;
+        Ok(PoolId(id))
+    }
+
+    /// Whether the operator listed the share group.
+    pub(crate) fn may_join(&self, group: &str) -> bool {
+        self.groups.iter().any(|listed| listed == group)
+    }
+
+    /// Destroys a pool and frees about `most` of its pages. Returns whether none is left.
+    pub(crate) fn destroy_pool(&self, pool: PoolId, most: usize) -> Result<bool, UnknownPool> {
+        let destroyed = {
+            let _changing = self.changing.lock();
+            drop(self.joined(pool).ok_or(UnknownPool)?);
+            let place = self.pools.get(pool.0 as usize & 0xff);
+            place.and_then(|place| self.destroy(place))
+        };
+        Ok(destroyed.is_none_or(|joined| self.free(&joined, most)))
     }
 
     /// The pools that the domain has now.
@@ -124,6 +145,19 @@ impl DomainInner {
 
     pub(crate) fn is_cold(&self) -> bool {
         self.cold.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_cold(&self, cold: bool) {
+        self.cold.store(cold, Ordering::Relaxed);
+    }
+
+    /// Whether new pages are refused.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_frozen(&self, frozen: bool) {
+        self.frozen.store(frozen, Ordering::Relaxed);
     }
 
     /// Bytes of slots of ephemeral pages in own pools.
@@ -230,6 +264,26 @@ impl DomainInner {
 }
 
 impl Joined {
+    /// A pool of the domain's own.
+    pub(crate) fn own(id: u32, pool: Pool) -> Self {
+        Self {
+            id,
+            pool: Arc::new(pool),
+            member: 0,
+            group: None,
+        }
+    }
+
+    /// The pool of a group that the domain joined.
+    pub(crate) fn shared(id: u32, group: Arc<Group>, member: u8) -> Self {
+        Self {
+            id,
+            pool: Arc::clone(&group.pool),
+            member,
+            group: Some(group),
+        }
+    }
+
     /// Adds what the pool counted, if it is the domain's own.
     fn count_in(&self, sums: &mut PoolStats) {
         if self.group.is_none() {
@@ -251,308 +305,5 @@ impl Joined {
             Some(_) => self.pool.evict_member(self.member, most),
             None => self.pool.free_dead(most, whole),
         }
-    }
-}
-
-impl Domain {
-    /// Wakes the background threads that `act` asked for.
-    fn ringing<R>(&self, act: impl FnOnce() -> R) -> R {
-        let result = act();
-        self.store.owners.wakes.ring();
-        result
-    }
-
-    /// Name given by the operator.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.inner.name
-    }
-
-    /// Creates a pool.
-    ///
-    /// # Errors
-    /// When the domain may not have it, or has no space for it.
-    pub fn create_pool(&self, spec: PoolSpec<'_>) -> Result<PoolId, CreatePoolError> {
-        self.create_pool_with(spec, Dedup::Default)
-    }
-
-    /// Creates a pool with a choice of deduplication. A share group has one for all: that of the
-    /// member who joined first.
-    ///
-    /// # Errors
-    /// When the domain may not have it, or has no space for it.
-    pub fn create_pool_with(
-        &self,
-        spec: PoolSpec<'_>,
-        dedup: Dedup,
-    ) -> Result<PoolId, CreatePoolError> {
-        self.ringing(|| {
-            for _ in 0..POOL_ATTEMPTS {
-                match self.try_create_pool(spec, dedup) {
-                    // Pools that the domain had before may be in the way.
-                    Err(CreatePoolError::NoSpace | CreatePoolError::TooMany)
-                        if reap::free_for(&self.store.owners, &self.inner, Short::Budget) => {}
-                    other => return other,
-                }
-            }
-            self.try_create_pool(spec, dedup)
-        })
-    }
-
-    fn try_create_pool(&self, spec: PoolSpec<'_>, dedup: Dedup) -> Result<PoolId, CreatePoolError> {
-        let mut changing = self.inner.changing.lock();
-        if changing.removed {
-            return Err(CreatePoolError::Removed);
-        }
-        let place = self
-            .inner
-            .pools
-            .iter()
-            .position(|place| place.load().is_none())
-            .ok_or(CreatePoolError::TooMany)?;
-        let number = u8::try_from(place).map_err(|_| CreatePoolError::TooMany)?;
-        let id = changing.used[place] << 8 | u32::from(number);
-        let kind = match spec {
-            PoolSpec::Persistent => PoolKind::Persistent,
-            PoolSpec::Ephemeral => PoolKind::Ephemeral,
-            PoolSpec::Shared { group } => {
-                let joined = self.join(id, group, dedup)?;
-                self.inner.pools[place].store(Some(Arc::new(joined)));
-                changing.used[place] = (changing.used[place] + 1) & 0x00ff_ffff;
-                return Ok(PoolId(id));
-            }
-        };
-        let new = || {
-            Pool::new(PoolParts {
-                kind,
-                number,
-                space: Arc::clone(&self.inner.space),
-                codecs: self.store.codecs.clone(),
-                hasher: self.store.hasher.clone(),
-                dedup,
-            })
-        };
-        let pool = match new() {
-            // Frames that hold nothing, as those of a reserve that is kept, are not to keep a guest from its pool.
-            Err(Refusal::Short(_)) if self.inner.space.trim(POOL_FRAMES) > 0 => new(),
-            made => made,
-        };
-        let pool = pool.map_err(refused)?;
-        self.inner.pools[place].store(Some(Arc::new(Joined {
-            id,
-            pool: Arc::new(pool),
-            member: 0,
-            group: None,
-        })));
-        changing.used[place] = (changing.used[place] + 1) & 0x00ff_ffff;
-        Ok(PoolId(id))
-    }
-
-    fn join(&self, id: u32, name: &str, dedup: Dedup) -> Result<Joined, CreatePoolError> {
-        if !self.inner.groups.iter().any(|group| group == name) {
-            return Err(CreatePoolError::Denied);
-        }
-        let (group, member) = self.store.join_group(name, &self.inner, dedup)?;
-        Ok(Joined {
-            id,
-            pool: Arc::clone(&group.pool),
-            member,
-            group: Some(group),
-        })
-    }
-
-    /// Destroys a pool with its pages. Of a shared pool, the domain's own pages go. Nobody finds them when this
-    /// returns; if they are many, they are charged until a background thread (or [`crate::Store::maintain`]), or a
-    /// store that needs the room, has freed them.
-    ///
-    /// # Errors
-    /// When there is no such pool.
-    pub fn destroy_pool(&self, pool: PoolId) -> Result<(), UnknownPool> {
-        let destroyed = {
-            let _changing = self.inner.changing.lock();
-            drop(self.inner.joined(pool).ok_or(UnknownPool)?);
-            let place = self.inner.pools.get(pool.0 as usize & 0xff);
-            place.and_then(|place| self.inner.destroy(place))
-        };
-        if destroyed.is_some_and(|joined| !self.inner.free(&joined, reap::STEP)) {
-            self.store.owners.wakes.upkeep.ask_soon();
-        }
-        self.store.owners.wakes.ring();
-        Ok(())
-    }
-
-    /// Stores a page, in place of what was under the key.
-    ///
-    /// # Errors
-    /// When the page is refused; then nothing is under the key.
-    pub fn store(
-        &self,
-        pool: PoolId,
-        object: ObjectId,
-        index: u32,
-        page: &Page,
-    ) -> Result<(), StoreError> {
-        let joined = self.inner.joined(pool).ok_or(StoreError::NoPool)?;
-        let Some(joined) = joined.as_deref() else {
-            return Err(StoreError::NoPool);
-        };
-        let key = Key { object, index };
-        let refuse = |error| {
-            self.ringing(|| joined.pool.refuse(key, error));
-            Err(error)
-        };
-        if self.inner.frozen.load(Ordering::Relaxed) {
-            return refuse(StoreError::Frozen);
-        }
-        // What may vanish is the first to be done without.
-        if joined.pool.kind != PoolKind::Persistent && self.store.is_host_short() {
-            return refuse(StoreError::NoMemory);
-        }
-        let stored = self.ringing(|| {
-            joined.pool.with_encoded(page, |encoded| {
-                room::place(&self.store.owners, &self.inner, joined, key, encoded)
-            })
-        });
-        match stored {
-            Ok(()) => {
-                if self.inner.is_cold() {
-                    self.store.wake_for_cold();
-                }
-                Ok(())
-            }
-            Err(StoreError::NoPool) => Err(StoreError::NoPool),
-            Err(error) => refuse(error),
-        }
-    }
-
-    /// Loads a page.
-    ///
-    /// # Errors
-    /// When no page is under the key, or its bytes are damaged.
-    pub fn load(
-        &self,
-        pool: PoolId,
-        object: ObjectId,
-        index: u32,
-        page: &mut Page,
-    ) -> Result<(), LoadError> {
-        let joined = self.inner.joined(pool).ok_or(LoadError::NoPool)?;
-        let Some(joined) = joined.as_deref() else {
-            return Err(LoadError::NoPool);
-        };
-        self.ringing(|| joined.pool.load(Key { object, index }, page))
-    }
-
-    /// Removes a page. Nothing to remove is no error.
-    ///
-    /// # Errors
-    /// When there is no such pool.
-    pub fn invalidate_page(
-        &self,
-        pool: PoolId,
-        object: ObjectId,
-        index: u32,
-    ) -> Result<(), UnknownPool> {
-        let joined = self.inner.joined(pool).ok_or(UnknownPool)?;
-        if let Some(joined) = joined.as_deref() {
-            self.ringing(|| joined.pool.invalidate_page(Key { object, index }));
-        }
-        Ok(())
-    }
-
-    /// Removes all pages of an object. Nothing to remove is no error. Nobody finds one when this returns; if they are
-    /// many, they are freed later, as in [`Domain::destroy_pool`].
-    ///
-    /// # Errors
-    /// When there is no such pool.
-    pub fn invalidate_object(&self, pool: PoolId, object: ObjectId) -> Result<(), UnknownPool> {
-        let joined = self.inner.joined(pool).ok_or(UnknownPool)?;
-        if let Some(joined) = joined.as_deref() {
-            self.ringing(|| joined.pool.invalidate_object(object));
-        }
-        Ok(())
-    }
-
-    /// Changes what the domain may take. A limit below what it uses evicts ephemeral pages at once;
-    /// persistent pages are kept and new ones refused.
-    ///
-    /// # Errors
-    /// When the reserve can not be kept, or the values make no sense together. Nothing is changed.
-    pub fn set(&self, change: DomainChange) -> Result<(), ConfigError> {
-        self.ringing(|| self.store.configure(&self.inner, change))?;
-        if let Some(cold) = change.cold {
-            self.inner.cold.store(cold, Ordering::Relaxed);
-            self.store.wake_for_cold();
-        }
-        Ok(())
-    }
-
-    /// Has the domain's reserve kept from the host, and takes a part of it now, at most a quarter of a MiB. `true` when there is
-    /// more to take.
-    ///
-    /// # Errors
-    /// The host has no memory for it, or others have the budget.
-    pub fn populate_reserve(&self) -> Result<bool, StoreError> {
-        self.ringing(|| self.inner.space.populate_reserve())
-            .map_err(|refusal| match refusal {
-                Refusal::NoMemory | Refusal::Frames | Refusal::Short(Short::Host) => {
-                    StoreError::NoMemory
-                }
-                Refusal::Short(_) => StoreError::NoSpace,
-            })
-    }
-
-    /// Refuses new pages from now on.
-    pub fn freeze(&self) {
-        self.inner.frozen.store(true, Ordering::Relaxed);
-    }
-
-    /// Accepts new pages again.
-    pub fn thaw(&self) {
-        self.inner.frozen.store(false, Ordering::Relaxed);
-    }
-
-    /// Evicts ephemeral pages of at least `bytes` bytes of slots, or all. Returns the bytes evicted.
-    pub fn flush(&self, bytes: u64) -> u64 {
-        self.ringing(|| gather::flush(&self.inner, bytes))
-    }
-
-    /// Bytes that [`Domain::flush`] can evict.
-    #[must_use]
-    pub fn freeable(&self) -> u64 {
-        self.inner.freeable()
-    }
-
-    /// Bytes charged to the domain now; what [`Self::stats`] calls `used`, without the rest.
-    #[must_use]
-    pub fn used(&self) -> u64 {
-        self.inner.account.charged()
-    }
-
-    /// Most bytes the domain may use; `u64::MAX` for none.
-    #[must_use]
-    pub fn limit(&self) -> u64 {
-        self.inner.account.limit()
-    }
-
-    /// Counters of this domain.
-    #[must_use]
-    pub fn stats(&self) -> DomainStats {
-        self.inner.stats()
-    }
-
-    /// Ends the domain: its private pools go, and its pages in shared ones. Its name and its reserve are free when this
-    /// returns; the memory of many pages is given back later, as in [`Domain::destroy_pool`]. Idempotent.
-    pub fn remove(&self) {
-        self.ringing(|| self.store.remove(&self.inner));
-    }
-}
-
-pub(crate) fn refused(refusal: Refusal) -> CreatePoolError {
-    match refusal {
-        Refusal::Short(Short::Host) | Refusal::NoMemory | Refusal::Frames => {
-            CreatePoolError::NoMemory
-        }
-        Refusal::Short(_) => CreatePoolError::NoSpace,
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `store`, `domain`, `share` | what exists: domains, their pools, share groups |
+//! | `store` | what callers hold: a store and its domains |
+//! | `registry`, `domain`, `share` | what exists: domains, their pools, share groups |
 //! | `owners` | all of them, for whoever is short of memory |
 //! | `pool` | what happens to a page under the lock of its key's shard |
 //! | `index`, `entry` | keys to 8-byte entries |
@@ -41,6 +42,7 @@ mod owners;
 mod page;
 mod pool;
 mod reap;
+mod registry;
 mod room;
 mod segment;
 mod share;
@@ -57,11 +59,10 @@ pub use codec::codecs::Codecs;
 pub use codec::lz4::Lz4;
 pub use codec::zstd::Zstd;
 pub use config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig, Want};
-pub use domain::Domain;
 pub use error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
 pub use page::{ObjectId, PAGE_SIZE, Page, PoolId};
 pub use stats::{DomainStats, PoolKind, PoolStats, StoreStats};
-pub use store::Store;
+pub use store::{Domain, Store};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

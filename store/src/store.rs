@@ -1,28 +1,19 @@
-//! The store: its domains and share groups.
+//! What callers hold: a store, and the domains in it. Each operation of an operator or a guest begins here.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::account::ledger::Account;
-use crate::account::quota::Purse;
-use crate::codec::codecs::Codecs;
-use crate::config::{Dedup, DomainChange, DomainConfig, Gate, StoreConfig};
-use crate::domain::{Domain, DomainInner, refused};
-use crate::error::{ConfigError, CreatePoolError};
-use crate::gather::{self, Share};
-use crate::memory::{self, can_lock};
-use crate::owners::Owners;
-use crate::pool::cold::ColdBuffers;
-use crate::pool::{Pool, PoolParts};
+use crate::account::ledger::Short;
+use crate::account::quota::Refusal;
+use crate::config::{Dedup, DomainChange, DomainConfig, PoolSpec, StoreConfig};
+use crate::domain::DomainInner;
+use crate::error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
+use crate::gather;
+use crate::page::{Key, ObjectId, Page, PoolId};
 use crate::reap;
+use crate::registry::StoreInner;
 use crate::room;
-use crate::share::Group;
-use crate::space::Space;
-use crate::stats::{PoolKind, StoreStats};
-use crate::sync::Mutex;
-use crate::upkeep::{ColdWork, REST, Upkeep, Work};
+use crate::stats::{DomainStats, PoolKind, StoreStats};
 
 /// Pages of many guests under one budget. Clones are handles to the same store.
 #[derive(Clone, Debug)]
@@ -30,58 +21,11 @@ pub struct Store {
     pub(crate) inner: Arc<StoreInner>,
 }
 
-#[derive(Debug)]
-pub(crate) struct StoreInner {
-    pub(crate) owners: Owners,
-    pub(crate) codecs: Codecs,
-    pub(crate) hasher: hashbrown::DefaultHashBuilder,
-    gate: Option<Arc<dyn Gate>>,
-    locked: bool,
-    registry: Mutex<Registry>,
-    upkeep: OnceLock<Upkeep>,
-    /// No sweep is planned.
-    cold_sleeps: AtomicBool,
-    /// Held by the one who sweeps.
-    sweeping: Mutex<Box<ColdBuffers>>,
-}
-
-/// Domains and groups by name. Its lock is the outermost of the crate.
-#[derive(Debug, Default)]
-struct Registry {
-    domains: BTreeMap<String, Arc<DomainInner>>,
-    groups: HashMap<String, Weak<Group>>,
-    /// Names of domains that are being added.
-    adding: BTreeSet<String>,
-    /// Bytes of reserves that memory is being gathered for.
-    promised: u64,
-}
-
-impl Registry {
-    /// Sum of the reserves, of all domains but one.
-    fn reserved(&self, but: Option<&Arc<Account>>) -> u64 {
-        self.domains
-            .values()
-            .filter(|domain| but.is_none_or(|but| !Arc::ptr_eq(but, &domain.account)))
-            .map(|domain| domain.account.reserve())
-            .fold(self.promised, u64::saturating_add)
-    }
-
-    /// Whether it is this domain that has its name.
-    fn has(&self, domain: &Arc<DomainInner>) -> bool {
-        let found = self.domains.get(&domain.name);
-        found.is_some_and(|found| Arc::ptr_eq(found, domain))
-    }
-
-    /// Tells the owners of a change.
-    fn publish(&self, owners: &Owners) {
-        let domains = self.domains.values().cloned().collect();
-        let groups = self.groups.values().cloned().collect();
-        owners.set_list(domains, groups);
-    }
-
-    fn groups(&self) -> impl Iterator<Item = Arc<Group>> {
-        self.groups.values().filter_map(Weak::upgrade)
-    }
+/// One guest's part of a store. Clones are handles to the same domain.
+#[derive(Clone, Debug)]
+pub struct Domain {
+    pub(crate) inner: Arc<DomainInner>,
+    pub(crate) store: Arc<StoreInner>,
 }
 
 impl Store {
@@ -90,32 +34,7 @@ impl Store {
     /// # Errors
     /// When the budget is zero, or the host refuses a thread, or memory is to be locked and may not be.
     pub fn new(config: StoreConfig) -> Result<Self, ConfigError> {
-        if config.budget == 0 {
-            return Err(ConfigError::NoBudget);
-        }
-        if config.locked {
-            // Extents double in size, and address space counts.
-            can_lock(config.budget.saturating_mul(2)).map_err(ConfigError::Lock)?;
-        }
-        memory::learn_page_sizes();
-        let inner = Arc::new(StoreInner {
-            owners: Owners::new(config.budget),
-            codecs: config.codecs.clone(),
-            hasher: hashbrown::DefaultHashBuilder::default(),
-            gate: config.gate.clone(),
-            locked: config.locked,
-            registry: Mutex::default(),
-            upkeep: OnceLock::new(),
-            cold_sleeps: AtomicBool::new(true),
-            sweeping: Mutex::default(),
-        });
-        if config.background {
-            let wakes = Arc::clone(&inner.owners.wakes);
-            let work = background(&Arc::downgrade(&inner));
-            let upkeep = Upkeep::start(wakes, &config, work).map_err(ConfigError::Host)?;
-            let _ = inner.upkeep.set(upkeep);
-        }
-        Ok(Self { inner })
+        StoreInner::new(config).map(|inner| Self { inner })
     }
 
     /// One bounded step of what the background thread does, for a store that has none: it frees what was destroyed,
@@ -162,9 +81,7 @@ impl Store {
     /// Prepares for the end of the process, for at most about `patience`: the last thread to go has the kernel take the
     /// memory back, and is not to be one of the lowest priority.
     pub fn prepare_exit(&self, patience: Duration) {
-        if let Some(upkeep) = self.inner.upkeep.get() {
-            upkeep.end_lowest(patience);
-        }
+        self.inner.prepare_exit(patience);
     }
 
     /// Adds a domain.
@@ -172,48 +89,22 @@ impl Store {
     /// # Errors
     /// When the name is taken, or the reserve can not be kept.
     pub fn add_domain(&self, name: &str, config: DomainConfig) -> Result<Domain, ConfigError> {
-        let account = Arc::new(Account::default());
-        let share = Share {
-            reserve: config.reserve,
-            limit: config.limit,
-            weight: config.weight,
-        };
-        {
-            let mut registry = self.inner.registry.lock();
-            if registry.domains.contains_key(name) || registry.adding.contains(name) {
-                return Err(ConfigError::NameTaken);
-            }
-            self.inner.check(&registry, &account, share)?;
-            registry.promised += config.reserve;
-            registry.adding.insert(name.to_owned());
-        }
-        let space = Space::new(name, self.inner.purse(Arc::clone(&account)))
-            .map_err(ConfigError::Host)
-            .and_then(|space| gather::grant(&self.inner.owners, &account, share).map(|()| space));
-        let mut registry = self.inner.registry.lock();
-        registry.promised -= config.reserve;
-        registry.adding.remove(name);
-        let domain = Arc::new(DomainInner::new(name, &config, account, Arc::new(space?)));
-        registry
-            .domains
-            .insert(name.to_owned(), Arc::clone(&domain));
-        registry.publish(&self.inner.owners);
-        drop(registry);
+        let domain = self.inner.add_domain(name, &config)?;
         self.inner.owners.wakes.ring();
-        Ok(Domain {
+        Ok(self.handle(domain))
+    }
+
+    fn handle(&self, domain: Arc<DomainInner>) -> Domain {
+        Domain {
             inner: domain,
             store: Arc::clone(&self.inner),
-        })
+        }
     }
 
     /// The domain of this name.
     #[must_use]
     pub fn domain(&self, name: &str) -> Option<Domain> {
-        let registry = self.inner.registry.lock();
-        registry.domains.get(name).map(|domain| Domain {
-            inner: Arc::clone(domain),
-            store: Arc::clone(&self.inner),
-        })
+        self.inner.domain(name).map(|domain| self.handle(domain))
     }
 
     /// Ends a domain, as [`Domain::remove`] does.
@@ -230,274 +121,224 @@ impl Store {
     /// Counters of everything, taken while everything runs on: each is true at some moment of the call.
     #[must_use]
     pub fn stats(&self) -> StoreStats {
-        let (domains, groups) = {
-            let registry = self.inner.registry.lock();
-            let domains: Vec<_> = registry.domains.values().cloned().collect();
-            let groups: Vec<_> = registry.groups().collect();
-            (domains, groups)
-        };
-        let domains: Vec<_> = domains.iter().map(|domain| domain.stats()).collect();
-        let charged: u64 = domains.iter().map(|domain| domain.used_shared).sum();
-        let held: u64 = groups.iter().map(|group| group.account.used()).sum();
-        StoreStats {
-            budget: self.inner.owners.ledger.budget(),
-            used: self.inner.owners.ledger.used(),
-            saved: charged.saturating_sub(held),
-            shared_overhead: held.saturating_sub(charged),
-            freeable: domains.iter().map(|domain| domain.freeable).sum(),
-            domains,
-        }
+        self.inner.stats()
     }
 }
 
-impl StoreInner {
-    fn purse(&self, account: Arc<Account>) -> Purse {
-        Purse::new(
-            Arc::clone(&self.owners.ledger),
-            account,
-            self.gate.clone(),
-            Arc::clone(&self.owners.wakes),
-        )
-        .locked(self.locked)
+impl Domain {
+    /// Wakes the background threads that `act` asked for.
+    fn ringing<R>(&self, act: impl FnOnce() -> R) -> R {
+        let result = act();
+        self.store.owners.wakes.ring();
+        result
     }
 
-    /// Whether the host is too short of memory for pages that may vanish.
-    pub(crate) fn is_host_short(&self) -> bool {
-        self.gate.as_ref().is_some_and(|gate| gate.is_short())
+    /// Name given by the operator.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.inner.name
     }
 
-    /// Whether a share makes sense.
-    fn check(
+    /// Creates a pool.
+    ///
+    /// # Errors
+    /// When the domain may not have it, or has no space for it.
+    pub fn create_pool(&self, spec: PoolSpec<'_>) -> Result<PoolId, CreatePoolError> {
+        self.create_pool_with(spec, Dedup::Default)
+    }
+
+    /// Creates a pool with a choice of deduplication. A share group has one for all: that of the
+    /// member who joined first.
+    ///
+    /// # Errors
+    /// When the domain may not have it, or has no space for it.
+    pub fn create_pool_with(
         &self,
-        registry: &Registry,
-        account: &Arc<Account>,
-        share: Share,
-    ) -> Result<(), ConfigError> {
-        if share.weight == 0 {
-            return Err(ConfigError::NoWeight);
-        }
-        if share.reserve > share.limit {
-            return Err(ConfigError::ReserveAboveLimit);
-        }
-        let reserved = registry.reserved(Some(account));
-        let wanted = reserved.saturating_add(share.reserve);
-        let budget = self.owners.ledger.budget();
-        if wanted > budget {
-            return Err(ConfigError::ReservesAboveBudget { wanted, budget });
-        }
-        Ok(())
-    }
-
-    pub(crate) fn configure(
-        &self,
-        domain: &Arc<DomainInner>,
-        change: DomainChange,
-    ) -> Result<(), ConfigError> {
-        let account = &domain.account;
-        let (share, more) = {
-            let mut registry = self.registry.lock();
-            if !registry.has(domain) {
-                return Err(ConfigError::Removed);
-            }
-            let share = Share {
-                reserve: change.reserve.unwrap_or(account.reserve()),
-                limit: change.limit.unwrap_or(account.limit()),
-                weight: match change.weight {
-                    Some(weight) => weight,
-                    None => u32::try_from(account.weight()).unwrap_or(u32::MAX),
-                },
-            };
-            self.check(&registry, account, share)?;
-            let more = share.reserve.saturating_sub(account.reserve());
-            registry.promised += more;
-            (share, more)
-        };
-        let granted = gather::grant(&self.owners, account, share);
-        {
-            let mut registry = self.registry.lock();
-            registry.promised -= more;
-            if !registry.has(domain) {
-                // It was removed meanwhile, and what it may have with it.
-                let _ = self.owners.ledger.configure(account, 0, 0, 1);
-            }
-        }
-        granted?;
-        gather::shrink_to_limit(domain);
-        Ok(())
-    }
-
-    /// The group of this name, with the domain as a member.
-    pub(crate) fn join_group(
-        &self,
-        name: &str,
-        domain: &DomainInner,
+        spec: PoolSpec<'_>,
         dedup: Dedup,
-    ) -> Result<(Arc<Group>, u8), CreatePoolError> {
-        let known = {
-            let mut registry = self.registry.lock();
-            registry.groups.retain(|_, group| group.strong_count() > 0);
-            registry.groups.get(name).and_then(Weak::upgrade)
+    ) -> Result<PoolId, CreatePoolError> {
+        self.ringing(|| self.store.create_pool(&self.inner, spec, dedup))
+    }
+
+    /// Destroys a pool with its pages. Of a shared pool, the domain's own pages go. Nobody finds them when this
+    /// returns; if they are many, they are charged until a background thread (or [`crate::Store::maintain`]), or a
+    /// store that needs the room, has freed them.
+    ///
+    /// # Errors
+    /// When there is no such pool.
+    pub fn destroy_pool(&self, pool: PoolId) -> Result<(), UnknownPool> {
+        if !self.inner.destroy_pool(pool, reap::STEP)? {
+            self.store.owners.wakes.upkeep.ask_soon();
+        }
+        self.store.owners.wakes.ring();
+        Ok(())
+    }
+
+    /// Stores a page, in place of what was under the key.
+    ///
+    /// # Errors
+    /// When the page is refused; then nothing is under the key.
+    pub fn store(
+        &self,
+        pool: PoolId,
+        object: ObjectId,
+        index: u32,
+        page: &Page,
+    ) -> Result<(), StoreError> {
+        let joined = self.inner.joined(pool).ok_or(StoreError::NoPool)?;
+        let Some(joined) = joined.as_deref() else {
+            return Err(StoreError::NoPool);
         };
-        let group = match known {
-            Some(group) => group,
-            None => {
-                let made = self.make_group(name, dedup)?;
-                let mut registry = self.registry.lock();
-                let other = registry.groups.get(name).and_then(Weak::upgrade);
-                if other.is_none() {
-                    registry
-                        .groups
-                        .insert(name.to_owned(), Arc::downgrade(&made));
-                    registry.publish(&self.owners);
-                }
-                drop(registry);
-                // Somebody else may have made it meanwhile.
-                other.unwrap_or(made)
-            }
+        let key = Key { object, index };
+        let refuse = |error| {
+            self.ringing(|| joined.pool.refuse(key, error));
+            Err(error)
         };
-        let member = group.join(&domain.account)?;
-        Ok((group, member))
-    }
-
-    fn make_group(&self, name: &str, dedup: Dedup) -> Result<Arc<Group>, CreatePoolError> {
-        let account = Arc::new(self.owners.ledger.open_group());
-        let space = Space::new(name, self.purse(Arc::clone(&account)))
-            .map_err(|_| CreatePoolError::NoMemory)?;
-        let pool = Pool::new(PoolParts {
-            kind: PoolKind::Shared,
-            number: 0,
-            space: Arc::new(space),
-            codecs: self.codecs.clone(),
-            hasher: self.hasher.clone(),
-            dedup,
-        })
-        .map_err(refused)?;
-        Ok(Arc::new(Group::new(pool, account)))
-    }
-
-    pub(crate) fn remove(&self, domain: &Arc<DomainInner>) {
-        {
-            let mut registry = self.registry.lock();
-            if !registry.has(domain) {
-                return;
-            }
-            registry.domains.remove(&domain.name);
-            registry.publish(&self.owners);
+        if self.inner.is_frozen() {
+            return refuse(StoreError::Frozen);
         }
-        // What it reserved is free at once, what it uses when it is given back.
-        let _ = self.owners.ledger.configure(&domain.account, 0, 0, 1);
-        domain.end();
-        reap::let_go(&self.owners, domain);
-    }
-
-    /// Gets frames ahead for those who asked. Returns whether any did.
-    pub(crate) fn fill_ahead(&self) -> bool {
-        self.owners
-            .list()
-            .spaces()
-            .filter(|space| space.fill_ahead())
-            .count()
-            > 0
-    }
-
-    /// Decides what the next steps of [`room::Pace::Slow`] may give back. `true` when another look may find more.
-    pub(crate) fn look(&self) -> bool {
-        self.owners
-            .list()
-            .spaces()
-            .filter(|space| space.look())
-            .count()
-            > 0
-    }
-
-    /// One bounded step of compaction. `true` when there is more to do.
-    pub(crate) fn compact_step(&self, pace: room::Pace) -> bool {
-        room::compact_step(&self.owners, pace)
-    }
-
-    /// Whether a cold tier has nothing to do, as far as is known.
-    pub(crate) fn cold_sleeps(&self) -> bool {
-        self.cold_sleeps.load(Ordering::Relaxed)
-    }
-
-    /// Whether a domain has a cold tier.
-    pub(crate) fn has_cold(&self) -> bool {
-        self.owners
-            .list()
-            .domains
-            .iter()
-            .any(|domain| domain.is_cold())
-    }
-
-    /// One sweep of the cold tier. Calls `pause` with the number of pages that were tried since the last call; `false`
-    /// from it ends the sweep. `true` when another will find something to do.
-    pub(crate) fn sweep_cold(&self, mut pause: impl FnMut(usize) -> bool) -> bool {
-        let mut buffers = self.sweeping.lock();
-        // Before it looks: a page that comes behind its back plans the next one.
-        self.cold_sleeps.store(true, Ordering::SeqCst);
-        let mut coming = false;
-        for domain in &self.owners.list().domains {
-            if domain.is_cold() {
-                for joined in domain.pools() {
-                    coming |= joined.pool.sweep(&mut buffers, &mut pause);
+        // What may vanish is the first to be done without.
+        if joined.pool.kind != PoolKind::Persistent && self.store.is_host_short() {
+            return refuse(StoreError::NoMemory);
+        }
+        let stored = self.ringing(|| {
+            joined.pool.with_encoded(page, |encoded| {
+                room::place(&self.store.owners, &self.inner, joined, key, encoded)
+            })
+        });
+        match stored {
+            Ok(()) => {
+                if self.inner.is_cold() {
+                    self.store.wake_for_cold();
                 }
+                Ok(())
             }
+            Err(StoreError::NoPool) => Err(StoreError::NoPool),
+            Err(error) => refuse(error),
         }
-        if coming {
-            self.cold_sleeps.store(false, Ordering::SeqCst);
-        }
-        coming
     }
 
-    /// A page came to a domain with a cold tier: the next sweep will find something to do.
-    pub(crate) fn wake_for_cold(&self) {
-        if self.cold_sleeps.load(Ordering::Relaxed)
-            && self.cold_sleeps.swap(false, Ordering::Relaxed)
-        {
-            self.owners.wakes.cold.ask();
-        }
+    /// Loads a page.
+    ///
+    /// # Errors
+    /// When no page is under the key, or its bytes are damaged.
+    pub fn load(
+        &self,
+        pool: PoolId,
+        object: ObjectId,
+        index: u32,
+        page: &mut Page,
+    ) -> Result<(), LoadError> {
+        let joined = self.inner.joined(pool).ok_or(LoadError::NoPool)?;
+        let Some(joined) = joined.as_deref() else {
+            return Err(LoadError::NoPool);
+        };
+        self.ringing(|| joined.pool.load(Key { object, index }, page))
     }
-}
 
-/// What the background threads do for a store, as long as there is one.
-fn background(store: &Weak<StoreInner>) -> Work {
-    let [compacts, fills, sleeps, has_cold, sweeps] = std::array::from_fn(|_| Weak::clone(store));
-    Work {
-        compact: Box::new(move || compact(&compacts)),
-        fill_ahead: Box::new(move || fills.upgrade().is_some_and(|store| store.fill_ahead())),
-        cold: ColdWork {
-            sleeps: Box::new(move || sleeps.upgrade().is_none_or(|store| store.cold_sleeps())),
-            is_on: Box::new(move || has_cold.upgrade().is_some_and(|store| store.has_cold())),
-            sweep: Box::new(move |pause| {
-                let store = sweeps.upgrade()?;
-                let pause = |pages| pause(pages) && Arc::strong_count(&store) > 1;
-                Some(store.sweep_cold(pause))
-            }),
-        },
+    /// Removes a page. Nothing to remove is no error.
+    ///
+    /// # Errors
+    /// When there is no such pool.
+    pub fn invalidate_page(
+        &self,
+        pool: PoolId,
+        object: ObjectId,
+        index: u32,
+    ) -> Result<(), UnknownPool> {
+        let joined = self.inner.joined(pool).ok_or(UnknownPool)?;
+        if let Some(joined) = joined.as_deref() {
+            self.ringing(|| joined.pool.invalidate_page(Key { object, index }));
+        }
+        Ok(())
     }
-}
 
-/// Frees what was cut loose, compacts, and gives back what a look allows. Returns whether another look may find more.
-fn compact(store: &Weak<StoreInner>) -> bool {
-    let Some(store) = store.upgrade() else {
-        return false;
-    };
-    let mut more = store.look();
-    let mut looked = Instant::now();
-    while Arc::strong_count(&store) > 1 {
-        let freed = reap::step(&store.owners);
-        if !store.compact_step(room::Pace::Slow) && !freed {
-            break;
+    /// Removes all pages of an object. Nothing to remove is no error. Nobody finds one when this returns; if they are
+    /// many, they are freed later, as in [`Domain::destroy_pool`].
+    ///
+    /// # Errors
+    /// When there is no such pool.
+    pub fn invalidate_object(&self, pool: PoolId, object: ObjectId) -> Result<(), UnknownPool> {
+        let joined = self.inner.joined(pool).ok_or(UnknownPool)?;
+        if let Some(joined) = joined.as_deref() {
+            self.ringing(|| joined.pool.invalidate_object(object));
         }
-        more = true;
-        std::thread::yield_now();
-        // With guests that never pause there is always something to move, and what was allowed is used up.
-        if looked.elapsed() >= REST {
-            store.look();
-            looked = Instant::now();
-        }
+        Ok(())
     }
-    more
+
+    /// Changes what the domain may take. A limit below what it uses evicts ephemeral pages at once;
+    /// persistent pages are kept and new ones refused.
+    ///
+    /// # Errors
+    /// When the reserve can not be kept, or the values make no sense together. Nothing is changed.
+    pub fn set(&self, change: DomainChange) -> Result<(), ConfigError> {
+        self.ringing(|| self.store.configure(&self.inner, change))?;
+        if let Some(cold) = change.cold {
+            self.inner.set_cold(cold);
+            self.store.wake_for_cold();
+        }
+        Ok(())
+    }
+
+    /// Has the domain's reserve kept from the host, and takes a part of it now, at most a quarter of a MiB. `true` when there is
+    /// more to take.
+    ///
+    /// # Errors
+    /// The host has no memory for it, or others have the budget.
+    pub fn populate_reserve(&self) -> Result<bool, StoreError> {
+        self.ringing(|| self.inner.space.populate_reserve())
+            .map_err(|refusal| match refusal {
+                Refusal::NoMemory | Refusal::Frames | Refusal::Short(Short::Host) => {
+                    StoreError::NoMemory
+                }
+                Refusal::Short(_) => StoreError::NoSpace,
+            })
+    }
+
+    /// Refuses new pages from now on.
+    pub fn freeze(&self) {
+        self.inner.set_frozen(true);
+    }
+
+    /// Accepts new pages again.
+    pub fn thaw(&self) {
+        self.inner.set_frozen(false);
+    }
+
+    /// Evicts ephemeral pages of at least `bytes` bytes of slots, or all. Returns the bytes evicted.
+    pub fn flush(&self, bytes: u64) -> u64 {
+        self.ringing(|| gather::flush(&self.inner, bytes))
+    }
+
+    /// Bytes that [`Domain::flush`] can evict.
+    #[must_use]
+    pub fn freeable(&self) -> u64 {
+        self.inner.freeable()
+    }
+
+    /// Bytes charged to the domain now; what [`Self::stats`] calls `used`, without the rest.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.inner.account.charged()
+    }
+
+    /// Most bytes the domain may use; `u64::MAX` for none.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.inner.account.limit()
+    }
+
+    /// Counters of this domain.
+    #[must_use]
+    pub fn stats(&self) -> DomainStats {
+        self.inner.stats()
+    }
+
+    /// Ends the domain: its private pools go, and its pages in shared ones. Its name and its reserve are free when this
+    /// returns; the memory of many pages is given back later, as in [`Domain::destroy_pool`]. Idempotent.
+    pub fn remove(&self) {
+        self.ringing(|| self.store.remove(&self.inner));
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,498 @@
+//! What exists in a store: its domains by name and its share groups, what each of them may take, and what the background
+//! threads do for all.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use crate::account::ledger::{Account, Short};
+use crate::account::quota::{Purse, Refusal};
+use crate::codec::codecs::Codecs;
+use crate::config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig};
+use crate::domain::{DomainInner, Joined};
+use crate::error::{ConfigError, CreatePoolError};
+use crate::gather::{self, Share};
+use crate::memory::{self, can_lock};
+use crate::owners::Owners;
+use crate::page::PoolId;
+use crate::pool::cold::ColdBuffers;
+use crate::pool::{Pool, PoolParts};
+use crate::reap;
+use crate::room;
+use crate::share::Group;
+use crate::space::Space;
+use crate::stats::{PoolKind, StoreStats};
+use crate::sync::Mutex;
+use crate::upkeep::{ColdWork, REST, Upkeep, Work};
+
+/// Frames that are given back for a pool that finds no room: more than the tables of an empty one.
+const POOL_FRAMES: usize = 64;
+/// Times that a pool that finds no room frees something that is dying, and tries again.
+const POOL_ATTEMPTS: usize = 64;
+
+/// What all handles of a store share.
+#[derive(Debug)]
+pub(crate) struct StoreInner {
+    pub(crate) owners: Owners,
+    codecs: Codecs,
+    hasher: hashbrown::DefaultHashBuilder,
+    gate: Option<Arc<dyn Gate>>,
+    locked: bool,
+    registry: Mutex<Registry>,
+    upkeep: OnceLock<Upkeep>,
+    /// No sweep is planned.
+    cold_sleeps: AtomicBool,
+    /// Held by the one who sweeps.
+    sweeping: Mutex<Box<ColdBuffers>>,
+}
+
+/// Domains and groups by name. Its lock is the outermost of the crate.
+#[derive(Debug, Default)]
+struct Registry {
+    domains: BTreeMap<String, Arc<DomainInner>>,
+    groups: HashMap<String, Weak<Group>>,
+    /// Names of domains that are being added.
+    adding: BTreeSet<String>,
+    /// Bytes of reserves that memory is being gathered for.
+    promised: u64,
+}
+
+impl Registry {
+    /// Sum of the reserves, of all domains but one.
+    fn reserved(&self, but: Option<&Arc<Account>>) -> u64 {
+        self.domains
+            .values()
+            .filter(|domain| but.is_none_or(|but| !Arc::ptr_eq(but, &domain.account)))
+            .map(|domain| domain.account.reserve())
+            .fold(self.promised, u64::saturating_add)
+    }
+
+    /// Whether it is this domain that has its name.
+    fn has(&self, domain: &Arc<DomainInner>) -> bool {
+        let found = self.domains.get(&domain.name);
+        found.is_some_and(|found| Arc::ptr_eq(found, domain))
+    }
+
+    /// Tells the owners of a change.
+    fn publish(&self, owners: &Owners) {
+        let domains = self.domains.values().cloned().collect();
+        let groups = self.groups.values().cloned().collect();
+        owners.set_list(domains, groups);
+    }
+
+    fn groups(&self) -> impl Iterator<Item = Arc<Group>> {
+        self.groups.values().filter_map(Weak::upgrade)
+    }
+}
+
+impl StoreInner {
+    /// See [`crate::Store::new`].
+    pub(crate) fn new(config: StoreConfig) -> Result<Arc<Self>, ConfigError> {
+        if config.budget == 0 {
+            return Err(ConfigError::NoBudget);
+        }
+        if config.locked {
+            // Extents double in size, and address space counts.
+            can_lock(config.budget.saturating_mul(2)).map_err(ConfigError::Lock)?;
+        }
+        memory::learn_page_sizes();
+        let inner = Arc::new(Self {
+            owners: Owners::new(config.budget),
+            codecs: config.codecs.clone(),
+            hasher: hashbrown::DefaultHashBuilder::default(),
+            gate: config.gate.clone(),
+            locked: config.locked,
+            registry: Mutex::default(),
+            upkeep: OnceLock::new(),
+            cold_sleeps: AtomicBool::new(true),
+            sweeping: Mutex::default(),
+        });
+        if config.background {
+            let wakes = Arc::clone(&inner.owners.wakes);
+            let work = background(&Arc::downgrade(&inner));
+            let upkeep = Upkeep::start(wakes, &config, work).map_err(ConfigError::Host)?;
+            let _ = inner.upkeep.set(upkeep);
+        }
+        Ok(inner)
+    }
+
+    /// See [`crate::Store::add_domain`].
+    pub(crate) fn add_domain(
+        &self,
+        name: &str,
+        config: &DomainConfig,
+    ) -> Result<Arc<DomainInner>, ConfigError> {
+        let account = Arc::new(Account::default());
+        let share = Share {
+            reserve: config.reserve,
+            limit: config.limit,
+            weight: config.weight,
+        };
+        {
+            let mut registry = self.registry.lock();
+            if registry.domains.contains_key(name) || registry.adding.contains(name) {
+                return Err(ConfigError::NameTaken);
+            }
+            self.check(&registry, &account, share)?;
+            registry.promised += config.reserve;
+            registry.adding.insert(name.to_owned());
+        }
+        let space = Space::new(name, self.purse(Arc::clone(&account)))
+            .map_err(ConfigError::Host)
+            .and_then(|space| gather::grant(&self.owners, &account, share).map(|()| space));
+        let mut registry = self.registry.lock();
+        registry.promised -= config.reserve;
+        registry.adding.remove(name);
+        let domain = Arc::new(DomainInner::new(name, config, account, Arc::new(space?)));
+        registry
+            .domains
+            .insert(name.to_owned(), Arc::clone(&domain));
+        registry.publish(&self.owners);
+        Ok(domain)
+    }
+
+    pub(crate) fn domain(&self, name: &str) -> Option<Arc<DomainInner>> {
+        self.registry.lock().domains.get(name).cloned()
+    }
+
+    fn purse(&self, account: Arc<Account>) -> Purse {
+        Purse::new(
+            Arc::clone(&self.owners.ledger),
+            account,
+            self.gate.clone(),
+            Arc::clone(&self.owners.wakes),
+        )
+        .locked(self.locked)
+    }
+
+    /// Whether the host is too short of memory for pages that may vanish.
+    pub(crate) fn is_host_short(&self) -> bool {
+        self.gate.as_ref().is_some_and(|gate| gate.is_short())
+    }
+
+    /// Whether a share makes sense.
+    fn check(
+        &self,
+        registry: &Registry,
+        account: &Arc<Account>,
+        share: Share,
+    ) -> Result<(), ConfigError> {
+        if share.weight == 0 {
+            return Err(ConfigError::NoWeight);
+        }
+        if share.reserve > share.limit {
+            return Err(ConfigError::ReserveAboveLimit);
+        }
+        let reserved = registry.reserved(Some(account));
+        let wanted = reserved.saturating_add(share.reserve);
+        let budget = self.owners.ledger.budget();
+        if wanted > budget {
+            return Err(ConfigError::ReservesAboveBudget { wanted, budget });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn configure(
+        &self,
+        domain: &Arc<DomainInner>,
+        change: DomainChange,
+    ) -> Result<(), ConfigError> {
+        let account = &domain.account;
+        let (share, more) = {
+            let mut registry = self.registry.lock();
+            if !registry.has(domain) {
+                return Err(ConfigError::Removed);
+            }
+            let share = Share {
+                reserve: change.reserve.unwrap_or(account.reserve()),
+                limit: change.limit.unwrap_or(account.limit()),
+                weight: match change.weight {
+                    Some(weight) => weight,
+                    None => u32::try_from(account.weight()).unwrap_or(u32::MAX),
+                },
+            };
+            self.check(&registry, account, share)?;
+            let more = share.reserve.saturating_sub(account.reserve());
+            registry.promised += more;
+            (share, more)
+        };
+        let granted = gather::grant(&self.owners, account, share);
+        {
+            let mut registry = self.registry.lock();
+            registry.promised -= more;
+            if !registry.has(domain) {
+                // It was removed meanwhile, and what it may have with it.
+                let _ = self.owners.ledger.configure(account, 0, 0, 1);
+            }
+        }
+        granted?;
+        gather::shrink_to_limit(domain);
+        Ok(())
+    }
+
+    /// See [`crate::Domain::create_pool_with`].
+    pub(crate) fn create_pool(
+        &self,
+        domain: &Arc<DomainInner>,
+        spec: PoolSpec<'_>,
+        dedup: Dedup,
+    ) -> Result<PoolId, CreatePoolError> {
+        for _ in 0..POOL_ATTEMPTS {
+            match self.try_create_pool(domain, spec, dedup) {
+                // Pools that the domain had before may be in the way.
+                Err(CreatePoolError::NoSpace | CreatePoolError::TooMany)
+                    if reap::free_for(&self.owners, domain, Short::Budget) => {}
+                other => return other,
+            }
+        }
+        self.try_create_pool(domain, spec, dedup)
+    }
+
+    fn try_create_pool(
+        &self,
+        domain: &DomainInner,
+        spec: PoolSpec<'_>,
+        dedup: Dedup,
+    ) -> Result<PoolId, CreatePoolError> {
+        domain.add_pool(|id, number| {
+            let kind = match spec {
+                PoolSpec::Persistent => PoolKind::Persistent,
+                PoolSpec::Ephemeral => PoolKind::Ephemeral,
+                PoolSpec::Shared { group } => {
+                    if !domain.may_join(group) {
+                        return Err(CreatePoolError::Denied);
+                    }
+                    let (group, member) = self.join_group(group, domain, dedup)?;
+                    return Ok(Joined::shared(id, group, member));
+                }
+            };
+            let new = || {
+                Pool::new(PoolParts {
+                    kind,
+                    number,
+                    space: Arc::clone(&domain.space),
+                    codecs: self.codecs.clone(),
+                    hasher: self.hasher.clone(),
+                    dedup,
+                })
+            };
+            let pool = match new() {
+                // Frames that hold nothing, as those of a reserve that is kept, are not to keep a guest from its pool.
+                Err(Refusal::Short(_)) if domain.space.trim(POOL_FRAMES) > 0 => new(),
+                made => made,
+            };
+            Ok(Joined::own(id, pool.map_err(refused)?))
+        })
+    }
+
+    /// The group of this name, with the domain as a member.
+    fn join_group(
+        &self,
+        name: &str,
+        domain: &DomainInner,
+        dedup: Dedup,
+    ) -> Result<(Arc<Group>, u8), CreatePoolError> {
+        let known = {
+            let mut registry = self.registry.lock();
+            registry.groups.retain(|_, group| group.strong_count() > 0);
+            registry.groups.get(name).and_then(Weak::upgrade)
+        };
+        let group = match known {
+            Some(group) => group,
+            None => {
+                let made = self.make_group(name, dedup)?;
+                let mut registry = self.registry.lock();
+                let other = registry.groups.get(name).and_then(Weak::upgrade);
+                if other.is_none() {
+                    registry
+                        .groups
+                        .insert(name.to_owned(), Arc::downgrade(&made));
+                    registry.publish(&self.owners);
+                }
+                drop(registry);
+                // Somebody else may have made it meanwhile.
+                other.unwrap_or(made)
+            }
+        };
+        let member = group.join(&domain.account)?;
+        Ok((group, member))
+    }
+
+    fn make_group(&self, name: &str, dedup: Dedup) -> Result<Arc<Group>, CreatePoolError> {
+        let account = Arc::new(self.owners.ledger.open_group());
+        let space = Space::new(name, self.purse(Arc::clone(&account)))
+            .map_err(|_| CreatePoolError::NoMemory)?;
+        let pool = Pool::new(PoolParts {
+            kind: PoolKind::Shared,
+            number: 0,
+            space: Arc::new(space),
+            codecs: self.codecs.clone(),
+            hasher: self.hasher.clone(),
+            dedup,
+        })
+        .map_err(refused)?;
+        Ok(Arc::new(Group::new(pool, account)))
+    }
+
+    pub(crate) fn remove(&self, domain: &Arc<DomainInner>) {
+        {
+            let mut registry = self.registry.lock();
+            if !registry.has(domain) {
+                return;
+            }
+            registry.domains.remove(&domain.name);
+            registry.publish(&self.owners);
+        }
+        // What it reserved is free at once, what it uses when it is given back.
+        let _ = self.owners.ledger.configure(&domain.account, 0, 0, 1);
+        domain.end();
+        reap::let_go(&self.owners, domain);
+    }
+
+    /// See [`crate::Store::stats`].
+    pub(crate) fn stats(&self) -> StoreStats {
+        let (domains, groups) = {
+            let registry = self.registry.lock();
+            let domains: Vec<_> = registry.domains.values().cloned().collect();
+            let groups: Vec<_> = registry.groups().collect();
+            (domains, groups)
+        };
+        let domains: Vec<_> = domains.iter().map(|domain| domain.stats()).collect();
+        let charged: u64 = domains.iter().map(|domain| domain.used_shared).sum();
+        let held: u64 = groups.iter().map(|group| group.account.used()).sum();
+        StoreStats {
+            budget: self.owners.ledger.budget(),
+            used: self.owners.ledger.used(),
+            saved: charged.saturating_sub(held),
+            shared_overhead: held.saturating_sub(charged),
+            freeable: domains.iter().map(|domain| domain.freeable).sum(),
+            domains,
+        }
+    }
+
+    /// See [`crate::Store::prepare_exit`].
+    pub(crate) fn prepare_exit(&self, patience: Duration) {
+        if let Some(upkeep) = self.upkeep.get() {
+            upkeep.end_lowest(patience);
+        }
+    }
+
+    /// Gets frames ahead for those who asked. Returns whether any did.
+    pub(crate) fn fill_ahead(&self) -> bool {
+        self.owners
+            .list()
+            .spaces()
+            .filter(|space| space.fill_ahead())
+            .count()
+            > 0
+    }
+
+    /// Decides what the next steps of [`room::Pace::Slow`] may give back. `true` when another look may find more.
+    pub(crate) fn look(&self) -> bool {
+        self.owners
+            .list()
+            .spaces()
+            .filter(|space| space.look())
+            .count()
+            > 0
+    }
+
+    /// One bounded step of compaction. `true` when there is more to do.
+    pub(crate) fn compact_step(&self, pace: room::Pace) -> bool {
+        room::compact_step(&self.owners, pace)
+    }
+
+    /// Whether a cold tier has nothing to do, as far as is known.
+    pub(crate) fn cold_sleeps(&self) -> bool {
+        self.cold_sleeps.load(Ordering::Relaxed)
+    }
+
+    /// Whether a domain has a cold tier.
+    pub(crate) fn has_cold(&self) -> bool {
+        self.owners
+            .list()
+            .domains
+            .iter()
+            .any(|domain| domain.is_cold())
+    }
+
+    /// One sweep of the cold tier. Calls `pause` with the number of pages that were tried since the last call; `false`
+    /// from it ends the sweep. `true` when another will find something to do.
+    pub(crate) fn sweep_cold(&self, mut pause: impl FnMut(usize) -> bool) -> bool {
+        let mut buffers = self.sweeping.lock();
+        // Before it looks: a page that comes behind its back plans the next one.
+        self.cold_sleeps.store(true, Ordering::SeqCst);
+        let mut coming = false;
+        for domain in &self.owners.list().domains {
+            if domain.is_cold() {
+                for joined in domain.pools() {
+                    coming |= joined.pool.sweep(&mut buffers, &mut pause);
+                }
+            }
+        }
+        if coming {
+            self.cold_sleeps.store(false, Ordering::SeqCst);
+        }
+        coming
+    }
+
+    /// A page came to a domain with a cold tier: the next sweep will find something to do.
+    pub(crate) fn wake_for_cold(&self) {
+        if self.cold_sleeps.load(Ordering::Relaxed)
+            && self.cold_sleeps.swap(false, Ordering::Relaxed)
+        {
+            self.owners.wakes.cold.ask();
+        }
+    }
+}
+
+/// What the background threads do for a store, as long as there is one.
+fn background(store: &Weak<StoreInner>) -> Work {
+    let [compacts, fills, sleeps, has_cold, sweeps] = std::array::from_fn(|_| Weak::clone(store));
+    Work {
+        compact: Box::new(move || compact(&compacts)),
+        fill_ahead: Box::new(move || fills.upgrade().is_some_and(|store| store.fill_ahead())),
+        cold: ColdWork {
+            sleeps: Box::new(move || sleeps.upgrade().is_none_or(|store| store.cold_sleeps())),
+            is_on: Box::new(move || has_cold.upgrade().is_some_and(|store| store.has_cold())),
+            sweep: Box::new(move |pause| {
+                let store = sweeps.upgrade()?;
+                let pause = |pages| pause(pages) && Arc::strong_count(&store) > 1;
+                Some(store.sweep_cold(pause))
+            }),
+        },
+    }
+}
+
+/// Frees what was cut loose, compacts, and gives back what a look allows. Returns whether another look may find more.
+fn compact(store: &Weak<StoreInner>) -> bool {
+    let Some(store) = store.upgrade() else {
+        return false;
+    };
+    let mut more = store.look();
+    let mut looked = Instant::now();
+    while Arc::strong_count(&store) > 1 {
+        let freed = reap::step(&store.owners);
+        if !store.compact_step(room::Pace::Slow) && !freed {
+            break;
+        }
+        more = true;
+        std::thread::yield_now();
+        // With guests that never pause there is always something to move, and what was allowed is used up.
+        if looked.elapsed() >= REST {
+            store.look();
+            looked = Instant::now();
+        }
+    }
+    more
+}
+
+fn refused(refusal: Refusal) -> CreatePoolError {
+    match refusal {
+        Refusal::Short(Short::Host) | Refusal::NoMemory | Refusal::Frames => {
+            CreatePoolError::NoMemory
+        }
+        Refusal::Short(_) => CreatePoolError::NoSpace,
+    }
+}
