@@ -245,11 +245,12 @@ impl DomainInner {
             pools.sort_by_key(|pool| pool.id);
             (pools, counted)
         };
+        let allotment = self.account.allotment();
         DomainStats {
             name: self.name.clone(),
-            reserve: self.account.reserve(),
-            limit: self.account.limit(),
-            weight: u32::try_from(self.account.weight()).unwrap_or(u32::MAX),
+            reserve: allotment.reserve,
+            limit: allotment.limit,
+            weight: allotment.weight,
             frozen: self.frozen.load(Ordering::Relaxed),
             cold: self.is_cold(),
             used: self.account.charged(),

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::account::allotment::Allotment;
 use crate::account::ledger::{Account, Ledger};
 use crate::domain::{DomainInner, Joined};
 use crate::error::ConfigError;
@@ -18,14 +19,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const BATCH: usize = 128;
 /// Frames that are given back between two looks.
 const FRAMES: usize = 256;
-
-/// What a domain may take.
-#[derive(Clone, Copy)]
-pub(crate) struct Share {
-    pub(crate) reserve: u64,
-    pub(crate) limit: u64,
-    pub(crate) weight: u32,
-}
 
 /// Memory that is kept for a reserve as it becomes free.
 struct Promise<'a> {
@@ -46,19 +39,18 @@ impl Drop for Promise<'_> {
     }
 }
 
-/// Gives a domain its share, evicting ephemeral pages of others for the reserve.
-pub(crate) fn grant(owners: &Owners, account: &Account, share: Share) -> Result<(), ConfigError> {
-    let configure = || {
-        let weight = u64::from(share.weight);
-        owners
-            .ledger
-            .configure(account, share.reserve, share.limit, weight)
-    };
+/// Gives a domain its allotment, evicting ephemeral pages of others for the reserve.
+pub(crate) fn grant(
+    owners: &Owners,
+    account: &Account,
+    allotment: Allotment,
+) -> Result<(), ConfigError> {
+    let configure = || owners.ledger.configure(account, allotment);
     if configure().is_ok() {
         return Ok(());
     }
     let used = account.used();
-    let missing = share.reserve.max(used) - account.reserve().max(used);
+    let missing = allotment.reserve.max(used) - account.reserve().max(used);
     let _promise = Promise::new(&owners.ledger, missing);
     let end = Instant::now() + PATIENCE;
     while configure().is_err() {

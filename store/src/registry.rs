@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use crate::account::allotment::Allotment;
 use crate::account::ledger::{Account, Short};
 use crate::account::quota::{Purse, Refusal};
 use crate::codec::codecs::Codecs;
 use crate::config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig};
 use crate::domain::{DomainInner, Joined};
 use crate::error::{ConfigError, CreatePoolError};
-use crate::gather::{self, Share};
+use crate::gather;
 use crate::memory::{self, can_lock};
 use crate::owners::Owners;
 use crate::page::PoolId;
@@ -124,23 +125,19 @@ impl StoreInner {
         config: &DomainConfig,
     ) -> Result<Arc<DomainInner>, ConfigError> {
         let account = Arc::new(Account::default());
-        let share = Share {
-            reserve: config.reserve,
-            limit: config.limit,
-            weight: config.weight,
-        };
+        let allotment = Allotment::from(config);
         {
             let mut registry = self.registry.lock();
             if registry.domains.contains_key(name) || registry.adding.contains(name) {
                 return Err(ConfigError::NameTaken);
             }
-            self.check(&registry, &account, share)?;
+            self.check(&registry, &account, allotment)?;
             registry.promised += config.reserve;
             registry.adding.insert(name.to_owned());
         }
         let space = Space::new(name, self.purse(Arc::clone(&account)))
             .map_err(ConfigError::Host)
-            .and_then(|space| gather::grant(&self.owners, &account, share).map(|()| space));
+            .and_then(|space| gather::grant(&self.owners, &account, allotment).map(|()| space));
         let mut registry = self.registry.lock();
         registry.promised -= config.reserve;
         registry.adding.remove(name);
@@ -171,26 +168,15 @@ impl StoreInner {
         self.gate.as_ref().is_some_and(|gate| gate.is_short())
     }
 
-    /// Whether a share makes sense.
+    /// Whether an account may have this.
     fn check(
         &self,
         registry: &Registry,
         account: &Arc<Account>,
-        share: Share,
+        allotment: Allotment,
     ) -> Result<(), ConfigError> {
-        if share.weight == 0 {
-            return Err(ConfigError::NoWeight);
-        }
-        if share.reserve > share.limit {
-            return Err(ConfigError::ReserveAboveLimit);
-        }
         let reserved = registry.reserved(Some(account));
-        let wanted = reserved.saturating_add(share.reserve);
-        let budget = self.owners.ledger.budget();
-        if wanted > budget {
-            return Err(ConfigError::ReservesAboveBudget { wanted, budget });
-        }
-        Ok(())
+        allotment.check(reserved, self.owners.ledger.budget())
     }
 
     pub(crate) fn configure(
@@ -199,31 +185,24 @@ impl StoreInner {
         change: DomainChange,
     ) -> Result<(), ConfigError> {
         let account = &domain.account;
-        let (share, more) = {
+        let (allotment, more) = {
             let mut registry = self.registry.lock();
             if !registry.has(domain) {
                 return Err(ConfigError::Removed);
             }
-            let share = Share {
-                reserve: change.reserve.unwrap_or(account.reserve()),
-                limit: change.limit.unwrap_or(account.limit()),
-                weight: match change.weight {
-                    Some(weight) => weight,
-                    None => u32::try_from(account.weight()).unwrap_or(u32::MAX),
-                },
-            };
-            self.check(&registry, account, share)?;
-            let more = share.reserve.saturating_sub(account.reserve());
+            let allotment = account.allotment().changed(change);
+            self.check(&registry, account, allotment)?;
+            let more = allotment.reserve.saturating_sub(account.reserve());
             registry.promised += more;
-            (share, more)
+            (allotment, more)
         };
-        let granted = gather::grant(&self.owners, account, share);
+        let granted = gather::grant(&self.owners, account, allotment);
         {
             let mut registry = self.registry.lock();
             registry.promised -= more;
             if !registry.has(domain) {
                 // It was removed meanwhile, and what it may have with it.
-                let _ = self.owners.ledger.configure(account, 0, 0, 1);
+                let _ = self.owners.ledger.configure(account, Allotment::NONE);
             }
         }
         granted?;
@@ -345,7 +324,10 @@ impl StoreInner {
             registry.publish(&self.owners);
         }
         // What it reserved is free at once, what it uses when it is given back.
-        let _ = self.owners.ledger.configure(&domain.account, 0, 0, 1);
+        let _ = self
+            .owners
+            .ledger
+            .configure(&domain.account, Allotment::NONE);
         domain.end();
         reap::let_go(&self.owners, domain);
     }

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::allotment::Allotment;
 use crate::sync::{Counter, InnerMutex, Sum};
 
 /// The bytes of one domain, or of one share group (which reserves nothing and has no limit).
@@ -53,6 +54,15 @@ impl Account {
 
     pub(crate) fn weight(&self) -> u64 {
         self.weight.get()
+    }
+
+    /// What the domain may take.
+    pub(crate) fn allotment(&self) -> Allotment {
+        Allotment {
+            reserve: self.reserve(),
+            limit: self.limit(),
+            weight: u32::try_from(self.weight()).unwrap_or(u32::MAX),
+        }
     }
 
     /// All bytes that count against the limit.
@@ -133,13 +143,12 @@ impl Ledger {
 
     /// Changes what a domain may take. Refuses a reserve that the unreserved memory does not hold
     /// now: reserved bytes are there from the moment they are promised.
-    pub(crate) fn configure(
-        &self,
-        account: &Account,
-        reserve: u64,
-        limit: u64,
-        weight: u64,
-    ) -> Result<(), Short> {
+    pub(crate) fn configure(&self, account: &Account, allotment: Allotment) -> Result<(), Short> {
+        let Allotment {
+            reserve,
+            limit,
+            weight,
+        } = allotment;
         let mut state = self.state.lock();
         let used = account.used();
         let held = account.reserve() + account.over(used);
@@ -149,7 +158,7 @@ impl Ledger {
             .ok_or(Short::Budget)?;
         account.reserve.set(reserve);
         account.limit.set(limit);
-        account.weight.set(weight);
+        account.weight.set(u64::from(weight));
         self.changes.add(1);
         Ok(())
     }
@@ -276,7 +285,7 @@ mod tests {
     fn open(ledger: &Ledger, reserve: u64, limit: u64) -> Account {
         let account = Account::default();
         ledger
-            .configure(&account, reserve, limit, 1)
+            .configure(&account, Allotment::of(reserve, limit))
             .expect("reserve fits");
         account
     }
@@ -317,10 +326,13 @@ mod tests {
         let a = open(&ledger, 0, u64::MAX);
         let b = open(&ledger, 10, u64::MAX);
         ledger.charge(&a, 50).expect("fits");
-        assert_eq!(ledger.configure(&b, 51, u64::MAX, 1), Err(Short::Budget));
-        assert_eq!(ledger.configure(&b, 50, u64::MAX, 1), Ok(()));
+        assert_eq!(
+            ledger.configure(&b, Allotment::of(51, u64::MAX)),
+            Err(Short::Budget)
+        );
+        assert_eq!(ledger.configure(&b, Allotment::of(50, u64::MAX)), Ok(()));
         assert_eq!(ledger.charge(&a, 1), Err(Short::Budget));
-        assert_eq!(ledger.configure(&b, 0, u64::MAX, 1), Ok(()));
+        assert_eq!(ledger.configure(&b, Allotment::of(0, u64::MAX)), Ok(()));
         assert_eq!(ledger.charge(&a, 50), Ok(()));
     }
 }

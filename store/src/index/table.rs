@@ -198,13 +198,16 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::account::allotment::Allotment;
     use crate::account::ledger::{Account, Ledger};
     use crate::wake::Wakes;
 
     fn purse() -> Purse {
         let ledger = Arc::new(Ledger::new(1 << 30));
         let account = Arc::new(Account::default());
-        ledger.configure(&account, 0, u64::MAX, 1).expect("fits");
+        ledger
+            .configure(&account, Allotment::of(0, u64::MAX))
+            .expect("fits");
         Purse::new(ledger, account, None, Arc::new(Wakes::default()))
     }
 

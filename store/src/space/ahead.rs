@@ -76,6 +76,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::account::allotment::Allotment;
     use crate::account::ledger::{Account, Ledger};
     use crate::account::quota::{Purse, Refusal};
     use crate::entry::{Encoding, Slot};
@@ -87,7 +88,9 @@ mod tests {
     fn space(limit: u64) -> (Arc<Ledger>, Space) {
         let ledger = Arc::new(Ledger::new(1 << 30));
         let account = Arc::new(Account::default());
-        ledger.configure(&account, 0, limit, 1).expect("fits");
+        ledger
+            .configure(&account, Allotment::of(0, limit))
+            .expect("fits");
         let purse = Purse::new(
             Arc::clone(&ledger),
             account,
@@ -197,11 +200,15 @@ mod tests {
         fill(&space, &ledger, 64 * 5 + 1);
         let account = Arc::clone(&space.purse.account);
         let used = ledger.used();
-        ledger.configure(&account, 0, used, 1).expect("fits");
+        ledger
+            .configure(&account, Allotment::of(0, used))
+            .expect("fits");
         assert!(space.fill_ahead());
         assert_eq!(ledger.used(), used);
         assert!(place(&space).is_err());
-        ledger.configure(&account, 0, used + 4096, 1).expect("fits");
+        ledger
+            .configure(&account, Allotment::of(0, used + 4096))
+            .expect("fits");
         place(&space).expect("room for one");
     }
 }

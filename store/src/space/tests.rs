@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::account::allotment::Allotment;
 use crate::account::ledger::{Account, Ledger};
 use crate::entry::Encoding;
 use crate::segment::frame_run;
@@ -31,7 +32,9 @@ const MIB: u64 = 1 << 20;
 fn space(limit: u64) -> (Arc<Ledger>, Space) {
     let ledger = Arc::new(Ledger::new(1 << 30));
     let account = Arc::new(Account::default());
-    ledger.configure(&account, 0, limit, 1).expect("fits");
+    ledger
+        .configure(&account, Allotment::of(0, limit))
+        .expect("fits");
     let purse = Purse::new(
         Arc::clone(&ledger),
         account,
