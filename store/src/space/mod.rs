@@ -15,7 +15,9 @@ mod compact;
 pub(crate) mod hold;
 mod kept;
 #[cfg(test)]
-pub(crate) mod tests;
+pub(crate) mod swap_in;
+#[cfg(test)]
+mod tests;
 mod trim;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -491,7 +493,7 @@ impl Drop for Space {
 fn before_touch() {
     assert_no_lock_is_held();
     #[cfg(test)]
-    tests::swap_in();
+    swap_in::swap_in();
     #[cfg(shuttle)]
     shuttle::thread::yield_now();
 }

@@ -1,6 +1,5 @@
 //! What a space counts and lists, against a recount after random operations.
 
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,18 +13,6 @@ use crate::account::ledger::{Account, Ledger};
 use crate::entry::Encoding;
 use crate::segment::frame_run;
 use crate::wake::Wakes;
-
-std::thread_local! {
-    /// What this thread does when it touches a slot next, where the kernel might read a disk.
-    pub(crate) static SWAP_IN: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
-}
-
-/// The kernel reads a slot's page from a disk.
-pub(super) fn swap_in() {
-    if let Some(meanwhile) = SWAP_IN.take() {
-        meanwhile();
-    }
-}
 
 const MIB: u64 = 1 << 20;
 
