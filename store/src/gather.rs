@@ -10,7 +10,7 @@ use crate::domain::{DomainInner, Joined};
 use crate::error::ConfigError;
 use crate::owners::Owners;
 use crate::reap;
-use crate::room::{self, Pace};
+use crate::reclaim::{self, Pace};
 use crate::stats::PoolKind;
 
 /// How long memory for a reserve is looked for.
@@ -71,30 +71,30 @@ fn gather(owners: &Owners) -> bool {
     if trim() {
         return true;
     }
-    for domain in room::furthest_first(&list.domains) {
+    for domain in reclaim::furthest_first(&list.domains) {
         // What a domain holds within its reserve is nobody else's to win.
         let own = domain.account.used() > domain.account.reserve();
         let chosen = |joined: &Joined| own || joined.pool.kind == PoolKind::Shared;
-        if room::evict_where(domain, BATCH, chosen).pages > 0 {
+        if reclaim::evict_where(domain, BATCH, chosen).pages > 0 {
             trim();
             return true;
         }
     }
-    room::compact_step(owners, Pace::Fast)
+    reclaim::compact_step(owners, Pace::Fast)
 }
 
 /// Evicts ephemeral pages of a domain until `bytes` bytes of slots are free.
 pub(crate) fn flush(domain: &Arc<DomainInner>, bytes: u64) -> u64 {
     let mut flushed = 0;
     while flushed < bytes {
-        let evicted = room::evict_where(domain, BATCH / 4, |_| true);
+        let evicted = reclaim::evict_where(domain, BATCH / 4, |_| true);
         if evicted.pages == 0 {
             break;
         }
         flushed += evicted.bytes;
         domain.space.trim(FRAMES);
     }
-    while room::compact_alone(domain) {}
+    while reclaim::compact_alone(domain) {}
     flushed
 }
 
@@ -103,8 +103,8 @@ pub(crate) fn shrink_to_limit(domain: &Arc<DomainInner>) {
     while domain.account.charged() > domain.account.limit() {
         let freed = domain.space.trim(FRAMES) > 0
             || domain.free_some(reap::STEP)
-            || room::evict_where(domain, BATCH / 4, |_| true).pages > 0
-            || room::compact_alone(domain);
+            || reclaim::evict_where(domain, BATCH / 4, |_| true).pages > 0
+            || reclaim::compact_alone(domain);
         if !freed {
             break;
         }

@@ -10,7 +10,7 @@
 //! | `space`, `segment`, `memory` | slots of 64-byte size classes in segments of a memfd |
 //! | `bad_memory` | what a handler of SIGBUS needs: with `memory`, the only `unsafe` |
 //! | `account` | bytes used, reserved and granted, and who pays |
-//! | `evict`, `room` | which pages go when memory is short |
+//! | `evict`, `reclaim` | which pages go when memory is short |
 //! | `gather` | memory that an operator asks for: a reserve, a flush, a lower limit |
 //! | `reap` | what was destroyed, invalidated or removed is freed |
 //! | `upkeep`, `wake` | the background threads, and how they are woken |
@@ -42,8 +42,8 @@ mod owners;
 mod page;
 mod pool;
 mod reap;
+mod reclaim;
 mod registry;
-mod room;
 mod segment;
 mod share;
 mod space;

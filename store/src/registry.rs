@@ -20,7 +20,7 @@ use crate::page::PoolId;
 use crate::pool::cold::ColdBuffers;
 use crate::pool::{Pool, PoolParts};
 use crate::reap;
-use crate::room;
+use crate::reclaim;
 use crate::share::Group;
 use crate::space::Space;
 use crate::stats::{PoolKind, StoreStats};
@@ -370,7 +370,7 @@ impl StoreInner {
             > 0
     }
 
-    /// Decides what the next steps of [`room::Pace::Slow`] may give back. `true` when another look may find more.
+    /// Decides what the next steps of [`reclaim::Pace::Slow`] may give back. `true` when another look may find more.
     pub(crate) fn look(&self) -> bool {
         self.owners
             .list()
@@ -381,8 +381,8 @@ impl StoreInner {
     }
 
     /// One bounded step of compaction. `true` when there is more to do.
-    pub(crate) fn compact_step(&self, pace: room::Pace) -> bool {
-        room::compact_step(&self.owners, pace)
+    pub(crate) fn compact_step(&self, pace: reclaim::Pace) -> bool {
+        reclaim::compact_step(&self.owners, pace)
     }
 
     /// Whether a cold tier has nothing to do, as far as is known.
@@ -456,7 +456,7 @@ fn compact(store: &Weak<StoreInner>) -> bool {
     let mut looked = Instant::now();
     while Arc::strong_count(&store) > 1 {
         let freed = reap::step(&store.owners);
-        if !store.compact_step(room::Pace::Slow) && !freed {
+        if !store.compact_step(reclaim::Pace::Slow) && !freed {
             break;
         }
         more = true;

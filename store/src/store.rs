@@ -11,8 +11,8 @@ use crate::error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownP
 use crate::gather;
 use crate::page::{Key, ObjectId, Page, PoolId};
 use crate::reap;
+use crate::reclaim;
 use crate::registry::StoreInner;
-use crate::room;
 use crate::stats::{DomainStats, PoolKind, StoreStats};
 
 /// Pages of many guests under one budget. Clones are handles to the same store.
@@ -41,7 +41,7 @@ impl Store {
     /// invalidated or removed, and compacts. `true` when there is more to do.
     pub fn maintain(&self) -> bool {
         let freed = reap::step(&self.inner.owners);
-        let more = room::compact_step(&self.inner.owners, room::Pace::Fast);
+        let more = reclaim::compact_step(&self.inner.owners, reclaim::Pace::Fast);
         self.inner.owners.wakes.ring();
         more || freed
     }
@@ -56,8 +56,8 @@ impl Store {
     /// back to the kernel. `true` when there is more to be had.
     pub fn shrink(&self) -> bool {
         let owners = &self.inner.owners;
-        let evicted = room::evict_for_host(&owners.list().domains);
-        let more = room::compact_step(owners, room::Pace::Fast);
+        let evicted = reclaim::evict_for_host(&owners.list().domains);
+        let more = reclaim::compact_step(owners, reclaim::Pace::Fast);
         self.inner.owners.wakes.ring();
         more || evicted
     }
@@ -203,7 +203,7 @@ impl Domain {
         }
         let stored = self.ringing(|| {
             joined.pool.with_encoded(page, |encoded| {
-                room::place(&self.store.owners, &self.inner, joined, key, encoded)
+                reclaim::place(&self.store.owners, &self.inner, joined, key, encoded)
             })
         });
         match stored {

@@ -8,7 +8,7 @@ use lz4_flex::block::{compress, decompress_into};
 use serde_json::json;
 use tmem_store::{DomainConfig, ObjectId, PAGE_SIZE, Page, PoolSpec, Store, StoreConfig};
 
-use crate::room::{resident_bytes, trim_heap};
+use crate::density::{resident_bytes, trim_heap};
 use tmem_testkit::report::{Report, quantile};
 
 type Key = ([u64; 3], u32);

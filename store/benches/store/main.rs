@@ -11,10 +11,10 @@
 )]
 
 mod compare;
+mod density;
 mod latency;
 mod limit;
 mod path;
-mod room;
 
 use serde_json::Value;
 
@@ -73,10 +73,10 @@ fn main() {
         path::dedup(&mix, &mut report);
         path::scaling(&mix, scale.rounds, &mut report);
     }
-    if run("room") {
-        room::density(&mix, &mut report);
-        room::resident(&mix, &mut report);
-        room::cold(&mix, &mut report);
+    if run("density") {
+        density::density(&mix, &mut report);
+        density::resident(&mix, &mut report);
+        density::cold(&mix, &mut report);
     }
     if run("latency") {
         latency::tail(&mix, scale.latency_pages, &mut report);

@@ -1,4 +1,4 @@
-//! Making room: trimming, compacting and evicting when a limit or the budget is reached.
+//! Reclaim: trimming, compacting and evicting when a limit or the budget is reached.
 //!
 //! A store looks only where counters say that something is to be won, and each of its steps is bounded: a few frames to
 //! give back, a few pages to evict, and as many slots to move as one frame holds. Of other owners it takes idle frames
@@ -23,7 +23,7 @@ use crate::reap;
 use crate::space::Space;
 use crate::stats::PoolKind;
 
-/// Times that a store makes room and tries again. Each time frees something, and a store is refused
+/// Times that a store reclaims memory and tries again. Each time frees something, and a store is refused
 /// only when nothing is left to free; the bound is for a host where others take what was freed.
 const ATTEMPTS: usize = 10_000;
 /// Times that a store tries again because another thread freed something after it was refused, though nothing was left
@@ -33,7 +33,7 @@ const RETRIES: usize = 4;
 const YIELDS: usize = 32;
 /// Frames that one step of a store gives back at most. Each may be a call of the kernel's.
 const TRIM_FRAMES: usize = 2;
-/// Times that a store makes room while all that becomes free is kept for a reserve.
+/// Times that a store reclaims memory while all that becomes free is kept for a reserve.
 const ATTEMPTS_AT_PROMISE: usize = 8;
 /// Slots that one step of a store moves at most: those of one frame, of any class.
 const MOVES: usize = 65;
@@ -54,7 +54,7 @@ const BACKGROUND_FRAMES: usize = 64;
 /// Slots that one step of the background moves at most, for a space.
 const BACKGROUND_MOVES: usize = 64;
 
-/// Puts an encoded page under a key, and makes room for it if need be.
+/// Puts an encoded page under a key, and reclaims memory for it if need be.
 pub(crate) fn place(
     owners: &Owners,
     domain: &Arc<DomainInner>,
@@ -91,14 +91,14 @@ pub(crate) fn place(
         let Refusal::Short(short) = refusal else {
             return Err(StoreError::NoMemory);
         };
-        if attempt < ATTEMPTS && make_room(owners, domain, joined, class, short, attempt) {
+        if attempt < ATTEMPTS && reclaim(owners, domain, joined, class, short, attempt) {
             attempt += 1;
             continue;
         }
         // Memory goes from pages to idle frames to whoever wants some: what was in neither when this looked, and is
         // not to be had now, somebody else has.
         let slot_came = wants_slot && class.is_some_and(|class| space.has_ready(class));
-        if retries < RETRIES && (slot_came || room_came(owners, domain, space, short, changes)) {
+        if retries < RETRIES && (slot_came || memory_came(owners, domain, space, short, changes)) {
             retries += 1;
             continue;
         }
@@ -118,7 +118,7 @@ pub(crate) fn place(
 }
 
 /// Whether somebody gave memory back after the ledger counted so many changes, and it is still there.
-fn room_came(
+fn memory_came(
     owners: &Owners,
     domain: &DomainInner,
     space: &Space,
@@ -136,7 +136,7 @@ fn room_came(
 
 /// Frees memory after a refusal, the store's `attempt`th, of a page that needs a slot of `class`. `false` when
 /// nothing is left that could be freed.
-fn make_room(
+fn reclaim(
     owners: &Owners,
     domain: &Arc<DomainInner>,
     joined: &Joined,
