@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use arc_swap::ArcSwapOption;
 
 use crate::account::ledger::Account;
+use crate::arena::Arena;
 use crate::config::DomainConfig;
 use crate::error::{CreatePoolError, UnknownPool};
 use crate::page::PoolId;
 use crate::pool::Pool;
 use crate::share::Group;
-use crate::space::Space;
 use crate::stats::{DomainStats, PoolKind, PoolStats};
 use crate::sync::Mutex;
 
@@ -21,7 +21,7 @@ use crate::sync::Mutex;
 pub(crate) struct DomainInner {
     pub(crate) name: String,
     pub(crate) account: Arc<Account>,
-    pub(crate) space: Arc<Space>,
+    pub(crate) arena: Arc<Arena>,
     frozen: AtomicBool,
     cold: AtomicBool,
     groups: Vec<String>,
@@ -65,13 +65,13 @@ impl DomainInner {
         name: &str,
         config: &DomainConfig,
         account: Arc<Account>,
-        space: Arc<Space>,
+        arena: Arc<Arena>,
     ) -> Self {
         let places = usize::from(config.max_pools);
         Self {
             name: name.to_owned(),
             account,
-            space,
+            arena,
             frozen: AtomicBool::new(false),
             cold: AtomicBool::new(config.cold),
             groups: config.groups.clone(),
@@ -195,7 +195,7 @@ impl DomainInner {
     }
 
     fn dying(&self) -> &AtomicUsize {
-        &self.space.purse().wakes().dying
+        &self.arena.purse().wakes().dying
     }
 
     /// Frees about `most` pages of what was cut loose. `true` when there was something.
@@ -231,7 +231,7 @@ impl DomainInner {
     }
 
     pub(crate) fn stats(&self) -> DomainStats {
-        let usage = self.space.usage();
+        let usage = self.arena.usage();
         let (pools, destroyed) = {
             let list = self.destroyed.lock();
             let mut counted = list.counted;

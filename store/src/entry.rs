@@ -14,7 +14,7 @@ pub(crate) enum Encoding {
 /// A place in the segments of an owner, and what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
-    /// Number of the segment in its space, below 2^22.
+    /// Number of the segment in its arena, below 2^22.
     pub(crate) segment: u32,
     /// Number of the slot in its segment, below 4096.
     pub(crate) number: u16,
@@ -57,7 +57,7 @@ const NUMBER_SHIFT: u32 = 20;
 const SEGMENT_SHIFT: u32 = 32;
 const CHECK_SHIFT: u32 = 54;
 
-/// Segments that a space can number.
+/// Segments that an arena can number.
 pub(crate) const MAX_SEGMENTS: u32 = 1 << 22;
 /// Oldest age.
 pub(crate) const OLDEST: u8 = 3;

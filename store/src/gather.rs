@@ -67,7 +67,7 @@ fn gather(owners: &Owners) -> bool {
         return true;
     }
     let list = owners.list();
-    let trim = || list.spaces().filter(|space| space.trim(FRAMES) > 0).count() > 0;
+    let trim = || list.arenas().filter(|arena| arena.trim(FRAMES) > 0).count() > 0;
     if trim() {
         return true;
     }
@@ -92,7 +92,7 @@ pub(crate) fn flush(domain: &Arc<DomainInner>, bytes: u64) -> u64 {
             break;
         }
         flushed += evicted.bytes;
-        domain.space.trim(FRAMES);
+        domain.arena.trim(FRAMES);
     }
     while reclaim::compact_alone(domain) {}
     flushed
@@ -101,7 +101,7 @@ pub(crate) fn flush(domain: &Arc<DomainInner>, bytes: u64) -> u64 {
 /// Evicts ephemeral pages of a domain until it is below its limit, or has none.
 pub(crate) fn shrink_to_limit(domain: &Arc<DomainInner>) {
     while domain.account.charged() > domain.account.limit() {
-        let freed = domain.space.trim(FRAMES) > 0
+        let freed = domain.arena.trim(FRAMES) > 0
             || domain.free_some(reap::STEP)
             || reclaim::evict_where(domain, BATCH / 4, |_| true).pages > 0
             || reclaim::compact_alone(domain);

@@ -7,7 +7,7 @@
 //! | `owners` | all of them, for whoever is short of memory |
 //! | `pool` | what happens to a page under the lock of its key's shard |
 //! | `index`, `entry` | keys to 8-byte entries |
-//! | `space`, `segment`, `memory` | slots of 64-byte size classes in segments of a memfd |
+//! | `arena`, `segment`, `memory` | slots of 64-byte size classes in segments of a memfd |
 //! | `bad_memory` | what a handler of SIGBUS needs: with `memory`, the only `unsafe` |
 //! | `account` | bytes used, reserved and granted, and who pays |
 //! | `evict`, `reclaim` | which pages go when memory is short |
@@ -26,6 +26,7 @@
 )]
 
 mod account;
+mod arena;
 #[expect(unsafe_code, reason = "maps pages over bad ones")]
 mod bad_memory;
 mod codec;
@@ -46,7 +47,6 @@ mod reclaim;
 mod registry;
 mod segment;
 mod share;
-mod space;
 mod stats;
 mod store;
 mod sync;

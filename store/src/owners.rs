@@ -6,9 +6,9 @@ use std::sync::{Arc, Weak};
 use arc_swap::{ArcSwap, Guard};
 
 use crate::account::ledger::Ledger;
+use crate::arena::Arena;
 use crate::domain::DomainInner;
 use crate::share::Group;
-use crate::space::Space;
 use crate::sync::Mutex;
 use crate::wake::Wakes;
 
@@ -62,8 +62,8 @@ impl OwnerList {
     }
 
     /// The memory of every domain and group.
-    pub(crate) fn spaces(&self) -> impl Iterator<Item = Arc<Space>> {
-        let domains = self.domains.iter().map(|domain| Arc::clone(&domain.space));
-        domains.chain(self.groups().map(|group| Arc::clone(&group.pool.space)))
+    pub(crate) fn arenas(&self) -> impl Iterator<Item = Arc<Arena>> {
+        let domains = self.domains.iter().map(|domain| Arc::clone(&domain.arena));
+        domains.chain(self.groups().map(|group| Arc::clone(&group.pool.arena)))
     }
 }

@@ -66,7 +66,7 @@ pub(crate) fn free_for(owners: &Owners, domain: &DomainInner, short: Short) -> b
         || list.groups().any(|group| {
             let freed = group.pool.free_loose(HELP);
             if freed {
-                group.pool.space.trim(HELP_FRAMES);
+                group.pool.arena.trim(HELP_FRAMES);
             }
             freed
         })
@@ -89,8 +89,8 @@ fn free_leaving(owners: &Owners, domain: &Arc<DomainInner>) -> bool {
     if domain.free_some(STEP) {
         return false;
     }
-    domain.space.end();
-    if !domain.space.abandon() {
+    domain.arena.end();
+    if !domain.arena.abandon() {
         return false;
     }
     let mut leaving = owners.leaving.lock();
@@ -105,7 +105,7 @@ fn free_leaving(owners: &Owners, domain: &Arc<DomainInner>) -> bool {
 fn help(domain: &DomainInner) -> bool {
     let freed = domain.free_some(HELP);
     if freed {
-        domain.space.trim(HELP_FRAMES);
+        domain.arena.trim(HELP_FRAMES);
     }
     freed
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use crate::account::ledger::{PageOf, Short};
 use crate::account::quota::Refusal;
+use crate::arena::Arena;
 use crate::domain::{DomainInner, Joined};
 use crate::error::StoreError;
 use crate::index::SHARDS;
@@ -20,7 +21,6 @@ use crate::page::Key;
 use crate::pool::encoded::Encoded;
 use crate::pool::{Pool, Unplaced};
 use crate::reap;
-use crate::space::Space;
 use crate::stats::PoolKind;
 
 /// Times that a store reclaims memory and tries again. Each time frees something, and a store is refused
@@ -49,9 +49,9 @@ const VICTIMS: usize = 4;
 const HOST_ATTEMPTS: usize = 32;
 /// Pages that one step for a host that is short of memory evicts at most.
 const HOST_EVICTIONS: usize = 256;
-/// Frames that one step of the background gives back at most, for a space.
+/// Frames that one step of the background gives back at most, for an arena.
 const BACKGROUND_FRAMES: usize = 64;
-/// Slots that one step of the background moves at most, for a space.
+/// Slots that one step of the background moves at most, for an arena.
 const BACKGROUND_MOVES: usize = 64;
 
 /// Puts an encoded page under a key, and reclaims memory for it if need be.
@@ -62,7 +62,7 @@ pub(crate) fn place(
     key: Key,
     encoded: &Encoded<'_>,
 ) -> Result<(), StoreError> {
-    let space = &joined.pool.space;
+    let arena = &joined.pool.arena;
     let (class, bytes) = (encoded.class(), encoded.bytes());
     let (mut held, mut first) = (None, true);
     let (mut attempt, mut retries, mut yields) = (0, 0, 0);
@@ -70,7 +70,7 @@ pub(crate) fn place(
         let changes = owners.ledger.changes();
         let mut none = None;
         if let (None, Some(bytes)) = (&held, bytes) {
-            match space.hold_for(bytes) {
+            match arena.hold_for(bytes) {
                 Ok(slot) => held = Some(slot),
                 Err(why) => none = Some(why),
             }
@@ -83,7 +83,7 @@ pub(crate) fn place(
         let wants_slot = refusal == Refusal::Frames;
         if let (true, Some(why)) = (wants_slot, none) {
             // The page that was under the key may have left one, the first time.
-            if std::mem::take(&mut first) && class.is_some_and(|class| space.has_ready(class)) {
+            if std::mem::take(&mut first) && class.is_some_and(|class| arena.has_ready(class)) {
                 continue;
             }
             refusal = why;
@@ -97,12 +97,12 @@ pub(crate) fn place(
         }
         // Memory goes from pages to idle frames to whoever wants some: what was in neither when this looked, and is
         // not to be had now, somebody else has.
-        let slot_came = wants_slot && class.is_some_and(|class| space.has_ready(class));
-        if retries < RETRIES && (slot_came || memory_came(owners, domain, space, short, changes)) {
+        let slot_came = wants_slot && class.is_some_and(|class| arena.has_ready(class));
+        if retries < RETRIES && (slot_came || memory_came(owners, domain, arena, short, changes)) {
             retries += 1;
             continue;
         }
-        if yields < YIELDS && space.has_frames_on_the_way() {
+        if yields < YIELDS && arena.has_frames_on_the_way() {
             yields += 1;
             std::thread::yield_now();
             continue;
@@ -121,13 +121,13 @@ pub(crate) fn place(
 fn memory_came(
     owners: &Owners,
     domain: &DomainInner,
-    space: &Space,
+    arena: &Arena,
     short: Short,
     changes: u64,
 ) -> bool {
     let account = match short {
         Short::Limit => &domain.account,
-        Short::Budget => &space.purse().account,
+        Short::Budget => &arena.purse().account,
         // The host says so itself when it is asked.
         Short::Host => return false,
     };
@@ -158,7 +158,7 @@ fn reclaim(
             // that is for when there are too many free slots that nobody needs. Where the pages whose turn it
             // was leave no slot of the class, one of the class goes; and where that did not help either, the
             // index wants memory, or the class has no page: a frame is freed. Whoever stores waits for no more.
-            (attempt == 0 && domain.space.is_wasteful() && tighten_domain(domain))
+            (attempt == 0 && domain.arena.is_wasteful() && tighten_domain(domain))
                 || (attempt == 1 && class.is_some_and(|class| evict_in_class(domain, class)))
                 || (attempt > 0 && evict_frame(domain))
                 || evict_from(domain, EVICTIONS).pages > 0
@@ -196,13 +196,13 @@ fn take_idle(list: &OwnerList) -> bool {
         let at = (first + turn) % owners;
         let freed = match list.domains.get(at) {
             Some(domain) => {
-                domain.space.has_idle()
+                domain.arena.has_idle()
                     && domain.account.used() > domain.account.reserve()
-                    && domain.space.trim(TRIM_FRAMES.min(domain.space.spendable())) > 0
+                    && domain.arena.trim(TRIM_FRAMES.min(domain.arena.spendable())) > 0
             }
             None => list.groups[at - domains]
                 .upgrade()
-                .is_some_and(|group| group.pool.space.trim(TRIM_FRAMES) > 0),
+                .is_some_and(|group| group.pool.arena.trim(TRIM_FRAMES) > 0),
         };
         if freed {
             list.hand.store(at, Ordering::Relaxed);
@@ -257,7 +257,7 @@ fn evict_furthest(asking: &Arc<DomainInner>, attempt: usize, domains: &[Arc<Doma
         if evicted.pages > 0 {
             // What it wastes otherwise is the background's to win: no guest moves another's slots. Those of a group are
             // no guest's own, and evicting one member's pages seldom empties a frame: the slots of one are moved.
-            victim.space.trim(TRIM_FRAMES);
+            victim.arena.trim(TRIM_FRAMES);
             for joined in victim.pools() {
                 if joined.pool.kind == PoolKind::Shared {
                     tighten_pool(&joined.pool);
@@ -308,12 +308,12 @@ fn evict_frame(domain: &DomainInner) -> bool {
         return false;
     }
     let mut tries = FRAME_TRIES;
-    for class in domain.space.occupied() {
+    for class in domain.arena.occupied() {
         for _ in 0..CLASS_TRIES {
             if tries == 0 || !evict_looking(domain, class, &mut tries) {
                 break;
             }
-            if domain.space.trim_class(class, 1, 0) > 0 {
+            if domain.arena.trim_class(class, 1, 0) > 0 {
                 return true;
             }
         }
@@ -333,7 +333,7 @@ fn evict_looking(domain: &DomainInner, class: usize, tries: &mut usize) -> bool 
     (0..looks)
         .map_while(|_| {
             *tries -= 1;
-            domain.space.next_victim(class)
+            domain.arena.next_victim(class)
         })
         .any(|victim| {
             let Some(holder) = Holder::unpack(victim.backref) else {
@@ -388,31 +388,31 @@ fn own_pools(domain: &DomainInner) -> impl Fn(u8) -> Option<Arc<Pool>> {
 }
 
 fn tighten_domain(domain: &DomainInner) -> bool {
-    tighten(&domain.space, own_pools(domain))
+    tighten(&domain.arena, own_pools(domain))
 }
 
 /// As [`tighten_domain`], for a pool of a share group.
 fn tighten_pool(pool: &Arc<Pool>) -> bool {
-    tighten(&pool.space, |_| Some(Arc::clone(pool)))
+    tighten(&pool.arena, |_| Some(Arc::clone(pool)))
 }
 
-/// Gives back frames of a space that its slots do not need, and moves the slots of one frame if none is idle. `true`
+/// Gives back frames of an arena that its slots do not need, and moves the slots of one frame if none is idle. `true`
 /// when something was given back; `false` only when moving slots within the frames that there are wins none, or when
 /// another thread is just changing the pages that would have to move.
-fn tighten(space: &Space, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
-    if space.trim(TRIM_FRAMES) > 0 {
+fn tighten(arena: &Arena, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
+    if arena.trim(TRIM_FRAMES) > 0 {
         return true;
     }
     let mut left = MOVES;
-    for class in space.movable() {
-        let Some(moves) = space.moves_to_win(class) else {
+    for class in arena.movable() {
+        let Some(moves) = arena.moves_to_win(class) else {
             continue;
         };
         if moves > left {
             continue;
         }
-        left -= compact(space, class, moves, false, &pool);
-        if space.trim(TRIM_FRAMES) > 0 {
+        left -= compact(arena, class, moves, false, &pool);
+        if arena.trim(TRIM_FRAMES) > 0 {
             return true;
         }
     }
@@ -422,7 +422,7 @@ fn tighten(space: &Space, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
 /// Moves up to `most` slots of a class from the top of its addresses to the lowest that are free: in frames with memory,
 /// or with `fill` in any. Returns how many it moved.
 fn compact(
-    space: &Space,
+    arena: &Arena,
     class: usize,
     most: usize,
     fill: bool,
@@ -430,7 +430,7 @@ fn compact(
 ) -> usize {
     let mut moved = 0;
     for _ in 0..most {
-        let Some(highest) = space.highest(class) else {
+        let Some(highest) = arena.highest(class) else {
             break;
         };
         let Some(holder) = Holder::unpack(highest.backref) else {
@@ -439,7 +439,7 @@ fn compact(
         let Some(pool) = pool(holder.pool()) else {
             break;
         };
-        let mut to = space.hold_below(class, highest.slot, fill);
+        let mut to = arena.hold_below(class, highest.slot, fill);
         if to.is_none() || !pool.relocate(holder, highest.slot, &mut to) {
             break;
         }
@@ -453,7 +453,7 @@ fn compact(
 pub(crate) enum Pace {
     /// All of them now.
     Fast,
-    /// As many as the last [`Space::look`] allowed.
+    /// As many as the last [`Arena::look`] allowed.
     Slow,
 }
 
@@ -467,11 +467,11 @@ pub(crate) fn compact_step(owners: &Owners, pace: Pace) -> bool {
     let shortage = ledger.take_shortage();
     let mut more = false;
     for domain in &list.domains {
-        more |= compact_space(&domain.space, pace, shortage, own_pools(domain));
+        more |= compact_arena(&domain.arena, pace, shortage, own_pools(domain));
     }
     for group in list.groups() {
         let pool = &group.pool;
-        more |= compact_space(&pool.space, pace, shortage, |_| Some(Arc::clone(pool)));
+        more |= compact_arena(&pool.arena, pace, shortage, |_| Some(Arc::clone(pool)));
     }
     if shortage && more {
         ledger.report_shortage();
@@ -481,23 +481,23 @@ pub(crate) fn compact_step(owners: &Owners, pace: Pace) -> bool {
 
 /// As [`compact_step`] of one domain, until moving slots wins nothing more.
 pub(crate) fn compact_alone(domain: &DomainInner) -> bool {
-    compact_space(&domain.space, Pace::Fast, true, own_pools(domain))
+    compact_arena(&domain.arena, Pace::Fast, true, own_pools(domain))
 }
 
 /// Waste, in thousandths of a class's frames, that the background moves slots for.
 const BACKGROUND_WASTE: u64 = 10;
 
-fn compact_space(
-    space: &Space,
+fn compact_arena(
+    arena: &Arena,
     pace: Pace,
     shortage: bool,
     pool: impl Fn(u8) -> Option<Arc<Pool>>,
 ) -> bool {
     let mut moved = 0;
     let classes = if shortage {
-        space.movable()
+        arena.movable()
     } else {
-        space.occupied()
+        arena.occupied()
     };
     for class in classes {
         let left = BACKGROUND_MOVES.saturating_sub(moved);
@@ -505,16 +505,16 @@ fn compact_space(
             break;
         }
         if !shortage {
-            if space.is_sparse(class, BACKGROUND_WASTE) {
-                moved += compact(space, class, left, true, &pool);
+            if arena.is_sparse(class, BACKGROUND_WASTE) {
+                moved += compact(arena, class, left, true, &pool);
             }
-        } else if let Some(moves) = space.moves_to_win(class) {
-            moved += compact(space, class, moves, false, &pool);
+        } else if let Some(moves) = arena.moves_to_win(class) {
+            moved += compact(arena, class, moves, false, &pool);
         }
     }
     let trimmed = match pace {
-        Pace::Slow if !shortage => space.trim_slowly(BACKGROUND_FRAMES),
-        _ => space.trim(BACKGROUND_FRAMES.min(space.spendable())),
+        Pace::Slow if !shortage => arena.trim_slowly(BACKGROUND_FRAMES),
+        _ => arena.trim(BACKGROUND_FRAMES.min(arena.spendable())),
     };
     moved > 0 || trimmed > 0
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::account::allotment::Allotment;
 use crate::account::ledger::{Account, Short};
 use crate::account::quota::{Purse, Refusal};
+use crate::arena::Arena;
 use crate::codec::codecs::Codecs;
 use crate::config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig};
 use crate::domain::{DomainInner, Joined};
@@ -22,7 +23,6 @@ use crate::pool::{Pool, PoolParts};
 use crate::reap;
 use crate::reclaim;
 use crate::share::Group;
-use crate::space::Space;
 use crate::stats::{PoolKind, StoreStats};
 use crate::sync::Mutex;
 use crate::upkeep::{ColdWork, REST, Upkeep, Work};
@@ -135,13 +135,13 @@ impl StoreInner {
             registry.promised += config.reserve;
             registry.adding.insert(name.to_owned());
         }
-        let space = Space::new(name, self.purse(Arc::clone(&account)))
+        let arena = Arena::new(name, self.purse(Arc::clone(&account)))
             .map_err(ConfigError::Host)
-            .and_then(|space| gather::grant(&self.owners, &account, allotment).map(|()| space));
+            .and_then(|arena| gather::grant(&self.owners, &account, allotment).map(|()| arena));
         let mut registry = self.registry.lock();
         registry.promised -= config.reserve;
         registry.adding.remove(name);
-        let domain = Arc::new(DomainInner::new(name, config, account, Arc::new(space?)));
+        let domain = Arc::new(DomainInner::new(name, config, account, Arc::new(arena?)));
         registry
             .domains
             .insert(name.to_owned(), Arc::clone(&domain));
@@ -250,7 +250,7 @@ impl StoreInner {
                 Pool::new(PoolParts {
                     kind,
                     number,
-                    space: Arc::clone(&domain.space),
+                    arena: Arc::clone(&domain.arena),
                     codecs: self.codecs.clone(),
                     hasher: self.hasher.clone(),
                     dedup,
@@ -258,7 +258,7 @@ impl StoreInner {
             };
             let pool = match new() {
                 // Frames that hold nothing, as those of a reserve that is kept, are not to keep a guest from its pool.
-                Err(Refusal::Short(_)) if domain.space.trim(POOL_FRAMES) > 0 => new(),
+                Err(Refusal::Short(_)) if domain.arena.trim(POOL_FRAMES) > 0 => new(),
                 made => made,
             };
             Ok(Joined::own(id, pool.map_err(refused)?))
@@ -300,12 +300,12 @@ impl StoreInner {
 
     fn make_group(&self, name: &str, dedup: Dedup) -> Result<Arc<Group>, CreatePoolError> {
         let account = Arc::new(self.owners.ledger.open_group());
-        let space = Space::new(name, self.purse(Arc::clone(&account)))
+        let arena = Arena::new(name, self.purse(Arc::clone(&account)))
             .map_err(|_| CreatePoolError::NoMemory)?;
         let pool = Pool::new(PoolParts {
             kind: PoolKind::Shared,
             number: 0,
-            space: Arc::new(space),
+            arena: Arc::new(arena),
             codecs: self.codecs.clone(),
             hasher: self.hasher.clone(),
             dedup,
@@ -364,8 +364,8 @@ impl StoreInner {
     pub(crate) fn fill_ahead(&self) -> bool {
         self.owners
             .list()
-            .spaces()
-            .filter(|space| space.fill_ahead())
+            .arenas()
+            .filter(|arena| arena.fill_ahead())
             .count()
             > 0
     }
@@ -374,8 +374,8 @@ impl StoreInner {
     pub(crate) fn look(&self) -> bool {
         self.owners
             .list()
-            .spaces()
-            .filter(|space| space.look())
+            .arenas()
+            .filter(|arena| arena.look())
             .count()
             > 0
     }

@@ -286,7 +286,7 @@ impl Domain {
     /// # Errors
     /// The host has no memory for it, or others have the budget.
     pub fn populate_reserve(&self) -> Result<bool, StoreError> {
-        self.ringing(|| self.inner.space.populate_reserve())
+        self.ringing(|| self.inner.arena.populate_reserve())
             .map_err(|refusal| match refusal {
                 Refusal::NoMemory | Refusal::Frames | Refusal::Short(Short::Host) => {
                     StoreError::NoMemory

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::sync::{InnerMutex, assert_no_lock_is_held};
 
-/// How a thread is woken and ended. Shared with every space.
+/// How a thread is woken and ended. Shared with every arena.
 #[derive(Debug, Default)]
 pub(crate) struct Wake {
     /// The thread looks for work, or was asked to: asking again costs nothing.

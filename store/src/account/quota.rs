@@ -13,7 +13,7 @@ pub(crate) enum Refusal {
     Short(Short),
     /// The host has no memory.
     NoMemory,
-    /// No slot of the class lies in frames with memory: `Space::hold_for` gets one, once no lock is held.
+    /// No slot of the class lies in frames with memory: `Arena::hold_for` gets one, once no lock is held.
     Frames,
 }
 

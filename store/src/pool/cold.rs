@@ -117,7 +117,7 @@ impl Pool {
             }
             // Whatever comes of it, the same bytes are not tried again.
             found.set(place, entry.with_tried());
-            Pinned::new(&self.space, &cell.locked, &mut locked, slot)
+            Pinned::new(&self.arena, &cell.locked, &mut locked, slot)
         };
         let Some(pinned) = pinned else {
             return;
@@ -171,7 +171,7 @@ impl Pool {
         pinned: &Pinned<'_, Locked>,
         (bytes, encoding): (&[u8], Encoding),
     ) -> bool {
-        let Ok(held) = self.space.hold_for(bytes) else {
+        let Ok(held) = self.arena.hold_for(bytes) else {
             return false;
         };
         let mut held = Some(held);
@@ -188,13 +188,13 @@ impl Pool {
             place,
         };
         let len = bytes.len() as u16;
-        let placed = self.space.place(len, encoding, holder.pack(), &mut held);
+        let placed = self.arena.place(len, encoding, holder.pack(), &mut held);
         let Ok(new) = placed else {
             return false;
         };
         cell.counters.count(Entry::slot(old), false);
         cell.counters.count(Entry::slot(new), true);
-        locked.pins.free(old, &self.space);
+        locked.pins.free(old, &self.arena);
         let age = if encoding == Encoding::Cold {
             OLDEST
         } else {

@@ -9,6 +9,8 @@ use twox_hash::xxhash3_128::Hasher;
 
 use super::pin::{HasPins, Pinned, Pins};
 use crate::account::quota::{Purse, Refusal};
+use crate::arena::Arena;
+use crate::arena::hold::Held;
 use crate::codec::codecs::Codecs;
 use crate::config::Dedup;
 use crate::entry::{Encoding, Slot};
@@ -17,8 +19,6 @@ use crate::index::slab::Slab;
 use crate::index::table::{Item, Table};
 use crate::page::Page;
 use crate::segment::{class_of, slot_bytes};
-use crate::space::Space;
-use crate::space::hold::Held;
 use crate::sync::{Counter, InnerMutex};
 
 /// Locks of a table.
@@ -145,7 +145,7 @@ impl DedupTable {
         &self,
         hash: [u64; 2],
         page: &Page,
-        (space, codecs): (&Space, &Codecs),
+        (arena, codecs): (&Arena, &Codecs),
         scratch: &mut [u8],
     ) -> Result<Option<(u32, u16)>, ()> {
         let number = Self::shard(hash);
@@ -160,7 +160,7 @@ impl DedupTable {
         let Some(record) = found else {
             return Ok(None);
         };
-        let pinned = self.pin(record, space);
+        let pinned = self.pin(record, arena);
         let same = pinned.as_ref().is_some_and(|pinned| {
             let slot = pinned.slot();
             let bytes = &mut scratch[..usize::from(slot.len)];
@@ -177,18 +177,18 @@ impl DedupTable {
             Some(pinned) if same => Ok(Some((record, pinned.slot().len))),
             pinned => {
                 drop(pinned);
-                self.release(record, space);
+                self.release(record, arena);
                 Err(())
             }
         }
     }
 
     /// Keeps the slot of a record where it is. `None` when there is no memory to note it.
-    pub(super) fn pin<'a>(&'a self, record: u32, space: &'a Space) -> Option<PinnedRecord<'a>> {
+    pub(super) fn pin<'a>(&'a self, record: u32, arena: &'a Arena) -> Option<PinnedRecord<'a>> {
         let lock = &self.shards[record as usize % SHARDS];
         let mut records = lock.lock();
         let slot = records.records.get(record >> SHARD_BITS)?.slot;
-        Pinned::new(space, lock, &mut records, slot)
+        Pinned::new(arena, lock, &mut records, slot)
     }
 
     /// Another entry names the record, which is held.
@@ -209,7 +209,7 @@ impl DedupTable {
         hash: [u64; 2],
         (len, encoding): (u16, Encoding),
         pool: u8,
-        space: &Space,
+        arena: &Arena,
         held: &mut Option<Held<'_>>,
     ) -> Result<Inserted, Refusal> {
         let number = Self::shard(hash);
@@ -221,11 +221,11 @@ impl DedupTable {
         let Records { table, records, .. } = &mut *guard;
         let tag = hash[0] as u32;
         let before = table.paid();
-        let reserved = table.reserve(space.purse(), tag);
+        let reserved = table.reserve(arena.purse(), tag);
         gauges.metadata.add(table.paid().wrapping_sub(before));
         reserved?;
         let growth = records.growth();
-        space.purse().pay(growth)?;
+        arena.purse().pay(growth)?;
         let nowhere = Slot {
             segment: 0,
             number: 0,
@@ -238,13 +238,13 @@ impl DedupTable {
             slot: nowhere,
             references: 1,
         }) else {
-            space.purse().refund(growth);
+            arena.purse().refund(growth);
             return Err(Refusal::NoMemory);
         };
         gauges.metadata.add(growth);
         let record = local << SHARD_BITS | number as u32;
         let holder = Holder::Record { pool, record };
-        match space.place(len, encoding, holder.pack(), held) {
+        match arena.place(len, encoding, holder.pack(), held) {
             Ok(slot) => {
                 if let Some(record) = records.get_mut(local) {
                     record.slot = slot;
@@ -256,7 +256,7 @@ impl DedupTable {
                 Ok(Inserted::Record(record))
             }
             Err(refusal) => {
-                remove(records, local, gauges, space.purse());
+                remove(records, local, gauges, arena.purse());
                 Err(refusal)
             }
         }
@@ -264,7 +264,7 @@ impl DedupTable {
 
     /// One reference less; the slot goes with the last. Returns the payload's length and whether it
     /// went.
-    pub(crate) fn release(&self, record: u32, space: &Space) -> (u16, bool) {
+    pub(crate) fn release(&self, record: u32, arena: &Arena) -> (u16, bool) {
         let number = record as usize % SHARDS;
         let gauges = &self.gauges[number];
         let mut guard = self.shards[number].lock();
@@ -282,18 +282,18 @@ impl DedupTable {
         if found.references > 0 {
             return (slot.len, false);
         }
-        remove(records, local, gauges, space.purse());
+        remove(records, local, gauges, arena.purse());
         let before = table.paid();
         let item = Item {
             tag: hash[0] as u32,
             number: local,
         };
-        table.remove(space.purse(), item);
+        table.remove(arena.purse(), item);
         gauges.metadata.sub(before - table.paid());
         gauges.records.sub(1);
         gauges.payload.sub(u64::from(slot.len));
         gauges.slots.sub(slot_bytes(class_of(slot.len)) as u64);
-        pins.free(slot, space);
+        pins.free(slot, arena);
         (slot.len, true)
     }
 
@@ -307,10 +307,10 @@ impl DedupTable {
     }
 
     /// Copies a record's bytes out, for whoever has no memory to do without the lock.
-    pub(super) fn fetch_now(&self, record: u32, space: &Space, scratch: &mut [u8]) -> Option<Slot> {
+    pub(super) fn fetch_now(&self, record: u32, arena: &Arena, scratch: &mut [u8]) -> Option<Slot> {
         let shard = self.shards[record as usize % SHARDS].lock();
         let slot = shard.records.get(record >> SHARD_BITS)?.slot;
-        space.fetch_now(slot, scratch).then_some(slot)
+        arena.fetch_now(slot, scratch).then_some(slot)
     }
 
     /// Moves a record's slot to a place that is held.
@@ -319,14 +319,14 @@ impl DedupTable {
         record: u32,
         place: (u32, u16),
         pool: u8,
-        space: &Space,
+        arena: &Arena,
         to: &mut Option<Held<'_>>,
     ) -> bool {
-        let Some(pinned) = self.pin(record, space) else {
+        let Some(pinned) = self.pin(record, arena) else {
             return false;
         };
         let slot = pinned.slot();
-        if (slot.segment, slot.number) != place || !space.copy(slot, to) {
+        if (slot.segment, slot.number) != place || !arena.copy(slot, to) {
             return false;
         }
         let mut guard = self.shards[record as usize % SHARDS].lock();
@@ -339,11 +339,11 @@ impl DedupTable {
             return false;
         }
         let holder = Holder::Record { pool, record };
-        let Ok(moved) = space.place(slot.len, slot.encoding, holder.pack(), to) else {
+        let Ok(moved) = arena.place(slot.len, slot.encoding, holder.pack(), to) else {
             return false;
         };
         found.slot = moved;
-        pins.free(slot, space);
+        pins.free(slot, arena);
         true
     }
 
@@ -351,9 +351,9 @@ impl DedupTable {
         self.gauges.iter()
     }
 
-    /// Gives back what the tables cost; the pool is going. Records that are left go with the space if all of that goes;
+    /// Gives back what the tables cost; the pool is going. Records that are left go with the arena if all of that goes;
     /// else they are those of pages that are just being loaded.
-    pub(crate) fn end(&self, space: &Space, whole: bool) {
+    pub(crate) fn end(&self, arena: &Arena, whole: bool) {
         for (gauges, shard) in self.gauges.iter().zip(&self.shards) {
             let records = {
                 let mut guard = shard.lock();
@@ -362,12 +362,12 @@ impl DedupTable {
                     records,
                     pins,
                 } = &mut *guard;
-                space.purse().refund(gauges.metadata.get());
+                arena.purse().refund(gauges.metadata.get());
                 gauges.metadata.set(0);
                 let left = if whole { 0 } else { records.end() };
                 for number in 0..left {
                     if let Some(record) = records.remove(number) {
-                        pins.free(record.slot, space);
+                        pins.free(record.slot, arena);
                     }
                 }
                 (std::mem::take(table), std::mem::take(records))

@@ -25,12 +25,12 @@ impl Pool {
             hash = dedup.hash(page);
             if let Some(looked_up) = hash {
                 let found = with_scratch(|scratch| {
-                    dedup.find(looked_up, page, (&self.space, &self.codecs), scratch)
+                    dedup.find(looked_up, page, (&self.arena, &self.codecs), scratch)
                 });
                 match found {
                     Ok(Some((record, len))) => {
                         let result = act(&Encoded::Record { record, len });
-                        dedup.release(record, &self.space);
+                        dedup.release(record, &self.arena);
                         return result;
                     }
                     Ok(None) => {}

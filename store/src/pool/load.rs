@@ -59,9 +59,9 @@ impl Pool {
                     whole
                 }
                 Found::Detached(slot) => {
-                    let copy = |bytes: &mut [u8]| self.space.fetch(slot, bytes);
+                    let copy = |bytes: &mut [u8]| self.arena.fetch(slot, bytes);
                     let whole = self.read(slot, copy, scratch, page);
-                    self.space.free(slot);
+                    self.arena.free(slot);
                     whole
                 }
                 Found::Copied(slot) => slot.is_some_and(|slot| self.decode(slot, scratch, page)),
@@ -158,11 +158,11 @@ impl Pool {
                     self.set_entry(locked, chunk, place, indexed, entry.with_age(0));
                 }
                 let warm = slot.encoding == Encoding::Cold && entry.age() == 0;
-                if let Some(pinned) = Pinned::new(&self.space, &cell.locked, locked, slot) {
+                if let Some(pinned) = Pinned::new(&self.arena, &cell.locked, locked, slot) {
                     // Twice between two sweeps: see `cold`.
                     return Ok(Found::Slot(pinned, Place { chunk, place, warm }));
                 }
-                let whole = self.space.fetch_now(slot, scratch);
+                let whole = self.arena.fetch_now(slot, scratch);
                 Ok(Found::Copied(whole.then_some(slot)))
             }
             Kind::Record(record) => Ok(self.find_record(record, scratch)),
@@ -174,9 +174,9 @@ impl Pool {
         let Some(dedup) = &self.dedup else {
             return Found::Copied(None);
         };
-        match dedup.pin(record, &self.space) {
+        match dedup.pin(record, &self.arena) {
             Some(pinned) => Found::Record(pinned, None),
-            None => Found::Copied(dedup.fetch_now(record, &self.space, scratch)),
+            None => Found::Copied(dedup.fetch_now(record, &self.arena, scratch)),
         }
     }
 

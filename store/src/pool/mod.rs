@@ -32,6 +32,8 @@ use pin::{HasPins, Pins};
 
 use crate::account::ledger::Account;
 use crate::account::quota::{Purse, Refusal};
+use crate::arena::Arena;
+use crate::arena::hold::Held;
 use crate::codec::codecs::Codecs;
 use crate::config::{Dedup, Want};
 use crate::entry::{Entry, Kind};
@@ -45,8 +47,6 @@ use crate::index::node::{Links, Node};
 use crate::index::shard::Shard;
 use crate::page::Key;
 use crate::segment::{class_of, slot_bytes};
-use crate::space::Space;
-use crate::space::hold::Held;
 use crate::stats::{PoolKind, PoolStats};
 use crate::sync::{Counter, InnerMutex};
 
@@ -61,7 +61,7 @@ pub(crate) struct Pool {
     pub(crate) kind: PoolKind,
     /// The pool's number among those of its owner, for [`Holder`].
     number: u8,
-    pub(crate) space: Arc<Space>,
+    pub(crate) arena: Arc<Arena>,
     codecs: Codecs,
     hasher: hashbrown::DefaultHashBuilder,
     shards: Box<[ShardCell]>,
@@ -127,7 +127,7 @@ impl From<Refusal> for Unplaced {
 pub(crate) struct PoolParts {
     pub(crate) kind: PoolKind,
     pub(crate) number: u8,
-    pub(crate) space: Arc<Space>,
+    pub(crate) arena: Arc<Arena>,
     pub(crate) codecs: Codecs,
     pub(crate) hasher: hashbrown::DefaultHashBuilder,
     pub(crate) dedup: Dedup,
@@ -141,11 +141,11 @@ impl Pool {
             PoolKind::Shared => MOST_MEMBERS,
         };
         let base_bytes = (SHARDS * size_of::<ShardCell>() + size_of::<Pool>() + members * 8) as u64;
-        parts.space.purse().pay_for(base_bytes, Want::Pool)?;
+        parts.arena.purse().pay_for(base_bytes, Want::Pool)?;
         Ok(Self {
             kind: parts.kind,
             number: parts.number,
-            space: parts.space,
+            arena: parts.arena,
             codecs: parts.codecs,
             dedup: dedup_table(parts.kind, parts.dedup, &parts.hasher),
             hasher: parts.hasher,
@@ -161,7 +161,7 @@ impl Pool {
     }
 
     fn purse(&self) -> &Purse {
-        self.space.purse()
+        self.arena.purse()
     }
 
     fn is_ephemeral(&self) -> bool {
@@ -260,11 +260,11 @@ impl Pool {
                 let len = bytes.len() as u16;
                 if let (Some(dedup), Some(hash)) = (&self.dedup, hash)
                     && let Inserted::Record(record) =
-                        dedup.insert(*hash, (len, *encoding), self.number, &self.space, held)?
+                        dedup.insert(*hash, (len, *encoding), self.number, &self.arena, held)?
                 {
                     return Ok(Entry::record(record));
                 }
-                let slot = self.space.place(len, *encoding, holder.pack(), held)?;
+                let slot = self.arena.place(len, *encoding, holder.pack(), held)?;
                 Ok(Entry::slot(slot))
             }
             Encoded::Record { record, .. } => match &self.dedup {
@@ -369,7 +369,7 @@ impl Pool {
     /// Gives back all that an entry of the index holds.
     fn discard(&self, cell: &ShardCell, locked: &mut Locked, entry: Entry) {
         match self.detach(cell, locked, entry).kind() {
-            Kind::Slot(slot) => locked.pins.free(slot, &self.space),
+            Kind::Slot(slot) => locked.pins.free(slot, &self.arena),
             Kind::Record(record) => self.release(record),
             _ => {}
         }
@@ -404,7 +404,7 @@ impl Pool {
 
     fn release(&self, record: u32) {
         if let Some(dedup) = &self.dedup {
-            dedup.release(record, &self.space);
+            dedup.release(record, &self.arena);
         }
     }
 

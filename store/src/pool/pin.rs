@@ -2,8 +2,8 @@
 //! a lock is to wait for such a read; and whoever reads is not to find another page's bytes, or a frame that the
 //! kernel has again. A slot that is pinned is not given back before the last reader is done.
 
+use crate::arena::Arena;
 use crate::entry::Slot;
-use crate::space::Space;
 use crate::sync::InnerMutex;
 
 /// The pinned slots of what a lock guards: at most one for each thread.
@@ -48,10 +48,10 @@ impl Pins {
     }
 
     /// Gives back a slot that no entry names any more, now or when its last reader is done.
-    pub(super) fn free(&mut self, slot: Slot, space: &Space) {
+    pub(super) fn free(&mut self, slot: Slot, arena: &Arena) {
         match self.position(slot) {
             Some(at) => self.0[at].doomed = true,
-            None => space.free(slot),
+            None => arena.free(slot),
         }
     }
 }
@@ -63,7 +63,7 @@ pub(super) trait HasPins {
 
 /// A slot that stays where it is, with its bytes, whatever becomes of its page.
 pub(super) struct Pinned<'a, T: HasPins> {
-    space: &'a Space,
+    arena: &'a Arena,
     lock: &'a InnerMutex<T>,
     slot: Slot,
 }
@@ -72,13 +72,13 @@ impl<'a, T: HasPins> Pinned<'a, T> {
     /// Pins a slot that an entry names. The caller holds the lock, which guards `locked`. `None` when there is no memory
     /// to note it.
     pub(super) fn new(
-        space: &'a Space,
+        arena: &'a Arena,
         lock: &'a InnerMutex<T>,
         locked: &mut T,
         slot: Slot,
     ) -> Option<Self> {
         let pinned = locked.pins().pin(slot);
-        pinned.then_some(Self { space, lock, slot })
+        pinned.then_some(Self { arena, lock, slot })
     }
 
     pub(super) fn slot(&self) -> Slot {
@@ -87,7 +87,7 @@ impl<'a, T: HasPins> Pinned<'a, T> {
 
     /// Copies the slot's bytes out. `false` when they are not those that were written. The caller holds no lock.
     pub(super) fn read(&self, bytes: &mut [u8]) -> bool {
-        self.space.fetch(self.slot, bytes)
+        self.arena.fetch(self.slot, bytes)
     }
 }
 
@@ -95,7 +95,7 @@ impl<T: HasPins> Drop for Pinned<'_, T> {
     fn drop(&mut self) {
         let last = self.lock.lock().pins().unpin(self.slot);
         if last {
-            self.space.free(self.slot);
+            self.arena.free(self.slot);
         }
     }
 }

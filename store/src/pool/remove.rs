@@ -148,7 +148,7 @@ impl Pool {
         }
     }
 
-    /// Frees about `most` pages of a pool that was killed. With `whole` the slots of its space go with the space, and
+    /// Frees about `most` pages of a pool that was killed. With `whole` the slots of its arena go with the arena, and
     /// are not given back one by one. Returns whether nothing is left.
     pub(crate) fn free_dead(&self, most: usize, whole: bool) -> bool {
         let mut left = most;
@@ -202,14 +202,14 @@ impl Pool {
             return;
         }
         if let Some(dedup) = &self.dedup {
-            dedup.end(&self.space, whole);
+            dedup.end(&self.arena, whole);
         }
         self.purse().refund(self.base_bytes);
     }
 }
 
 impl Drop for Pool {
-    /// Pages that are left go with the space.
+    /// Pages that are left go with the arena.
     fn drop(&mut self) {
         for number in 0..SHARDS {
             let paid = self.shards[number].locked.lock().shard.paid();

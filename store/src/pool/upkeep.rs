@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 use super::pin::Pinned;
 use super::{Locked, Pool, ShardCell, fingerprint};
 use crate::account::ledger::PageOf;
+use crate::arena::hold::Held;
 use crate::entry::{Entry, Kind, Slot};
 use crate::evict::Policy;
 use crate::index::SHARDS;
 use crate::index::backref::Holder;
 use crate::segment::{class_of, slot_bytes};
-use crate::space::hold::Held;
 use crate::stats::PoolKind;
 
 impl Pool {
@@ -141,7 +141,7 @@ impl Pool {
         to: &mut Option<Held<'_>>,
     ) -> bool {
         if let (Holder::Record { record, .. }, Some(dedup)) = (holder, &self.dedup) {
-            return dedup.relocate(record, from, self.number, &self.space, to);
+            return dedup.relocate(record, from, self.number, &self.arena, to);
         }
         let (Holder::Chunk { shard, .. } | Holder::Node { shard, .. }) = holder else {
             return false;
@@ -151,7 +151,7 @@ impl Pool {
             let mut locked = cell.locked.lock();
             match entry_of(&locked, holder).kind() {
                 Kind::Slot(slot) if (slot.segment, slot.number) == from => {
-                    Pinned::new(&self.space, &cell.locked, &mut locked, slot)
+                    Pinned::new(&self.arena, &cell.locked, &mut locked, slot)
                 }
                 _ => None,
             }
@@ -160,7 +160,7 @@ impl Pool {
             return false;
         };
         let slot = pinned.slot();
-        if !self.space.copy(slot, to) {
+        if !self.arena.copy(slot, to) {
             return false;
         }
         let mut locked = cell.locked.lock();
@@ -169,7 +169,7 @@ impl Pool {
         if entry.kind() != Kind::Slot(slot) {
             return false;
         }
-        let placed = self.space.place(slot.len, slot.encoding, holder.pack(), to);
+        let placed = self.arena.place(slot.len, slot.encoding, holder.pack(), to);
         let Ok(moved) = placed else {
             return false;
         };
@@ -183,7 +183,7 @@ impl Pool {
             }
             Holder::Record { .. } => {}
         }
-        locked.pins.free(slot, &self.space);
+        locked.pins.free(slot, &self.arena);
         cell.counters.moved.add(1);
         true
     }

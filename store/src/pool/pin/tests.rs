@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use crate::space::swap_in::SWAP_IN;
+use crate::arena::swap_in::SWAP_IN;
 use crate::{Dedup, Domain, DomainConfig, ObjectId, Page, PoolId, PoolSpec, Store, StoreConfig};
 
 const OBJECT: ObjectId = ObjectId([0; 3]);

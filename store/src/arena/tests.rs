@@ -1,4 +1,4 @@
-//! What a space counts and lists, against a recount after random operations.
+//! What an arena counts and lists, against a recount after random operations.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::wake::Wakes;
 
 const MIB: u64 = 1 << 20;
 
-fn space(limit: u64) -> (Arc<Ledger>, Space) {
+fn arena(limit: u64) -> (Arc<Ledger>, Arena) {
     let ledger = Arc::new(Ledger::new(1 << 30));
     let account = Arc::new(Account::default());
     ledger
@@ -28,14 +28,14 @@ fn space(limit: u64) -> (Arc<Ledger>, Space) {
         None,
         Arc::new(Wakes::default()),
     );
-    let space = Space::new("test", purse).expect("memfd");
-    (ledger, space)
+    let arena = Arena::new("test", purse).expect("memfd");
+    (ledger, arena)
 }
 
-/// Counts all anew, and compares. Nobody else uses the space.
-fn recount(space: &Space, ledger: &Ledger) {
+/// Counts all anew, and compares. Nobody else uses the arena.
+fn recount(arena: &Arena, ledger: &Ledger) {
     let (mut sources, mut on_the_way) = (0, 0);
-    for (class, cell) in space.classes.iter().enumerate() {
+    for (class, cell) in arena.classes.iter().enumerate() {
         let inner = cell.locked.lock();
         let (mut frames, mut live, mut ready, mut metadata) = (0, 0, 0, 0);
         let lists = [OPEN, READY, IDLE].map(|list| {
@@ -65,51 +65,51 @@ fn recount(space: &Space, ledger: &Ledger) {
             [&lists[0], &lists[1], &lists[2]]
         );
         let bit = |mask: &AtomicU64| mask.load(Ordering::Relaxed) >> class & 1 == 1;
-        assert_eq!(bit(&space.idle), !inner.idle.is_empty());
-        assert_eq!(bit(&space.occupied), !inner.segments.is_empty());
+        assert_eq!(bit(&arena.idle), !inner.idle.is_empty());
+        assert_eq!(bit(&arena.occupied), !inner.segments.is_empty());
         sources += u64::from(!inner.idle.is_empty());
         drop(inner);
         // Whoever is told that nothing can be moved must not be wrong.
-        if !bit(&space.movable) {
-            assert_eq!(space.moves_to_win(class), None);
+        if !bit(&arena.movable) {
+            assert_eq!(arena.moves_to_win(class), None);
         }
     }
-    sources += u64::from(!space.spare.lock().retired.is_empty());
-    assert_eq!(space.sources.load(Ordering::Relaxed), sources);
+    sources += u64::from(!arena.spare.lock().retired.is_empty());
+    assert_eq!(arena.sources.load(Ordering::Relaxed), sources);
     assert_eq!(ledger.owners_with_idle.is_some(), sources > 0);
-    assert_eq!(space.on_the_way.load(Ordering::Relaxed), on_the_way);
-    let usage = space.usage();
+    assert_eq!(arena.on_the_way.load(Ordering::Relaxed), on_the_way);
+    let usage = arena.usage();
     assert_eq!(ledger.used(), usage.frames + usage.metadata);
 }
 
 /// Moves the highest slot of a class down, as a pool does whose entry names it.
-fn move_one(space: &Space, class: usize, slots: &mut [Slot], fill: bool) -> bool {
-    let Some(highest) = space.highest(class) else {
+fn move_one(arena: &Arena, class: usize, slots: &mut [Slot], fill: bool) -> bool {
+    let Some(highest) = arena.highest(class) else {
         return false;
     };
-    let mut to = space.hold_below(class, highest.slot, fill);
+    let mut to = arena.hold_below(class, highest.slot, fill);
     let found = slots
         .iter_mut()
         .find(|slot| (slot.segment, slot.number) == highest.slot);
     let Some(slot) = found else {
         return false;
     };
-    if !space.copy(*slot, &mut to) {
+    if !arena.copy(*slot, &mut to) {
         return false;
     }
-    let placed = space.place(slot.len, slot.encoding, highest.backref, &mut to);
+    let placed = arena.place(slot.len, slot.encoding, highest.backref, &mut to);
     let Ok(moved) = placed else {
         return false;
     };
-    space.free(*slot);
+    arena.free(*slot);
     *slot = moved;
     true
 }
 
 #[test]
-fn what_a_space_lists_is_what_a_recount_finds_after_any_operations() {
+fn what_an_arena_lists_is_what_a_recount_finds_after_any_operations() {
     for seed in 0..6 {
-        let (ledger, space) = space(2 * MIB);
+        let (ledger, arena) = arena(2 * MIB);
         let mut rng = StdRng::seed_from_u64(seed);
         // Few classes, so that they have several segments each.
         let lens = [60u16, 200, 1500, 2700, 4096];
@@ -121,35 +121,35 @@ fn what_a_space_lists_is_what_a_recount_finds_after_any_operations() {
             match rng.random_range(0..100) {
                 0..55 => {
                     let bytes = vec![len as u8; usize::from(len)];
-                    if let Ok(held) = space.hold_for(&bytes) {
+                    if let Ok(held) = arena.hold_for(&bytes) {
                         let mut held = Some(held);
-                        let placed = space.place(len, Encoding::Raw, 1, &mut held);
+                        let placed = arena.place(len, Encoding::Raw, 1, &mut held);
                         assert!(placed.is_ok() && held.is_none(), "a held slot is there");
                         slots.extend(placed);
                     }
                 }
                 55..80 if !slots.is_empty() => {
-                    space.free(slots.swap_remove(rng.random_range(0..slots.len())));
+                    arena.free(slots.swap_remove(rng.random_range(0..slots.len())));
                 }
-                80..84 => helds.extend(space.hold(class)),
+                80..84 => helds.extend(arena.hold(class)),
                 84..88 => helds.truncate(most),
                 88..91 => {
-                    space.trim(most);
+                    arena.trim(most);
                 }
                 91..94 => {
-                    move_one(&space, class, &mut slots, most % 2 == 0);
+                    move_one(&arena, class, &mut slots, most % 2 == 0);
                 }
                 94..97 => {
-                    space.fill_ahead();
+                    arena.fill_ahead();
                 }
                 97 => {
-                    space.look();
-                    space.trim_slowly(most);
+                    arena.look();
+                    arena.trim_slowly(most);
                 }
                 98 => {
                     // A frame that the kernel refuses.
                     let frames = frame_run(0, most);
-                    let mut inner = space.classes[class].locked.lock();
+                    let mut inner = arena.classes[class].locked.lock();
                     let place = free_place(&mut inner);
                     let free = place.filter(|(number, slot)| {
                         let segment = &inner.segments[number];
@@ -157,32 +157,32 @@ fn what_a_space_lists_is_what_a_recount_finds_after_any_operations() {
                         segment.missing(*slot) != 0 && known & frames == 0
                     });
                     if let Some((number, _)) = free
-                        && space.pay_frames(frames).is_ok()
+                        && arena.pay_frames(frames).is_ok()
                     {
-                        space.change(class, &mut inner, number, |s| s.begin_filling(frames));
-                        space.count_begun(class, frames);
+                        arena.change(class, &mut inner, number, |s| s.begin_filling(frames));
+                        arena.count_begun(class, frames);
                         drop(inner);
-                        let got = space.populate(number, frames & rng.random::<u64>());
-                        space.end_filling(class, number, (frames, got), None);
+                        let got = arena.populate(number, frames & rng.random::<u64>());
+                        arena.end_filling(class, number, (frames, got), None);
                     }
                 }
                 _ => {
                     let few = slots.len() / 3;
-                    slots.drain(few..).for_each(|slot| space.free(slot));
+                    slots.drain(few..).for_each(|slot| arena.free(slot));
                 }
             }
             if turn % 16 == 0 {
-                recount(&space, &ledger);
+                recount(&arena, &ledger);
             }
         }
         for slot in &slots {
             let mut back = [0; 4096];
-            assert!(space.fetch(*slot, &mut back), "other bytes came back");
+            assert!(arena.fetch(*slot, &mut back), "other bytes came back");
         }
         drop(helds);
-        slots.into_iter().for_each(|slot| space.free(slot));
-        while space.trim(usize::MAX) > 0 {}
-        recount(&space, &ledger);
+        slots.into_iter().for_each(|slot| arena.free(slot));
+        while arena.trim(usize::MAX) > 0 {}
+        recount(&arena, &ledger);
         assert_eq!(ledger.used(), 0);
     }
 }
@@ -191,24 +191,24 @@ fn what_a_space_lists_is_what_a_recount_finds_after_any_operations() {
 fn moving_as_many_slots_as_are_said_to_win_a_frame_wins_one() {
     let mut rng = StdRng::seed_from_u64(9);
     for len in [64u16, 100, 700, 1700, 2100] {
-        let (ledger, space) = space(u64::MAX);
+        let (ledger, arena) = arena(u64::MAX);
         let class = class_of(len);
         let bytes = vec![7; usize::from(len)];
         let mut slots = Vec::new();
         for _ in 0..3 * slots_per_segment(class) {
-            let mut held = Some(space.hold_for(&bytes).expect("room"));
-            let placed = space.place(len, Encoding::Raw, 1, &mut held);
+            let mut held = Some(arena.hold_for(&bytes).expect("room"));
+            let placed = arena.place(len, Encoding::Raw, 1, &mut held);
             slots.push(placed.expect("held"));
         }
-        while space.trim(64) > 0 {}
+        while arena.trim(64) > 0 {}
         let mut won = 0;
         for _ in 0..slots.len() / 4 {
-            space.free(slots.swap_remove(rng.random_range(0..slots.len())));
-            while space.trim(64) > 0 {}
-            let used = space.usage().frames;
-            let Some(moves) = space.moves_to_win(class) else {
+            arena.free(slots.swap_remove(rng.random_range(0..slots.len())));
+            while arena.trim(64) > 0 {}
+            let used = arena.usage().frames;
+            let Some(moves) = arena.moves_to_win(class) else {
                 assert_eq!(
-                    space.movable().count(),
+                    arena.movable().count(),
                     0,
                     "nothing is known and remembered"
                 );
@@ -216,39 +216,39 @@ fn moving_as_many_slots_as_are_said_to_win_a_frame_wins_one() {
             };
             assert!(moves <= 65, "{moves} moves");
             for _ in 0..moves {
-                assert!(move_one(&space, class, &mut slots, false));
+                assert!(move_one(&arena, class, &mut slots, false));
             }
-            space.trim(64);
-            assert!(space.usage().frames < used);
+            arena.trim(64);
+            assert!(arena.usage().frames < used);
             won += 1;
         }
         assert!(won > 2, "{won} frames of slots of {len} bytes");
-        recount(&space, &ledger);
+        recount(&arena, &ledger);
     }
 }
 
 #[test]
 fn a_slot_that_is_held_is_nobody_elses_and_comes_back() {
-    let (ledger, space) = space(u64::MAX);
+    let (ledger, arena) = arena(u64::MAX);
     let class = class_of(4096);
-    let first = space.hold(class).expect("room");
-    let second = space.hold_for(&[3; 4096]).expect("room");
+    let first = arena.hold(class).expect("room");
+    let second = arena.hold_for(&[3; 4096]).expect("room");
     assert_ne!(first.place(), second.place());
     let place = second.place();
     let mut held = Some(second);
-    let placed = space.place(4096, Encoding::Raw, 9, &mut held);
+    let placed = arena.place(4096, Encoding::Raw, 9, &mut held);
     let slot = placed.expect("held");
     assert_eq!((slot.segment, slot.number), place);
     // One of another class is left alone, and one without the bytes.
     held = Some(first);
     for len in [64, 4095, 4096] {
-        let placed = space.place(len, Encoding::Raw, 9, &mut held);
+        let placed = arena.place(len, Encoding::Raw, 9, &mut held);
         assert_eq!(placed, Err(Refusal::Frames));
         assert!(held.is_some());
     }
     drop(held);
-    space.free(slot);
-    space.end();
-    drop(space.hold(class));
+    arena.free(slot);
+    arena.end();
+    drop(arena.hold(class));
     assert_eq!(ledger.used(), 0, "who ends last gives back what is left");
 }

@@ -3,11 +3,11 @@
 use std::sync::atomic::Ordering;
 
 use super::hold::Held;
-use super::{Classes, Movable, Space, before_touch};
+use super::{Arena, Classes, Movable, before_touch};
 use crate::entry::Slot;
 use crate::segment::class_of;
 
-impl Space {
+impl Arena {
     /// Classes where moving slots may free a frame.
     pub(crate) fn movable(&self) -> Classes {
         Classes(self.movable.load(Ordering::Relaxed))

@@ -1,11 +1,11 @@
 //! The end of an owner: its memory goes a segment at a time, whatever slots are in use.
 
-use super::Space;
+use super::Arena;
 
 /// Frames that one step gives back to the kernel at most.
 const FRAMES: usize = 1024;
 
-impl Space {
+impl Arena {
     /// Gives back some of the memory of an owner that is gone: nobody names its slots any more. Returns whether nothing
     /// is left that could be given back.
     pub(crate) fn abandon(&self) -> bool {

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Space;
+use super::Arena;
 use crate::account::quota::Refusal;
 use crate::entry::MAX_SEGMENTS;
 use crate::memory::FRAME_BYTES;
@@ -14,7 +14,7 @@ const FRAMES: u64 = 64;
 /// Part of a reserve that is left for the tables of pools and segments, which are not frames.
 const TABLES: u64 = 32;
 
-impl Space {
+impl Arena {
     /// Has the background keep the owner's reserve, and gets memory for a part of it. `true` when there is more to get.
     pub(crate) fn populate_reserve(&self) -> Result<bool, Refusal> {
         self.kept.store(true, Ordering::Relaxed);

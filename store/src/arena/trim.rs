@@ -7,15 +7,15 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Classes, Space};
+use super::{Arena, Classes};
 use crate::memory::FRAME_BYTES;
 use crate::segment::{CLASSES, frame_run, runs, slot_bytes};
 
 /// Segments that frames leave at a time.
 const AT_A_TIME: usize = 8;
 
-impl Space {
-    /// Decides what [`Space::trim_slowly`] may give back until the next look. `true` when frames are kept that a
+impl Arena {
+    /// Decides what [`Arena::trim_slowly`] may give back until the next look. `true` when frames are kept that a
     /// later look may find idle.
     pub(crate) fn look(&self) -> bool {
         let mut keeps = false;

@@ -4,7 +4,7 @@
 use std::mem::ManuallyDrop;
 use std::sync::atomic::Ordering;
 
-use super::{SizeClass, Space, before_touch, free_place, ready_place};
+use super::{Arena, SizeClass, before_touch, free_place, ready_place};
 use crate::account::quota::Refusal;
 use crate::entry::{Encoding, Slot};
 use crate::memory::FRAME_BYTES;
@@ -21,7 +21,7 @@ fn ahead(frames: u64) -> u64 {
 /// A slot in frames with memory that no entry names yet; given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Held<'a> {
-    space: &'a Space,
+    arena: &'a Arena,
     class: usize,
     place: (u32, u16),
     /// How many bytes were written to it, and their check.
@@ -29,13 +29,13 @@ pub(crate) struct Held<'a> {
 }
 
 impl Held<'_> {
-    pub(crate) fn is_of(&self, space: &Space, class: usize) -> bool {
-        std::ptr::eq(self.space, space) && self.class == class
+    pub(crate) fn is_of(&self, arena: &Arena, class: usize) -> bool {
+        std::ptr::eq(self.arena, arena) && self.class == class
     }
 
     /// Whether it has so many bytes of a page.
-    pub(super) fn is_written(&self, space: &Space, len: u16) -> bool {
-        self.is_of(space, class_of(len)) && self.written.is_some_and(|(written, _)| written == len)
+    pub(super) fn is_written(&self, arena: &Arena, len: u16) -> bool {
+        self.is_of(arena, class_of(len)) && self.written.is_some_and(|(written, _)| written == len)
     }
 
     pub(crate) fn place(&self) -> (u32, u16) {
@@ -49,7 +49,7 @@ impl Held<'_> {
     /// Writes a page's bytes to it. The caller holds no lock of the crate, as the host may have swapped the slot out.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
         before_touch();
-        let memory = &self.space.memory;
+        let memory = &self.arena.memory;
         let check = memory.write(self.place.0, self.offset(), bytes);
         self.written = Some((bytes.len() as u16, check));
     }
@@ -57,7 +57,7 @@ impl Held<'_> {
     /// Copies the bytes of a slot of the class to it. `false` when bytes that are lost can not be noted.
     pub(super) fn copy_from(&mut self, slot: Slot) -> bool {
         let from = usize::from(slot.number) * slot_bytes(self.class);
-        let copied = self.space.memory.copy(
+        let copied = self.arena.memory.copy(
             (slot.segment, from),
             (self.place.0, self.offset()),
             usize::from(slot.len),
@@ -70,7 +70,7 @@ impl Held<'_> {
     pub(super) fn keep(self, backref: Backref) -> ((u32, u16), u16) {
         let held = ManuallyDrop::new(self);
         let (number, slot) = held.place;
-        let mut inner = held.space.classes[held.class].locked.lock();
+        let mut inner = held.arena.classes[held.class].locked.lock();
         if let Some(segment) = inner.segments.get_mut(&number) {
             segment.set_backref(slot, backref);
         }
@@ -81,8 +81,8 @@ impl Held<'_> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         let (number, slot) = self.place;
-        self.space.give(self.class, number, slot);
-        self.space.finish_if_ended();
+        self.arena.give(self.class, number, slot);
+        self.arena.finish_if_ended();
     }
 }
 
@@ -92,7 +92,7 @@ struct Filling {
     frames: u64,
 }
 
-impl Space {
+impl Arena {
     /// A slot with these bytes (1 to 4096). The caller holds no lock of the crate.
     pub(crate) fn hold_for(&self, bytes: &[u8]) -> Result<Held<'_>, Refusal> {
         let mut held = self.hold(class_of(bytes.len() as u16))?;
@@ -131,7 +131,7 @@ impl Space {
                 drop(guard);
                 self.discard(class, fresh);
                 return taken.map(|place| Held {
-                    space: self,
+                    arena: self,
                     class,
                     place,
                     written: None,
@@ -181,7 +181,7 @@ impl Space {
         }
         let place = self.take_ready(class, inner, ready?.0, 0).ok()?;
         Some(Held {
-            space: self,
+            arena: self,
             class,
             place,
             written: None,
@@ -242,7 +242,7 @@ impl Space {
         let got = self.populate(number, frames);
         if self.end_filling(class, number, (frames, got), Some(place.1)) {
             Ok(Held {
-                space: self,
+                arena: self,
                 class,
                 place,
                 written: None,

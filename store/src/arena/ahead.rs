@@ -3,13 +3,13 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Space;
+use super::Arena;
 use crate::segment::{CLASSES, Segment};
 
 /// Most frames that a class has ahead.
 const MOST: u64 = 32;
 
-impl Space {
+impl Arena {
     /// Frames that a growing class is to have ahead: a 64th of what it has.
     pub(super) fn stock(&self, class: usize) -> u64 {
         (self.classes[class].gauges.frames.get() / 64).min(MOST)
@@ -85,7 +85,7 @@ mod tests {
 
     const RAW: usize = CLASSES - 1;
 
-    fn space(limit: u64) -> (Arc<Ledger>, Space) {
+    fn arena(limit: u64) -> (Arc<Ledger>, Arena) {
         let ledger = Arc::new(Ledger::new(1 << 30));
         let account = Arc::new(Account::default());
         ledger
@@ -97,118 +97,118 @@ mod tests {
             None,
             Arc::new(Wakes::default()),
         );
-        let space = Space::new("test", purse).expect("memfd");
-        (ledger, space)
+        let arena = Arena::new("test", purse).expect("memfd");
+        (ledger, arena)
     }
 
-    fn place(space: &Space) -> Result<Slot, Refusal> {
-        let mut held = Some(space.hold_for(&[7; 4096])?);
-        space.place(4096, Encoding::Raw, 1, &mut held)
+    fn place(arena: &Arena) -> Result<Slot, Refusal> {
+        let mut held = Some(arena.hold_for(&[7; 4096])?);
+        arena.place(4096, Encoding::Raw, 1, &mut held)
     }
 
     /// A class of so many pages or a few more, and no frame without one.
-    fn fill(space: &Space, ledger: &Ledger, pages: usize) -> Vec<Slot> {
-        let mut slots: Vec<_> = (0..pages).map(|_| place(space).expect("room")).collect();
-        while idle(space, ledger) > 0 {
-            slots.push(place(space).expect("room"));
+    fn fill(arena: &Arena, ledger: &Ledger, pages: usize) -> Vec<Slot> {
+        let mut slots: Vec<_> = (0..pages).map(|_| place(arena).expect("room")).collect();
+        while idle(arena, ledger) > 0 {
+            slots.push(place(arena).expect("room"));
         }
         slots
     }
 
     /// Frames that hold no slot; and what is charged is what is there.
-    fn idle(space: &Space, ledger: &Ledger) -> u64 {
-        let usage = space.usage();
+    fn idle(arena: &Arena, ledger: &Ledger) -> u64 {
+        let usage = arena.usage();
         assert_eq!(ledger.used(), usage.frames + usage.metadata);
         (usage.frames - usage.slots) / FRAME_BYTES as u64
     }
 
     #[test]
     fn a_growing_class_has_frames_ahead_and_gives_them_back_when_it_rests() {
-        let (ledger, space) = space(u64::MAX);
-        assert!(!space.fill_ahead(), "nobody asked");
-        fill(&space, &ledger, 64 * 5 + 1);
-        assert_eq!(space.stock(RAW), 5);
-        assert!(space.fill_ahead());
-        assert_eq!(idle(&space, &ledger), 5);
-        place(&space).expect("room");
+        let (ledger, arena) = arena(u64::MAX);
+        assert!(!arena.fill_ahead(), "nobody asked");
+        fill(&arena, &ledger, 64 * 5 + 1);
+        assert_eq!(arena.stock(RAW), 5);
+        assert!(arena.fill_ahead());
+        assert_eq!(idle(&arena, &ledger), 5);
+        place(&arena).expect("room");
         assert_eq!(
-            idle(&space, &ledger),
+            idle(&arena, &ledger),
             4,
             "a store takes a frame that is there"
         );
-        assert!(!space.fill_ahead(), "four are enough");
+        assert!(!arena.fill_ahead(), "four are enough");
 
-        assert!(space.look(), "the class took slots");
-        assert_eq!(space.trim_slowly(64), 0);
-        assert!(!space.look(), "it took no more");
-        assert_eq!(space.trim_slowly(64), 2 * 4096, "half of them");
-        assert_eq!(space.trim_slowly(64), 0, "until the next look");
-        space.look();
-        assert_eq!(space.trim_slowly(64), 4096);
-        space.look();
-        assert_eq!(space.trim_slowly(64), 4096);
-        assert_eq!(idle(&space, &ledger), 0);
+        assert!(arena.look(), "the class took slots");
+        assert_eq!(arena.trim_slowly(64), 0);
+        assert!(!arena.look(), "it took no more");
+        assert_eq!(arena.trim_slowly(64), 2 * 4096, "half of them");
+        assert_eq!(arena.trim_slowly(64), 0, "until the next look");
+        arena.look();
+        assert_eq!(arena.trim_slowly(64), 4096);
+        arena.look();
+        assert_eq!(arena.trim_slowly(64), 4096);
+        assert_eq!(idle(&arena, &ledger), 0);
     }
 
     #[test]
     fn a_frame_on_its_way_is_nobody_elses_and_goes_back_when_the_kernel_refuses() {
-        let (ledger, space) = space(u64::MAX);
-        fill(&space, &ledger, 64 * 5 + 1);
-        let (number, frames) = space.begin_filling(RAW).expect("frames");
+        let (ledger, arena) = arena(u64::MAX);
+        fill(&arena, &ledger, 64 * 5 + 1);
+        let (number, frames) = arena.begin_filling(RAW).expect("frames");
         assert_eq!(frames.count_ones(), 5);
-        assert_eq!(space.begin_filling(RAW), None, "they are on their way");
-        let slot = place(&space).expect("room");
-        let taken = space.usage().frames;
-        assert!(space.has_frames_on_the_way());
-        while space.trim(64) > 0 {}
-        assert_eq!(idle(&space, &ledger), 5, "what is on its way stays");
-        space.end_filling(RAW, number, (frames, 0b11 << frames.trailing_zeros()), None);
-        assert!(space.fetch(slot, &mut [0; 4096]));
-        assert_eq!(idle(&space, &ledger), 2);
-        assert!(space.usage().frames < taken);
-        assert!(!space.has_frames_on_the_way());
+        assert_eq!(arena.begin_filling(RAW), None, "they are on their way");
+        let slot = place(&arena).expect("room");
+        let taken = arena.usage().frames;
+        assert!(arena.has_frames_on_the_way());
+        while arena.trim(64) > 0 {}
+        assert_eq!(idle(&arena, &ledger), 5, "what is on its way stays");
+        arena.end_filling(RAW, number, (frames, 0b11 << frames.trailing_zeros()), None);
+        assert!(arena.fetch(slot, &mut [0; 4096]));
+        assert_eq!(idle(&arena, &ledger), 2);
+        assert!(arena.usage().frames < taken);
+        assert!(!arena.has_frames_on_the_way());
     }
 
     #[test]
     fn a_segment_that_empties_while_it_is_filled_goes_afterwards() {
         for ends in [false, true] {
-            let (ledger, space) = space(u64::MAX);
-            let slots = fill(&space, &ledger, 70);
-            let (number, frames) = space.begin_filling(RAW).expect("frames");
+            let (ledger, arena) = arena(u64::MAX);
+            let slots = fill(&arena, &ledger, 70);
+            let (number, frames) = arena.begin_filling(RAW).expect("frames");
             for slot in slots {
-                space.free(slot);
+                arena.free(slot);
             }
             if ends {
-                space.end();
+                arena.end();
             }
-            while space.trim(64) > 0 {}
-            assert!(idle(&space, &ledger) > 0);
-            space.end_filling(RAW, number, (frames, frames), None);
+            while arena.trim(64) > 0 {}
+            assert!(idle(&arena, &ledger) > 0);
+            arena.end_filling(RAW, number, (frames, frames), None);
             if ends {
-                space.finish_if_ended();
+                arena.finish_if_ended();
             } else {
-                while space.trim(64) > 0 {}
+                while arena.trim(64) > 0 {}
             }
             assert_eq!(ledger.used(), 0);
-            assert_eq!(space.begin_filling(RAW), None);
+            assert_eq!(arena.begin_filling(RAW), None);
         }
     }
 
     #[test]
     fn frames_ahead_are_not_taken_beyond_a_limit() {
-        let (ledger, space) = space(u64::MAX);
-        fill(&space, &ledger, 64 * 5 + 1);
-        let account = Arc::clone(&space.purse.account);
+        let (ledger, arena) = arena(u64::MAX);
+        fill(&arena, &ledger, 64 * 5 + 1);
+        let account = Arc::clone(&arena.purse.account);
         let used = ledger.used();
         ledger
             .configure(&account, Allotment::of(0, used))
             .expect("fits");
-        assert!(space.fill_ahead());
+        assert!(arena.fill_ahead());
         assert_eq!(ledger.used(), used);
-        assert!(place(&space).is_err());
+        assert!(place(&arena).is_err());
         ledger
             .configure(&account, Allotment::of(0, used + 4096))
             .expect("fits");
-        place(&space).expect("room for one");
+        place(&arena).expect("room for one");
     }
 }

@@ -39,7 +39,7 @@ const WAKE_WASTE: u64 = 20;
 
 /// The slots of one owner.
 #[derive(Debug)]
-pub(crate) struct Space {
+pub(crate) struct Arena {
     memory: Memory,
     purse: Purse,
     classes: Box<[ClassCell]>,
@@ -128,7 +128,7 @@ struct Spare {
 
 /// Sums over an owner's segments.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct SpaceUse {
+pub(crate) struct ArenaUsage {
     /// Bytes of frames with memory.
     pub(crate) frames: u64,
     /// Bytes of bookkeeping per segment.
@@ -144,7 +144,7 @@ pub(crate) struct Movable {
     pub(crate) backref: Backref,
 }
 
-impl Space {
+impl Arena {
     pub(crate) fn new(name: &str, purse: Purse) -> io::Result<Self> {
         Ok(Self {
             memory: Memory::new(name)?.locked(purse.is_locked()),
@@ -176,7 +176,7 @@ impl Space {
         self.fetch_now(slot, bytes)
     }
 
-    /// As [`Space::fetch`], for whoever has no memory to do without a lock.
+    /// As [`Arena::fetch`], for whoever has no memory to do without a lock.
     pub(crate) fn fetch_now(&self, slot: Slot, bytes: &mut [u8]) -> bool {
         let offset = usize::from(slot.number) * slot_bytes(class_of(slot.len));
         self.memory
@@ -351,7 +351,7 @@ impl Space {
         Some((number, resident))
     }
 
-    /// Gives a slot back. Its frames stay charged until [`Space::trim`].
+    /// Gives a slot back. Its frames stay charged until [`Arena::trim`].
     pub(crate) fn free(&self, slot: Slot) {
         self.give(class_of(slot.len), slot.segment, slot.number);
     }
@@ -464,10 +464,10 @@ impl Space {
     }
 
     /// Sums for statistics.
-    pub(crate) fn usage(&self) -> SpaceUse {
-        let mut usage = SpaceUse {
+    pub(crate) fn usage(&self) -> ArenaUsage {
+        let mut usage = ArenaUsage {
             frames: self.retired_frames.get() * FRAME_BYTES as u64,
-            ..SpaceUse::default()
+            ..ArenaUsage::default()
         };
         for (class, ClassCell { gauges, .. }) in self.classes.iter().enumerate() {
             usage.frames += gauges.frames.get() * FRAME_BYTES as u64;
@@ -478,7 +478,7 @@ impl Space {
     }
 }
 
-impl Drop for Space {
+impl Drop for Arena {
     /// The memory goes as a whole, and with it all that was charged for it.
     fn drop(&mut self) {
         let usage = self.usage();
