@@ -195,7 +195,7 @@ impl DomainInner {
     }
 
     fn dying(&self) -> &AtomicUsize {
-        &self.arena.purse().wakes().dying
+        &self.arena.quota().wakes().dying
     }
 
     /// Frees about `most` pages of what was cut loose. `true` when there was something.

@@ -9,7 +9,7 @@
 //! | `index`, `entry` | keys to 8-byte entries |
 //! | `arena`, `segment`, `memory` | slots of 64-byte size classes in segments of a memfd |
 //! | `bad_memory` | what a handler of SIGBUS needs: with `memory`, the only `unsafe` |
-//! | `account` | bytes used, reserved and granted, and who pays |
+//! | `account` | bytes used, reserved and granted, and who is charged |
 //! | `evict`, `reclaim` | which pages go when memory is short |
 //! | `gather` | memory that an operator asks for: a reserve, a flush, a lower limit |
 //! | `reap` | what was destroyed, invalidated or removed is freed |

@@ -73,7 +73,7 @@ impl Extent {
     /// Tells the kernel what it may not do with the memory.
     fn advise(&self, locked: bool) -> io::Result<()> {
         let at = self.base.as_ptr().cast();
-        // A huge page is more than the frames that are paid for. A dump is no place for what guests stored. A kernel that
+        // A huge page is more than the frames that are charged. A dump is no place for what guests stored. A kernel that
         // has neither does not know the advice.
         for advice in [Advice::LinuxNoHugepage, Advice::LinuxDontDump] {
             // SAFETY: the whole of our mapping; none of its bytes changes.

@@ -127,7 +127,7 @@ fn memory_came(
 ) -> bool {
     let account = match short {
         Short::Limit => &domain.account,
-        Short::Budget => &arena.purse().account,
+        Short::Budget => &arena.quota().account,
         // The host says so itself when it is asked.
         Short::Host => return false,
     };

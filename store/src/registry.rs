@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::account::allotment::Allotment;
 use crate::account::ledger::{Account, Short};
-use crate::account::quota::{Purse, Refusal};
+use crate::account::quota::{Quota, Refusal};
 use crate::arena::Arena;
 use crate::codec::codecs::Codecs;
 use crate::config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig};
@@ -135,7 +135,7 @@ impl StoreInner {
             registry.promised += config.reserve;
             registry.adding.insert(name.to_owned());
         }
-        let arena = Arena::new(name, self.purse(Arc::clone(&account)))
+        let arena = Arena::new(name, self.quota(Arc::clone(&account)))
             .map_err(ConfigError::Host)
             .and_then(|arena| gather::grant(&self.owners, &account, allotment).map(|()| arena));
         let mut registry = self.registry.lock();
@@ -153,8 +153,8 @@ impl StoreInner {
         self.registry.lock().domains.get(name).cloned()
     }
 
-    fn purse(&self, account: Arc<Account>) -> Purse {
-        Purse::new(
+    fn quota(&self, account: Arc<Account>) -> Quota {
+        Quota::new(
             Arc::clone(&self.owners.ledger),
             account,
             self.gate.clone(),
@@ -300,7 +300,7 @@ impl StoreInner {
 
     fn make_group(&self, name: &str, dedup: Dedup) -> Result<Arc<Group>, CreatePoolError> {
         let account = Arc::new(self.owners.ledger.open_group());
-        let arena = Arena::new(name, self.purse(Arc::clone(&account)))
+        let arena = Arena::new(name, self.quota(Arc::clone(&account)))
             .map_err(|_| CreatePoolError::NoMemory)?;
         let pool = Pool::new(PoolParts {
             kind: PoolKind::Shared,

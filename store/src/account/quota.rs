@@ -1,4 +1,4 @@
-//! Who pays for an owner's memory, and why none is to be had.
+//! What an owner may charge to its account, and why a charge is refused.
 
 use std::sync::Arc;
 
@@ -23,9 +23,9 @@ impl From<Short> for Refusal {
     }
 }
 
-/// Pays for memory and asks whether the host grants it.
+/// Charges memory and asks whether the host grants it.
 #[derive(Clone, Debug)]
-pub(crate) struct Purse {
+pub(crate) struct Quota {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) account: Arc<Account>,
     gate: Option<Arc<dyn Gate>>,
@@ -35,7 +35,7 @@ pub(crate) struct Purse {
     locked: bool,
 }
 
-impl Purse {
+impl Quota {
     pub(crate) fn new(
         ledger: Arc<Ledger>,
         account: Arc<Account>,
@@ -60,11 +60,11 @@ impl Purse {
         self.locked
     }
 
-    pub(crate) fn pay(&self, bytes: u64) -> Result<(), Refusal> {
-        self.pay_for(bytes, Want::Pages)
+    pub(crate) fn charge(&self, bytes: u64) -> Result<(), Refusal> {
+        self.charge_for(bytes, Want::Pages)
     }
 
-    pub(crate) fn pay_for(&self, bytes: u64, want: Want) -> Result<(), Refusal> {
+    pub(crate) fn charge_for(&self, bytes: u64, want: Want) -> Result<(), Refusal> {
         if bytes == 0 {
             return Ok(());
         }
@@ -80,15 +80,15 @@ impl Purse {
         Ok(())
     }
 
-    /// Gives back what was paid for frames that the kernel has again.
-    pub(crate) fn give_back(&self, bytes: u64) {
-        self.refund(bytes);
+    /// Uncharges frames that the kernel has again.
+    pub(crate) fn uncharge_returned(&self, bytes: u64) {
+        self.uncharge(bytes);
         if let Some(gate) = &self.gate {
             gate.returned(bytes);
         }
     }
 
-    pub(crate) fn refund(&self, bytes: u64) {
+    pub(crate) fn uncharge(&self, bytes: u64) {
         self.ledger.release(&self.account, bytes);
     }
 

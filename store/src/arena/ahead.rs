@@ -25,7 +25,7 @@ impl Arena {
         if self.wanting.load(Ordering::Relaxed) & bit == 0 {
             self.wanting.fetch_or(bit, Ordering::Relaxed);
         }
-        self.purse.wakes().ahead.ask_soon();
+        self.quota.wakes().ahead.ask_soon();
     }
 
     /// Gets frames for the classes that asked. Returns whether any did.
@@ -36,7 +36,7 @@ impl Arena {
         }
         if wanting != 0 {
             // What is not needed after all is given back.
-            self.purse.wakes().upkeep.ask_soon();
+            self.quota.wakes().upkeep.ask_soon();
         }
         wanting != 0
     }
@@ -49,7 +49,7 @@ impl Arena {
         }
     }
 
-    /// Pays for the next frames of the class and marks them.
+    /// Charges the next frames of the class and marks them.
     fn begin_filling(&self, class: usize) -> Option<(u32, u64)> {
         let mut guard = self.classes[class].locked.lock();
         let inner = &mut *guard;
@@ -60,7 +60,7 @@ impl Arena {
         }
         let known = segment.resident() | segment.on_the_way();
         let frames = segment.next_frames(self.stock(class)) & !known;
-        if frames == 0 || self.pay_frames(frames).is_err() {
+        if frames == 0 || self.charge_frames(frames).is_err() {
             return None;
         }
         self.change(class, inner, number, |segment| {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use crate::account::allotment::Allotment;
     use crate::account::ledger::{Account, Ledger};
-    use crate::account::quota::{Purse, Refusal};
+    use crate::account::quota::{Quota, Refusal};
     use crate::entry::{Encoding, Slot};
     use crate::memory::FRAME_BYTES;
     use crate::wake::Wakes;
@@ -91,13 +91,13 @@ mod tests {
         ledger
             .configure(&account, Allotment::of(0, limit))
             .expect("fits");
-        let purse = Purse::new(
+        let quota = Quota::new(
             Arc::clone(&ledger),
             account,
             None,
             Arc::new(Wakes::default()),
         );
-        let arena = Arena::new("test", purse).expect("memfd");
+        let arena = Arena::new("test", quota).expect("memfd");
         (ledger, arena)
     }
 
@@ -198,7 +198,7 @@ mod tests {
     fn frames_ahead_are_not_taken_beyond_a_limit() {
         let (ledger, arena) = arena(u64::MAX);
         fill(&arena, &ledger, 64 * 5 + 1);
-        let account = Arc::clone(&arena.purse.account);
+        let account = Arc::clone(&arena.quota.account);
         let used = ledger.used();
         ledger
             .configure(&account, Allotment::of(0, used))

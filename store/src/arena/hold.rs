@@ -1,4 +1,4 @@
-//! Slots that a thread holds while it gets frames for them: chosen and paid under the class's lock, got from the kernel
+//! Slots that a thread holds while it gets frames for them: chosen and charged under the class's lock, got from the kernel
 //! without any, and nobody else's meanwhile.
 
 use std::mem::ManuallyDrop;
@@ -188,7 +188,7 @@ impl Arena {
         })
     }
 
-    /// Pays for the frames that a slot misses, and for up to `ahead` behind them; takes the slot.
+    /// Charges the frames that a slot misses, and for up to `ahead` behind them; takes the slot.
     fn begin_filling_for(
         &self,
         class: usize,
@@ -203,12 +203,12 @@ impl Arena {
         let missing = segment.missing(slot);
         let mut frames = segment.run_from(missing, ahead);
         // What is taken ahead is only taken while it is there for the asking.
-        match self.pay_frames(frames) {
+        match self.charge_frames(frames) {
             Err(Refusal::Short(_)) if frames != missing => {
-                self.pay_frames(missing)?;
+                self.charge_frames(missing)?;
                 frames = missing;
             }
-            paid => paid?,
+            charged => charged?,
         }
         self.change(class, inner, number, |segment| {
             segment.begin_filling(frames);
@@ -220,12 +220,12 @@ impl Arena {
         Ok(Filling { number, frames })
     }
 
-    pub(super) fn pay_frames(&self, frames: u64) -> Result<(), Refusal> {
-        self.purse
-            .pay(u64::from(frames.count_ones()) * FRAME_BYTES as u64)
+    pub(super) fn charge_frames(&self, frames: u64) -> Result<(), Refusal> {
+        self.quota
+            .charge(u64::from(frames.count_ones()) * FRAME_BYTES as u64)
     }
 
-    /// Frames that are paid belong to the class, and are on the way.
+    /// Frames that are charged belong to the class, and are on the way.
     pub(super) fn count_begun(&self, class: usize, frames: u64) {
         let count = u64::from(frames.count_ones());
         self.classes[class].gauges.frames.add(count);
@@ -302,10 +302,10 @@ impl Arena {
         kept
     }
 
-    /// A segment for the class, which is paid and has a number.
+    /// A segment for the class, which is charged and has a number.
     fn new_segment(&self, class: usize) -> Result<(u32, Box<Segment>), Refusal> {
         let metadata = Segment::base_bytes(class);
-        self.purse.pay(metadata)?;
+        self.quota.charge(metadata)?;
         let opened = self.spare_segment().and_then(|(number, resident)| {
             let mapped = self.memory.map(number).ok();
             let segment = mapped.and_then(|()| Segment::new(class, resident));
@@ -315,7 +315,7 @@ impl Arena {
             Some((number, Box::new(segment?)))
         });
         if opened.is_none() {
-            self.purse.refund(metadata);
+            self.quota.uncharge(metadata);
         }
         opened.ok_or(Refusal::NoMemory)
     }
@@ -338,7 +338,7 @@ impl Arena {
     /// Somebody else opened a segment in the meantime, and this one is not needed.
     fn discard(&self, class: usize, fresh: Option<(u32, Box<Segment>)>) {
         if let Some((number, segment)) = fresh {
-            self.purse.refund(Segment::base_bytes(class));
+            self.quota.uncharge(Segment::base_bytes(class));
             self.retire(number, segment.resident());
         }
     }

@@ -18,7 +18,7 @@ impl Arena {
     /// Has the background keep the owner's reserve, and gets memory for a part of it. `true` when there is more to get.
     pub(crate) fn populate_reserve(&self) -> Result<bool, Refusal> {
         self.kept.store(true, Ordering::Relaxed);
-        let account = &self.purse.account;
+        let account = &self.quota.account;
         let reserve = account.reserve();
         let wanted = reserve - reserve / TABLES;
         let missing = wanted.saturating_sub(account.used()) / FRAME_BYTES as u64;
@@ -30,7 +30,7 @@ impl Arena {
         };
         let frames = frame_run(0, missing.min(FRAMES) as usize);
         let mapped = self.memory.map(number).map_err(|_| Refusal::NoMemory);
-        if let Err(refusal) = mapped.and_then(|()| self.pay_frames(frames)) {
+        if let Err(refusal) = mapped.and_then(|()| self.charge_frames(frames)) {
             self.retire(number, 0);
             return Err(refusal);
         }
@@ -38,7 +38,7 @@ impl Arena {
         self.retire(number, got);
         let refused = u64::from((frames & !got).count_ones());
         if refused > 0 {
-            self.purse.refund(refused * FRAME_BYTES as u64);
+            self.quota.uncharge(refused * FRAME_BYTES as u64);
             return Err(Refusal::NoMemory);
         }
         Ok(missing > FRAMES)
@@ -62,7 +62,7 @@ impl Arena {
         if !self.kept.load(Ordering::Relaxed) {
             return usize::MAX;
         }
-        let account = &self.purse.account;
+        let account = &self.quota.account;
         let beyond = account.used().saturating_sub(account.reserve());
         (beyond / FRAME_BYTES as u64) as usize
     }

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::account::quota::{Purse, Refusal};
+use crate::account::quota::{Quota, Refusal};
 use crate::entry::{MAX_SEGMENTS, Slot};
 use crate::memory::{FRAME_BYTES, Memory};
 use crate::segment::{
@@ -41,7 +41,7 @@ const WAKE_WASTE: u64 = 20;
 #[derive(Debug)]
 pub(crate) struct Arena {
     memory: Memory,
-    purse: Purse,
+    quota: Quota,
     classes: Box<[ClassCell]>,
     spare: InnerMutex<Spare>,
     /// Frames of retired segments. Written under the lock of `spare`.
@@ -145,10 +145,10 @@ pub(crate) struct Movable {
 }
 
 impl Arena {
-    pub(crate) fn new(name: &str, purse: Purse) -> io::Result<Self> {
+    pub(crate) fn new(name: &str, quota: Quota) -> io::Result<Self> {
         Ok(Self {
-            memory: Memory::new(name)?.locked(purse.is_locked()),
-            purse,
+            memory: Memory::new(name)?.locked(quota.is_locked()),
+            quota,
             classes: (0..CLASSES).map(|_| ClassCell::default()).collect(),
             spare: InnerMutex::default(),
             retired_frames: Counter::default(),
@@ -165,8 +165,8 @@ impl Arena {
         })
     }
 
-    pub(crate) fn purse(&self) -> &Purse {
-        &self.purse
+    pub(crate) fn quota(&self) -> &Quota {
+        &self.quota
     }
 
     /// Copies a slot's bytes out. `false` when they are not those that were written. The caller holds no lock of the
@@ -208,9 +208,9 @@ impl Arena {
     fn grow(&self, class: usize, segment: &mut Segment, slot: u16) -> Result<(), Refusal> {
         let growth = segment.growth(slot);
         if growth > 0 {
-            self.purse.pay(growth)?;
+            self.quota.charge(growth)?;
             if !segment.grow(slot) {
-                self.purse.refund(growth);
+                self.quota.uncharge(growth);
                 return Err(Refusal::NoMemory);
             }
             self.classes[class].gauges.metadata.add(growth);
@@ -275,13 +275,13 @@ impl Arena {
 
     fn add_source(&self) {
         if self.sources.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.purse.ledger.owners_with_idle.add(1);
+            self.quota.ledger.owners_with_idle.add(1);
         }
     }
 
     fn remove_source(&self) {
         if self.sources.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.purse.ledger.owners_with_idle.add(-1);
+            self.quota.ledger.owners_with_idle.add(-1);
         }
     }
 
@@ -338,7 +338,7 @@ impl Arena {
             }
             spare.retired.push((number, resident));
             drop(spare);
-            self.purse.wakes().upkeep.ask_soon();
+            self.quota.wakes().upkeep.ask_soon();
         }
     }
 
@@ -378,7 +378,7 @@ impl Arena {
         gauges.frees.add(1);
         if gauges.frees.get().is_multiple_of(FREES_PER_LOOK) {
             if self.is_sparse(class, WAKE_WASTE) {
-                self.purse.wakes().upkeep.ask_soon();
+                self.quota.wakes().upkeep.ask_soon();
             }
             if !self.wasteful.load(Ordering::Relaxed) {
                 self.look_at_waste();
@@ -416,7 +416,7 @@ impl Arena {
         if inner.segments.is_empty() {
             self.occupied.fetch_and(!(1 << class), Ordering::Relaxed);
         }
-        self.purse.refund(metadata);
+        self.quota.uncharge(metadata);
         self.retire(number, resident);
     }
 
@@ -482,9 +482,9 @@ impl Drop for Arena {
     /// The memory goes as a whole, and with it all that was charged for it.
     fn drop(&mut self) {
         let usage = self.usage();
-        self.purse.refund(usage.frames + usage.metadata);
+        self.quota.uncharge(usage.frames + usage.metadata);
         if self.has_idle() {
-            self.purse.ledger.owners_with_idle.add(-1);
+            self.quota.ledger.owners_with_idle.add(-1);
         }
     }
 }

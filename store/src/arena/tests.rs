@@ -22,13 +22,13 @@ fn arena(limit: u64) -> (Arc<Ledger>, Arena) {
     ledger
         .configure(&account, Allotment::of(0, limit))
         .expect("fits");
-    let purse = Purse::new(
+    let quota = Quota::new(
         Arc::clone(&ledger),
         account,
         None,
         Arc::new(Wakes::default()),
     );
-    let arena = Arena::new("test", purse).expect("memfd");
+    let arena = Arena::new("test", quota).expect("memfd");
     (ledger, arena)
 }
 
@@ -157,7 +157,7 @@ fn what_an_arena_lists_is_what_a_recount_finds_after_any_operations() {
                         segment.missing(*slot) != 0 && known & frames == 0
                     });
                     if let Some((number, _)) = free
-                        && arena.pay_frames(frames).is_ok()
+                        && arena.charge_frames(frames).is_ok()
                     {
                         arena.change(class, &mut inner, number, |s| s.begin_filling(frames));
                         arena.count_begun(class, frames);

@@ -186,7 +186,7 @@ impl Arena {
         let mut left = 0;
         for (first, count) in runs(frames) {
             if self.memory.punch(number, first, count).is_ok() {
-                self.purse.give_back((count * FRAME_BYTES) as u64);
+                self.quota.uncharge_returned((count * FRAME_BYTES) as u64);
             } else {
                 left |= frame_run(first, count);
             }

@@ -27,6 +27,6 @@ pub(crate) trait Policy: Default {
     fn growth(&self) -> u64;
     /// Bytes of what the policy remembers.
     fn bytes(&self) -> u64;
-    /// Enlarges what the policy remembers; the caller has paid for it.
+    /// Enlarges what the policy remembers; the caller has charged it.
     fn grow(&mut self);
 }

@@ -137,12 +137,12 @@ mod tests {
     fn entries_come_and_go_in_any_order() {
         let mut chunk = Chunk::new(0, 0);
         let places: Vec<u8> = (0..64u8).map(|i| i.wrapping_mul(29) % 64).collect();
-        let mut paid = 0;
+        let mut charged = 0;
         for place in &places {
-            paid += chunk.growth(*place);
+            charged += chunk.growth(*place);
             assert!(chunk.grow(*place));
             chunk.set(*place, Entry::node(u32::from(*place)));
-            assert_eq!(chunk.bytes(), paid);
+            assert_eq!(chunk.bytes(), charged);
         }
         assert_eq!(chunk.present(), u64::MAX);
         for place in &places {

@@ -10,7 +10,7 @@ use super::hash::Tags;
 use super::node::Node;
 use super::slab::Slab;
 use super::table::{Item, Table};
-use crate::account::quota::{Purse, Refusal};
+use crate::account::quota::{Quota, Refusal};
 use crate::entry::Entry;
 use crate::page::{Key, ObjectId};
 
@@ -36,14 +36,14 @@ pub(crate) struct Shard {
     pub(crate) nodes: Slab<Node>,
     /// First and last of the objects that are cut loose.
     loose: Option<(u32, u32)>,
-    /// Bytes charged for all of this, beside what the tables paid.
-    paid: u64,
+    /// Bytes charged for all of this, beside what the tables charged.
+    charged: u64,
 }
 
 impl Shard {
     /// Bytes of this shard's metadata that are charged.
-    pub(crate) fn paid(&self) -> u64 {
-        self.paid + self.table.paid() + self.names.paid()
+    pub(crate) fn charged(&self) -> u64 {
+        self.charged + self.table.charged() + self.names.charged()
     }
 
     pub(crate) fn find(&self, tags: Tags<'_>, key: Key) -> Option<u32> {
@@ -107,22 +107,22 @@ impl Shard {
     }
 
     /// Takes an entry out, and the chunk with its last entry.
-    pub(crate) fn remove(&mut self, purse: &Purse, chunk: u32, place: u8, tags: Tags<'_>) {
+    pub(crate) fn remove(&mut self, quota: &Quota, chunk: u32, place: u8, tags: Tags<'_>) {
         if let Some(chunk) = self.chunks.get_mut(chunk) {
             chunk.remove(place);
             if chunk.present() != 0 {
                 let freed = chunk.shrink();
-                self.refund(purse, freed);
+                self.uncharge(quota, freed);
                 return;
             }
         }
-        self.tidy(purse, chunk, tags);
+        self.tidy(quota, chunk, tags);
     }
 
     /// Makes room for an entry, and the chunk for it if there is none.
     pub(crate) fn prepare(
         &mut self,
-        purse: &Purse,
+        quota: &Quota,
         tags: Tags<'_>,
         key: Key,
         known: Option<u32>,
@@ -130,44 +130,44 @@ impl Shard {
         let (number, place) = key.chunk();
         let chunk = match known {
             Some(chunk) => chunk,
-            None => self.insert(purse, tags, key.object, number)?,
+            None => self.insert(quota, tags, key.object, number)?,
         };
         let Some(found) = self.chunks.get_mut(chunk) else {
             return Err(Refusal::NoMemory);
         };
         let growth = found.growth(place);
         if growth > 0 {
-            let grown = purse.pay(growth).and_then(|()| {
+            let grown = quota.charge(growth).and_then(|()| {
                 if found.grow(place) {
                     Ok(())
                 } else {
-                    purse.refund(growth);
+                    quota.uncharge(growth);
                     Err(Refusal::NoMemory)
                 }
             });
             if let Err(refusal) = grown {
-                self.tidy(purse, chunk, tags);
+                self.tidy(quota, chunk, tags);
                 return Err(refusal);
             }
-            self.paid += growth;
+            self.charged += growth;
         }
         Ok(chunk)
     }
 
     fn insert(
         &mut self,
-        purse: &Purse,
+        quota: &Quota,
         tags: Tags<'_>,
         id: ObjectId,
         number: u32,
     ) -> Result<u32, Refusal> {
-        self.table.reserve(purse, tags.chunk)?;
-        let object = self.object(purse, tags, id)?;
+        self.table.reserve(quota, tags.chunk)?;
+        let object = self.object(quota, tags, id)?;
         let chunk = Chunk::new(object, number);
-        let chunk = match add(&mut self.chunks, &mut self.paid, purse, chunk) {
+        let chunk = match add(&mut self.chunks, &mut self.charged, quota, chunk) {
             Ok(chunk) => chunk,
             Err(refusal) => {
-                self.tidy_object(purse, object, tags);
+                self.tidy_object(quota, object, tags);
                 return Err(refusal);
             }
         };
@@ -180,19 +180,19 @@ impl Shard {
     }
 
     /// The object of this id, which is made if there is none.
-    fn object(&mut self, purse: &Purse, tags: Tags<'_>, id: ObjectId) -> Result<u32, Refusal> {
+    fn object(&mut self, quota: &Quota, tags: Tags<'_>, id: ObjectId) -> Result<u32, Refusal> {
         let tag = tags.object(id);
         if let Some(found) = self.named(tag, id) {
             return Ok(found);
         }
-        self.names.reserve(purse, tag)?;
+        self.names.reserve(quota, tag)?;
         let object = Object {
             id,
             first: NONE,
             next: NONE,
             loose: false,
         };
-        let number = add(&mut self.objects, &mut self.paid, purse, object)?;
+        let number = add(&mut self.objects, &mut self.charged, quota, object)?;
         self.names.insert(Item { tag, number });
         Ok(number)
     }
@@ -216,12 +216,12 @@ impl Shard {
     }
 
     /// Removes the chunk if it is empty.
-    pub(crate) fn tidy(&mut self, purse: &Purse, chunk: u32, tags: Tags<'_>) {
+    pub(crate) fn tidy(&mut self, quota: &Quota, chunk: u32, tags: Tags<'_>) {
         if self.chunks.get(chunk).is_none_or(|c| c.present() != 0) {
             return;
         }
         self.table.remove(
-            purse,
+            quota,
             Item {
                 tag: tags.chunk,
                 number: chunk,
@@ -232,7 +232,7 @@ impl Shard {
             return;
         };
         let freed = removed.bytes() + before - self.chunks.bytes();
-        self.refund(purse, freed);
+        self.uncharge(quota, freed);
         if let Some(next) = self.chunks.get_mut(removed.next) {
             next.previous = removed.previous;
         }
@@ -240,12 +240,12 @@ impl Shard {
             previous.next = removed.next;
         } else if let Some(object) = self.objects.get_mut(removed.object) {
             object.first = removed.next;
-            self.tidy_object(purse, removed.object, tags);
+            self.tidy_object(quota, removed.object, tags);
         }
     }
 
     /// Removes an object without chunks; one that is cut loose goes when it is the first of those.
-    fn tidy_object(&mut self, purse: &Purse, number: u32, tags: Tags<'_>) {
+    fn tidy_object(&mut self, quota: &Quota, number: u32, tags: Tags<'_>) {
         let Some(object) = self.objects.get(number) else {
             return;
         };
@@ -253,29 +253,29 @@ impl Shard {
             return;
         }
         let tag = tags.object(object.id);
-        self.names.remove(purse, Item { tag, number });
-        self.remove_object(purse, number);
+        self.names.remove(quota, Item { tag, number });
+        self.remove_object(quota, number);
     }
 
-    fn remove_object(&mut self, purse: &Purse, number: u32) {
+    fn remove_object(&mut self, quota: &Quota, number: u32) {
         let before = self.objects.bytes();
         self.objects.remove(number);
         let freed = before - self.objects.bytes();
-        self.refund(purse, freed);
+        self.uncharge(quota, freed);
     }
 
     /// Charges bytes that live and go with the shard. `false` when they are refused.
-    pub(crate) fn pay(&mut self, purse: &Purse, bytes: u64) -> bool {
-        let paid = purse.pay(bytes).is_ok();
-        if paid {
-            self.paid += bytes;
+    pub(crate) fn charge(&mut self, quota: &Quota, bytes: u64) -> bool {
+        let charged = quota.charge(bytes).is_ok();
+        if charged {
+            self.charged += bytes;
         }
-        paid
+        charged
     }
 
-    pub(crate) fn refund(&mut self, purse: &Purse, bytes: u64) {
-        self.paid -= bytes;
-        purse.refund(bytes);
+    pub(crate) fn uncharge(&mut self, quota: &Quota, bytes: u64) {
+        self.charged -= bytes;
+        quota.uncharge(bytes);
     }
 
     /// The first chunk of an object's list.
@@ -286,12 +286,12 @@ impl Shard {
 
     /// Cuts an object loose, however many pages it has: nobody finds them from now on, and pages that are stored
     /// under the same keys are those of a new object.
-    pub(crate) fn cut_loose(&mut self, purse: &Purse, tags: Tags<'_>, id: ObjectId) {
+    pub(crate) fn cut_loose(&mut self, quota: &Quota, tags: Tags<'_>, id: ObjectId) {
         let tag = tags.object(id);
         let Some(number) = self.named(tag, id) else {
             return;
         };
-        self.names.remove(purse, Item { tag, number });
+        self.names.remove(quota, Item { tag, number });
         if let Some(object) = self.objects.get_mut(number) {
             object.loose = true;
         }
@@ -312,50 +312,50 @@ impl Shard {
     }
 
     /// A chunk of the first object that was cut loose. An object without chunks goes instead, one at a call.
-    pub(crate) fn loose_chunk(&mut self, purse: &Purse) -> Option<u32> {
+    pub(crate) fn loose_chunk(&mut self, quota: &Quota) -> Option<u32> {
         let (number, last) = self.loose?;
         let object = self.objects.get(number)?;
         if object.first != NONE {
             return Some(object.first);
         }
         self.loose = (number != last).then_some((object.next, last));
-        self.remove_object(purse, number);
+        self.remove_object(quota, number);
         None
     }
 
     /// Adds a node; its memory is charged.
-    pub(crate) fn add_node(&mut self, purse: &Purse, node: Node) -> Result<u32, Refusal> {
-        add(&mut self.nodes, &mut self.paid, purse, node)
+    pub(crate) fn add_node(&mut self, quota: &Quota, node: Node) -> Result<u32, Refusal> {
+        add(&mut self.nodes, &mut self.charged, quota, node)
     }
 
-    pub(crate) fn remove_node(&mut self, purse: &Purse, node: u32) -> Option<Node> {
+    pub(crate) fn remove_node(&mut self, quota: &Quota, node: u32) -> Option<Node> {
         let before = self.nodes.bytes();
         let removed = self.nodes.remove(node);
         let freed = before - self.nodes.bytes();
-        self.refund(purse, freed);
+        self.uncharge(quota, freed);
         if let Some(spent) = self.nodes.spent() {
-            purse.wakes().bury(spent);
+            quota.wakes().bury(spent);
         }
         removed
     }
 }
 
-/// Puts a value into a slab and pays for it.
+/// Puts a value into a slab and charges it.
 fn add<T, const PAGE: usize>(
     slab: &mut Slab<T, PAGE>,
-    paid: &mut u64,
-    purse: &Purse,
+    charged: &mut u64,
+    quota: &Quota,
     value: T,
 ) -> Result<u32, Refusal> {
     let growth = slab.growth();
-    purse.pay(growth)?;
+    quota.charge(growth)?;
     match slab.insert(value) {
         Ok(number) => {
-            *paid += growth;
+            *charged += growth;
             Ok(number)
         }
         Err(_) => {
-            purse.refund(growth);
+            quota.uncharge(growth);
             Err(Refusal::NoMemory)
         }
     }

@@ -164,11 +164,11 @@ mod tests {
     #[test]
     fn numbers_are_used_again_and_the_memory_goes_with_the_last_value() {
         let mut slab = Slab::<u64>::default();
-        let mut paid = 0;
+        let mut charged = 0;
         for value in 0..100u64 {
-            paid += slab.growth();
+            charged += slab.growth();
             assert_eq!(slab.insert(value), Ok(value as u32));
-            assert_eq!(slab.bytes(), paid);
+            assert_eq!(slab.bytes(), charged);
         }
         assert_eq!(slab.remove(7), Some(7));
         assert_eq!(slab.remove(7), None);

@@ -6,7 +6,7 @@
 use hashbrown::HashTable;
 
 use crate::account::heap::heap_bytes;
-use crate::account::quota::{Purse, Refusal};
+use crate::account::quota::{Quota, Refusal};
 
 /// Items that a leaf has on average before another one is added: twice as many, and the spread of a hash, still fit
 /// into a leaf of 512 places.
@@ -37,13 +37,13 @@ pub(crate) struct Table {
     leaves: Vec<HashTable<Item>>,
     len: usize,
     /// Bytes charged.
-    paid: u64,
+    charged: u64,
 }
 
 impl Table {
     /// Bytes on the heap, all of them charged.
-    pub(crate) fn paid(&self) -> u64 {
-        self.paid
+    pub(crate) fn charged(&self) -> u64 {
+        self.charged
     }
 
     /// The leaf of a tag among so many (not 0).
@@ -69,13 +69,13 @@ impl Table {
             .map(|item| item.number)
     }
 
-    /// Makes room for an item of this tag and pays for it.
-    pub(crate) fn reserve(&mut self, purse: &Purse, tag: u32) -> Result<(), Refusal> {
+    /// Makes room for an item of this tag and charges it.
+    pub(crate) fn reserve(&mut self, quota: &Quota, tag: u32) -> Result<(), Refusal> {
         if self.leaves.is_empty() {
-            self.add_leaf(purse, HashTable::new())?;
+            self.add_leaf(quota, HashTable::new())?;
         } else if self.len >= self.leaves.len() * LEAF {
             // Without memory for another the leaves get longer.
-            let _ = self.split(purse);
+            let _ = self.split(quota);
         }
         let at = Self::leaf(tag, self.leaves.len());
         let leaf = &mut self.leaves[at];
@@ -84,11 +84,11 @@ impl Table {
         }
         let before = bytes(leaf);
         let most = most_bytes(leaf.len() * 2);
-        purse.pay(most)?;
+        quota.charge(most)?;
         let grown = leaf.try_reserve(1, spread).is_ok();
         let growth = bytes(leaf).saturating_sub(before).min(most);
-        purse.refund(most - growth);
-        self.paid += growth;
+        quota.uncharge(most - growth);
+        self.charged += growth;
         if grown {
             Ok(())
         } else {
@@ -104,7 +104,7 @@ impl Table {
     }
 
     /// Takes an item out. Returns whether it was there.
-    pub(crate) fn remove(&mut self, purse: &Purse, item: Item) -> bool {
+    pub(crate) fn remove(&mut self, quota: &Quota, item: Item) -> bool {
         if self.leaves.is_empty() {
             return false;
         }
@@ -116,45 +116,45 @@ impl Table {
         found.remove();
         self.len -= 1;
         if self.len == 0 {
-            purse.refund(std::mem::take(self).paid);
+            quota.uncharge(std::mem::take(self).charged);
         } else if self.leaves.len() > 1 && self.len < self.leaves.len() * SPARSE {
-            self.merge(purse);
+            self.merge(quota);
         }
         true
     }
 
-    /// Puts a leaf at the end and pays for its place.
-    fn add_leaf(&mut self, purse: &Purse, leaf: HashTable<Item>) -> Result<(), Refusal> {
+    /// Puts a leaf at the end and charges its place.
+    fn add_leaf(&mut self, quota: &Quota, leaf: HashTable<Item>) -> Result<(), Refusal> {
         let list = |leaves: usize| heap_bytes(leaves * size_of::<HashTable<Item>>());
         let capacity = self.leaves.capacity();
         if self.leaves.len() == capacity {
             let growth = list((capacity * 2).max(1)) - list(capacity);
-            purse.pay(growth)?;
+            quota.charge(growth)?;
             if self.leaves.try_reserve_exact(capacity.max(1)).is_err() {
-                purse.refund(growth);
+                quota.uncharge(growth);
                 return Err(Refusal::NoMemory);
             }
-            self.paid += growth;
+            self.charged += growth;
         }
         self.leaves.push(leaf);
         Ok(())
     }
 
     /// Divides the items of a leaf between it and a new one.
-    fn split(&mut self, purse: &Purse) -> Result<(), Refusal> {
+    fn split(&mut self, quota: &Quota) -> Result<(), Refusal> {
         let (last, from) = (self.leaves.len(), Self::buddy(self.leaves.len()));
         let goes = |item: &Item| Self::leaf(item.tag, last + 1) == last;
         let old = &self.leaves[from];
         let going = old.iter().filter(|item| goes(item)).count();
         let staying = old.len() - going;
         let most = most_bytes(going) + most_bytes(staying);
-        purse.pay(most)?;
+        quota.charge(most)?;
         let [mut stay, mut go] = [HashTable::new(), HashTable::new()];
         let made = stay.try_reserve(staying, spread).is_ok()
             && go.try_reserve(going, spread).is_ok()
-            && self.add_leaf(purse, HashTable::new()).is_ok();
+            && self.add_leaf(quota, HashTable::new()).is_ok();
         if !made {
-            purse.refund(most);
+            quota.uncharge(most);
             return Err(Refusal::NoMemory);
         }
         for item in &self.leaves[from] {
@@ -164,14 +164,14 @@ impl Table {
         let now = bytes(&stay) + bytes(&go);
         self.leaves[last] = go;
         let old = std::mem::replace(&mut self.leaves[from], stay);
-        self.paid += now;
-        self.paid -= bytes(&old);
-        purse.refund(most.saturating_sub(now) + bytes(&old));
+        self.charged += now;
+        self.charged -= bytes(&old);
+        quota.uncharge(most.saturating_sub(now) + bytes(&old));
         Ok(())
     }
 
     /// Moves the items of the last leaf to the one that they were split from, if it has room.
-    fn merge(&mut self, purse: &Purse) {
+    fn merge(&mut self, quota: &Quota) {
         let Some(last) = self.leaves.pop() else {
             return;
         };
@@ -184,8 +184,8 @@ impl Table {
         for item in &last {
             leaf.insert_unique(spread(item), *item, spread);
         }
-        self.paid -= bytes(&last);
-        purse.refund(bytes(&last));
+        self.charged -= bytes(&last);
+        quota.uncharge(bytes(&last));
     }
 }
 
@@ -202,13 +202,13 @@ mod tests {
     use crate::account::ledger::{Account, Ledger};
     use crate::wake::Wakes;
 
-    fn purse() -> Purse {
+    fn quota() -> Quota {
         let ledger = Arc::new(Ledger::new(1 << 30));
         let account = Arc::new(Account::default());
         ledger
             .configure(&account, Allotment::of(0, u64::MAX))
             .expect("fits");
-        Purse::new(ledger, account, None, Arc::new(Wakes::default()))
+        Quota::new(ledger, account, None, Arc::new(Wakes::default()))
     }
 
     fn tag(number: u32) -> u32 {
@@ -228,17 +228,17 @@ mod tests {
 
     #[test]
     fn items_are_found_until_they_are_taken_out_and_every_byte_is_paid_for() {
-        let purse = purse();
+        let quota = quota();
         let mut table = Table::default();
         for number in 0..50_000 {
-            table.reserve(&purse, tag(number)).expect("room");
+            table.reserve(&quota, tag(number)).expect("room");
             table.insert(Item {
                 tag: tag(number),
                 number,
             });
             if number % 1000 == 0 {
-                assert_eq!(table.paid(), table.heap());
-                assert_eq!(purse.ledger.used(), table.paid());
+                assert_eq!(table.charged(), table.heap());
+                assert_eq!(quota.ledger.used(), table.charged());
             }
         }
         for number in 0..50_000 {
@@ -249,27 +249,27 @@ mod tests {
                 tag: tag(number),
                 number,
             };
-            assert!(table.remove(&purse, item));
-            assert!(!table.remove(&purse, item));
-            assert_eq!(purse.ledger.used(), table.paid());
+            assert!(table.remove(&quota, item));
+            assert!(!table.remove(&quota, item));
+            assert_eq!(quota.ledger.used(), table.charged());
             if number % 1000 == 0 {
-                assert_eq!(table.paid(), table.heap());
+                assert_eq!(table.charged(), table.heap());
                 for number in (0..number).step_by(97) {
                     assert_eq!(table.find(tag(number), |n| n == number), Some(number));
                 }
             }
         }
-        assert_eq!(purse.ledger.used(), 0);
+        assert_eq!(quota.ledger.used(), 0);
     }
 
     #[test]
     fn no_item_costs_more_than_a_leaf_however_many_there_are() {
-        let purse = purse();
+        let quota = quota();
         let mut table = Table::default();
         for number in 0..300_000 {
-            let paid = table.paid();
+            let charged = table.charged();
             let leaves = table.leaves.len();
-            table.reserve(&purse, tag(number)).expect("room");
+            table.reserve(&quota, tag(number)).expect("room");
             table.insert(Item {
                 tag: tag(number),
                 number,
@@ -277,10 +277,14 @@ mod tests {
             // One leaf is divided, or one grows; beside that the list of leaves, which moves as it is.
             let list = heap_bytes(table.leaves.capacity() * size_of::<HashTable<Item>>());
             assert!(table.leaves.len() <= leaves + 1);
-            assert!(table.paid() <= paid + list + 3 * most_bytes(2 * LEAF));
+            assert!(table.charged() <= charged + list + 3 * most_bytes(2 * LEAF));
         }
         assert!(table.longest() < 3 * LEAF, "{}", table.longest());
         let least = 300_000 * 9 * 8 / 7;
-        assert!(table.paid() < least * 2, "{} for {least}", table.paid());
+        assert!(
+            table.charged() < least * 2,
+            "{} for {least}",
+            table.charged()
+        );
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use twox_hash::xxhash3_128::Hasher;
 
 use super::pin::{HasPins, Pinned, Pins};
-use crate::account::quota::{Purse, Refusal};
+use crate::account::quota::{Quota, Refusal};
 use crate::arena::Arena;
 use crate::arena::hold::Held;
 use crate::codec::codecs::Codecs;
@@ -220,12 +220,12 @@ impl DedupTable {
         }
         let Records { table, records, .. } = &mut *guard;
         let tag = hash[0] as u32;
-        let before = table.paid();
-        let reserved = table.reserve(arena.purse(), tag);
-        gauges.metadata.add(table.paid().wrapping_sub(before));
+        let before = table.charged();
+        let reserved = table.reserve(arena.quota(), tag);
+        gauges.metadata.add(table.charged().wrapping_sub(before));
         reserved?;
         let growth = records.growth();
-        arena.purse().pay(growth)?;
+        arena.quota().charge(growth)?;
         let nowhere = Slot {
             segment: 0,
             number: 0,
@@ -238,7 +238,7 @@ impl DedupTable {
             slot: nowhere,
             references: 1,
         }) else {
-            arena.purse().refund(growth);
+            arena.quota().uncharge(growth);
             return Err(Refusal::NoMemory);
         };
         gauges.metadata.add(growth);
@@ -256,7 +256,7 @@ impl DedupTable {
                 Ok(Inserted::Record(record))
             }
             Err(refusal) => {
-                remove(records, local, gauges, arena.purse());
+                remove(records, local, gauges, arena.quota());
                 Err(refusal)
             }
         }
@@ -282,14 +282,14 @@ impl DedupTable {
         if found.references > 0 {
             return (slot.len, false);
         }
-        remove(records, local, gauges, arena.purse());
-        let before = table.paid();
+        remove(records, local, gauges, arena.quota());
+        let before = table.charged();
         let item = Item {
             tag: hash[0] as u32,
             number: local,
         };
-        table.remove(arena.purse(), item);
-        gauges.metadata.sub(before - table.paid());
+        table.remove(arena.quota(), item);
+        gauges.metadata.sub(before - table.charged());
         gauges.records.sub(1);
         gauges.payload.sub(u64::from(slot.len));
         gauges.slots.sub(slot_bytes(class_of(slot.len)) as u64);
@@ -362,7 +362,7 @@ impl DedupTable {
                     records,
                     pins,
                 } = &mut *guard;
-                arena.purse().refund(gauges.metadata.get());
+                arena.quota().uncharge(gauges.metadata.get());
                 gauges.metadata.set(0);
                 let left = if whole { 0 } else { records.end() };
                 for number in 0..left {
@@ -377,14 +377,14 @@ impl DedupTable {
     }
 }
 
-fn remove(records: &mut Slab<Record>, local: u32, gauges: &RecordGauges, purse: &Purse) {
+fn remove(records: &mut Slab<Record>, local: u32, gauges: &RecordGauges, quota: &Quota) {
     let before = records.bytes();
     records.remove(local);
     let freed = before - records.bytes();
     gauges.metadata.sub(freed);
-    purse.refund(freed);
+    quota.uncharge(freed);
     if let Some(spent) = records.spent() {
-        purse.wakes().bury(spent);
+        quota.wakes().bury(spent);
     }
 }
 

@@ -136,8 +136,8 @@ impl Pool {
         cell.counters.loads.add(1);
         if self.kind == PoolKind::Ephemeral {
             let detached = self.detach(cell, locked, indexed);
-            locked.shard.remove(self.purse(), chunk, place, tags);
-            cell.counters.metadata.set(locked.shard.paid());
+            locked.shard.remove(self.quota(), chunk, place, tags);
+            cell.counters.metadata.set(locked.shard.charged());
             return Ok(match detached.kind() {
                 Kind::Fill(word) => Found::Fill(word),
                 Kind::Slot(slot) => Found::Detached(slot),

@@ -71,8 +71,8 @@ impl Pool {
             }
             if let Some(at) = locked.queues.iter().position(|(m, _)| *m == member) {
                 let (_, order) = locked.queues.swap_remove(at);
-                locked.shard.refund(self.purse(), order.bytes());
-                cell.counters.metadata.set(locked.shard.paid());
+                locked.shard.uncharge(self.quota(), order.bytes());
+                cell.counters.metadata.set(locked.shard.charged());
             }
             return true;
         }

@@ -31,7 +31,7 @@ use encoded::Encoded;
 use pin::{HasPins, Pins};
 
 use crate::account::ledger::Account;
-use crate::account::quota::{Purse, Refusal};
+use crate::account::quota::{Quota, Refusal};
 use crate::arena::Arena;
 use crate::arena::hold::Held;
 use crate::codec::codecs::Codecs;
@@ -141,7 +141,7 @@ impl Pool {
             PoolKind::Shared => MOST_MEMBERS,
         };
         let base_bytes = (SHARDS * size_of::<ShardCell>() + size_of::<Pool>() + members * 8) as u64;
-        parts.arena.purse().pay_for(base_bytes, Want::Pool)?;
+        parts.arena.quota().charge_for(base_bytes, Want::Pool)?;
         Ok(Self {
             kind: parts.kind,
             number: parts.number,
@@ -160,8 +160,8 @@ impl Pool {
         })
     }
 
-    fn purse(&self) -> &Purse {
-        self.arena.purse()
+    fn quota(&self) -> &Quota {
+        self.arena.quota()
     }
 
     fn is_ephemeral(&self) -> bool {
@@ -205,10 +205,10 @@ impl Pool {
                 self.discard(cell, locked, old);
             }
         }
-        let chunk = match locked.shard.prepare(self.purse(), tags, key, known) {
+        let chunk = match locked.shard.prepare(self.quota(), tags, key, known) {
             Ok(chunk) => chunk,
             Err(refusal) => {
-                cell.counters.metadata.set(locked.shard.paid());
+                cell.counters.metadata.set(locked.shard.charged());
                 return Err(refusal.into());
             }
         };
@@ -237,9 +237,9 @@ impl Pool {
                 locked.shard.set(chunk, place, entry);
                 cell.counters.stores.add(1);
             }
-            Err(_) => locked.shard.remove(self.purse(), chunk, place, tags),
+            Err(_) => locked.shard.remove(self.quota(), chunk, place, tags),
         }
-        cell.counters.metadata.set(locked.shard.paid());
+        cell.counters.metadata.set(locked.shard.charged());
         placed.map(drop).map_err(Unplaced::Refused)
     }
 
@@ -286,7 +286,7 @@ impl Pool {
         let shared = self.member(member)?;
         let cost = shared_cost(encoded.len());
         if let Some(account) = &shared {
-            self.purse().ledger.charge_shared(account, cost)?;
+            self.quota().ledger.charge_shared(account, cost)?;
         }
         let placed = self.place_charged(
             cell,
@@ -296,7 +296,7 @@ impl Pool {
             (encoded, held),
         );
         if let (Err(_), Some(account)) = (&placed, &shared) {
-            self.purse().ledger.release_shared(account, cost);
+            self.quota().ledger.release_shared(account, cost);
         }
         placed
     }
@@ -310,7 +310,7 @@ impl Pool {
         (encoded, held): (&Encoded<'_>, &mut Option<Held<'_>>),
     ) -> Result<Entry, Refusal> {
         let node = locked.shard.add_node(
-            self.purse(),
+            self.quota(),
             Node {
                 entry: Entry::EMPTY,
                 chunk,
@@ -327,7 +327,7 @@ impl Pool {
         let entry = match self.entry(encoded, holder, held) {
             Ok(entry) => entry,
             Err(refusal) => {
-                locked.shard.remove_node(self.purse(), node);
+                locked.shard.remove_node(self.quota(), node);
                 return Err(refusal);
             }
         };
@@ -343,7 +343,7 @@ impl Pool {
         };
         let queue = &mut locked.queues[queue].1;
         let growth = queue.growth();
-        if growth > 0 && locked.shard.pay(self.purse(), growth) {
+        if growth > 0 && locked.shard.charge(self.quota(), growth) {
             queue.grow();
         }
         if queue.is_empty() {
@@ -361,8 +361,8 @@ impl Pool {
         };
         let (_, place) = key.chunk();
         self.discard(cell, locked, entry);
-        locked.shard.remove(self.purse(), chunk, place, tags);
-        cell.counters.metadata.set(locked.shard.paid());
+        locked.shard.remove(self.quota(), chunk, place, tags);
+        cell.counters.metadata.set(locked.shard.charged());
         true
     }
 
@@ -388,12 +388,12 @@ impl Pool {
                     self.mark_queued(member, self.shard_of(locked, number), false);
                 }
             }
-            let Some(node) = locked.shard.remove_node(self.purse(), number) else {
+            let Some(node) = locked.shard.remove_node(self.quota(), number) else {
                 return Entry::EMPTY;
             };
             entry = node.entry;
             if let Ok(Some(account)) = self.member(member) {
-                self.purse()
+                self.quota()
                     .ledger
                     .release_shared(&account, shared_cost(self.payload_len(entry)));
             }

@@ -45,19 +45,19 @@ impl Pool {
                     break;
                 };
                 if left == 0 {
-                    locked.shard.cut_loose(self.purse(), tags, object);
-                    cell.counters.metadata.set(locked.shard.paid());
+                    locked.shard.cut_loose(self.quota(), tags, object);
+                    cell.counters.metadata.set(locked.shard.charged());
                     self.mark_loose(number);
                     loose = true;
                     break;
                 }
                 let removed = self.empty_some(cell, locked, chunk, AT_A_TIME.min(left));
-                cell.counters.metadata.set(locked.shard.paid());
+                cell.counters.metadata.set(locked.shard.charged());
                 left -= removed.min(left);
             }
         }
         if loose {
-            self.purse().wakes().upkeep.ask_soon();
+            self.quota().wakes().upkeep.ask_soon();
         }
     }
 
@@ -65,7 +65,7 @@ impl Pool {
     fn mark_loose(&self, number: usize) {
         let bit = 1 << number;
         if self.loose.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
-            self.purse().wakes().dying.fetch_add(1, Ordering::Relaxed);
+            self.quota().wakes().dying.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -73,7 +73,7 @@ impl Pool {
     fn clear_loose(&self, number: usize) {
         let bit = 1 << number;
         if self.loose.fetch_and(!bit, Ordering::Relaxed) & bit != 0 {
-            self.purse().wakes().dying.fetch_sub(1, Ordering::Relaxed);
+            self.quota().wakes().dying.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -105,7 +105,7 @@ impl Pool {
     fn free_loose_in(&self, cell: &ShardCell, locked: &mut Locked, number: usize, most: usize) {
         let mut left = most;
         while left > 0 {
-            match locked.shard.loose_chunk(self.purse()) {
+            match locked.shard.loose_chunk(self.quota()) {
                 Some(chunk) => left -= self.empty_some(cell, locked, chunk, left).clamp(1, left),
                 None if locked.shard.has_loose() => left -= 1,
                 None => {
@@ -114,7 +114,7 @@ impl Pool {
                 }
             }
         }
-        cell.counters.metadata.set(locked.shard.paid());
+        cell.counters.metadata.set(locked.shard.charged());
     }
 
     /// Removes pages of a chunk, `most` at most, and the chunk with its last one. Returns how many, which count as
@@ -134,7 +134,7 @@ impl Pool {
                 .chunk(chunk)
                 .map_or(Entry::EMPTY, |found| found.get(place));
             self.discard(cell, locked, entry);
-            locked.shard.remove(self.purse(), chunk, place, tags);
+            locked.shard.remove(self.quota(), chunk, place, tags);
             removed += 1;
         }
         cell.counters.invalidates.add(removed as u64);
@@ -178,13 +178,13 @@ impl Pool {
                     }
                 }
                 if !whole && locked.next < locked.shard.end() {
-                    cell.counters.metadata.set(locked.shard.paid());
+                    cell.counters.metadata.set(locked.shard.charged());
                     continue;
                 }
                 self.clear_loose(number);
                 self.forget_queues(number);
                 // With it go tables that grew for a page that was refused.
-                self.purse().refund(locked.shard.paid());
+                self.quota().uncharge(locked.shard.charged());
                 cell.counters.metadata.set(0);
                 (
                     std::mem::take(&mut locked.shard),
@@ -204,7 +204,7 @@ impl Pool {
         if let Some(dedup) = &self.dedup {
             dedup.end(&self.arena, whole);
         }
-        self.purse().refund(self.base_bytes);
+        self.quota().uncharge(self.base_bytes);
     }
 }
 
@@ -212,10 +212,10 @@ impl Drop for Pool {
     /// Pages that are left go with the arena.
     fn drop(&mut self) {
         for number in 0..SHARDS {
-            let paid = self.shards[number].locked.lock().shard.paid();
+            let charged = self.shards[number].locked.lock().shard.charged();
             self.clear_loose(number);
             self.forget_queues(number);
-            self.purse().refund(paid);
+            self.quota().uncharge(charged);
         }
         self.finish(true);
     }

@@ -36,12 +36,12 @@ impl Pool {
         } else {
             queued.fetch_and(!bit, Ordering::Relaxed);
         }
-        let ledger = &self.purse().ledger;
+        let ledger = &self.quota().ledger;
         if self.kind == PoolKind::Shared {
             let account = self.member(member).ok().flatten();
             ledger.count_evictable(account.as_deref(), PageOf::Shared, some);
         } else {
-            let account = &self.purse().account;
+            let account = &self.quota().account;
             ledger.count_evictable(Some(account), PageOf::Private, some);
         }
     }
@@ -109,9 +109,9 @@ impl Pool {
             len => slot_bytes(class_of(len)) as u64,
         };
         self.discard(cell, locked, Entry::node(number));
-        locked.shard.remove(self.purse(), chunk, place, tags);
+        locked.shard.remove(self.quota(), chunk, place, tags);
         cell.counters.evictions.add(1);
-        cell.counters.metadata.set(locked.shard.paid());
+        cell.counters.metadata.set(locked.shard.charged());
         Some(bytes)
     }
 

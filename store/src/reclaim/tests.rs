@@ -9,7 +9,7 @@ const OBJECT: ObjectId = ObjectId([1, 0, 0]);
 const OTHER: ObjectId = ObjectId([2, 0, 0]);
 const MIB: u64 = 1 << 20;
 /// Locks of a store that is refused: those of the shard, the class and the spare segments when it tries to get a slot, and
-/// of the ledger for what it then pays and gets back.
+/// of the ledger for what it then charges and uncharges.
 const MOST: u64 = 24;
 
 fn page(seed: u32, entropy: usize) -> Page {
