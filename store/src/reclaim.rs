@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::account::ledger::{PageOf, Short};
-use crate::account::quota::Refusal;
+use crate::account::quota::AllocError;
 use crate::arena::Arena;
 use crate::domain::{DomainInner, Joined};
 use crate::error::StoreError;
@@ -19,7 +19,7 @@ use crate::memory::FRAME_BYTES;
 use crate::owners::{OwnerList, Owners};
 use crate::page::Key;
 use crate::pool::encoded::Encoded;
-use crate::pool::{Pool, Unplaced};
+use crate::pool::{Pool, PutError};
 use crate::reap;
 use crate::stats::PoolKind;
 
@@ -75,20 +75,20 @@ pub(crate) fn place(
                 Err(why) => none = Some(why),
             }
         }
-        let mut refusal = match joined.pool.place(joined.member, key, encoded, &mut held) {
+        let mut error = match joined.pool.place(joined.member, key, encoded, &mut held) {
             Ok(()) => return Ok(()),
-            Err(Unplaced::PoolGone) => return Err(StoreError::NoPool),
-            Err(Unplaced::Refused(refusal)) => refusal,
+            Err(PutError::PoolGone) => return Err(StoreError::NoPool),
+            Err(PutError::Alloc(error)) => error,
         };
-        let wants_slot = refusal == Refusal::Frames;
+        let wants_slot = error == AllocError::Frames;
         if let (true, Some(why)) = (wants_slot, none) {
             // The page that was under the key may have left one, the first time.
             if std::mem::take(&mut first) && class.is_some_and(|class| arena.has_ready(class)) {
                 continue;
             }
-            refusal = why;
+            error = why;
         }
-        let Refusal::Short(short) = refusal else {
+        let AllocError::Short(short) = error else {
             return Err(StoreError::NoMemory);
         };
         if attempt < ATTEMPTS && reclaim(owners, domain, joined, class, short, attempt) {

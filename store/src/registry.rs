@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::account::allotment::Allotment;
 use crate::account::ledger::{Account, Short};
-use crate::account::quota::{Quota, Refusal};
+use crate::account::quota::{AllocError, Quota};
 use crate::arena::Arena;
 use crate::codec::codecs::Codecs;
 use crate::config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig};
@@ -258,7 +258,7 @@ impl StoreInner {
             };
             let pool = match new() {
                 // Frames that hold nothing, as those of a reserve that is kept, are not to keep a guest from its pool.
-                Err(Refusal::Short(_)) if domain.arena.trim(POOL_FRAMES) > 0 => new(),
+                Err(AllocError::Short(_)) if domain.arena.trim(POOL_FRAMES) > 0 => new(),
                 made => made,
             };
             Ok(Joined::own(id, pool.map_err(refused)?))
@@ -470,11 +470,11 @@ fn compact(store: &Weak<StoreInner>) -> bool {
     more
 }
 
-fn refused(refusal: Refusal) -> CreatePoolError {
-    match refusal {
-        Refusal::Short(Short::Host) | Refusal::NoMemory | Refusal::Frames => {
+fn refused(error: AllocError) -> CreatePoolError {
+    match error {
+        AllocError::Short(Short::Host) | AllocError::NoMemory | AllocError::Frames => {
             CreatePoolError::NoMemory
         }
-        Refusal::Short(_) => CreatePoolError::NoSpace,
+        AllocError::Short(_) => CreatePoolError::NoSpace,
     }
 }

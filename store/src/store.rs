@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::account::ledger::Short;
-use crate::account::quota::Refusal;
+use crate::account::quota::AllocError;
 use crate::config::{Dedup, DomainChange, DomainConfig, PoolSpec, StoreConfig};
 use crate::domain::DomainInner;
 use crate::error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
@@ -287,11 +287,11 @@ impl Domain {
     /// The host has no memory for it, or others have the budget.
     pub fn populate_reserve(&self) -> Result<bool, StoreError> {
         self.ringing(|| self.inner.arena.populate_reserve())
-            .map_err(|refusal| match refusal {
-                Refusal::NoMemory | Refusal::Frames | Refusal::Short(Short::Host) => {
+            .map_err(|error| match error {
+                AllocError::NoMemory | AllocError::Frames | AllocError::Short(Short::Host) => {
                     StoreError::NoMemory
                 }
-                Refusal::Short(_) => StoreError::NoSpace,
+                AllocError::Short(_) => StoreError::NoSpace,
             })
     }
 

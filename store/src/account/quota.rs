@@ -8,7 +8,7 @@ use crate::wake::Wakes;
 
 /// Why there is no slot or no metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub(crate) enum AllocError {
     /// Limit or budget: evicting, trimming or compacting may help.
     Short(Short),
     /// The host has no memory.
@@ -17,9 +17,9 @@ pub(crate) enum Refusal {
     Frames,
 }
 
-impl From<Short> for Refusal {
+impl From<Short> for AllocError {
     fn from(short: Short) -> Self {
-        Refusal::Short(short)
+        AllocError::Short(short)
     }
 }
 
@@ -60,11 +60,11 @@ impl Quota {
         self.locked
     }
 
-    pub(crate) fn charge(&self, bytes: u64) -> Result<(), Refusal> {
+    pub(crate) fn charge(&self, bytes: u64) -> Result<(), AllocError> {
         self.charge_for(bytes, Want::Pages)
     }
 
-    pub(crate) fn charge_for(&self, bytes: u64, want: Want) -> Result<(), Refusal> {
+    pub(crate) fn charge_for(&self, bytes: u64, want: Want) -> Result<(), AllocError> {
         if bytes == 0 {
             return Ok(());
         }
@@ -75,7 +75,7 @@ impl Quota {
             .is_some_and(|gate| !gate.allow(bytes, want))
         {
             self.ledger.release(&self.account, bytes);
-            return Err(Refusal::Short(Short::Host));
+            return Err(AllocError::Short(Short::Host));
         }
         Ok(())
     }

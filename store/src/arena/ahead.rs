@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use crate::account::allotment::Allotment;
     use crate::account::ledger::{Account, Ledger};
-    use crate::account::quota::{Quota, Refusal};
+    use crate::account::quota::{AllocError, Quota};
     use crate::entry::{Encoding, Slot};
     use crate::memory::FRAME_BYTES;
     use crate::wake::Wakes;
@@ -101,7 +101,7 @@ mod tests {
         (ledger, arena)
     }
 
-    fn place(arena: &Arena) -> Result<Slot, Refusal> {
+    fn place(arena: &Arena) -> Result<Slot, AllocError> {
         let mut held = Some(arena.hold_for(&[7; 4096])?);
         arena.place(4096, Encoding::Raw, 1, &mut held)
     }

@@ -5,7 +5,7 @@ use std::mem::ManuallyDrop;
 use std::sync::atomic::Ordering;
 
 use super::{Arena, SizeClass, before_touch, free_place, ready_place};
-use crate::account::quota::Refusal;
+use crate::account::quota::AllocError;
 use crate::entry::{Encoding, Slot};
 use crate::memory::FRAME_BYTES;
 use crate::segment::{Backref, Segment, class_of, frame_run, runs, slot_bytes};
@@ -94,22 +94,22 @@ struct Filling {
 
 impl Arena {
     /// A slot with these bytes (1 to 4096). The caller holds no lock of the crate.
-    pub(crate) fn hold_for(&self, bytes: &[u8]) -> Result<Held<'_>, Refusal> {
+    pub(crate) fn hold_for(&self, bytes: &[u8]) -> Result<Held<'_>, AllocError> {
         let mut held = self.hold(class_of(bytes.len() as u16))?;
         held.write(bytes);
         Ok(held)
     }
 
-    /// Puts the bytes of the slot that is held, `len` of them, under a holder. [`Refusal::Frames`] when no such slot is.
+    /// Puts the bytes of the slot that is held, `len` of them, under a holder. [`AllocError::Frames`] when no such slot is.
     pub(crate) fn place(
         &self,
         len: u16,
         encoding: Encoding,
         backref: Backref,
         held: &mut Option<Held<'_>>,
-    ) -> Result<Slot, Refusal> {
+    ) -> Result<Slot, AllocError> {
         let written = held.take_if(|held| held.is_written(self, len));
-        let ((segment, number), check) = written.ok_or(Refusal::Frames)?.keep(backref);
+        let ((segment, number), check) = written.ok_or(AllocError::Frames)?.keep(backref);
         Ok(Slot {
             segment,
             number,
@@ -121,7 +121,7 @@ impl Arena {
 
     /// A slot of the class in frames with memory, which this gets from the kernel if there is none. The caller holds no
     /// lock of the crate.
-    pub(super) fn hold(&self, class: usize) -> Result<Held<'_>, Refusal> {
+    pub(super) fn hold(&self, class: usize) -> Result<Held<'_>, AllocError> {
         let mut fresh = None;
         loop {
             let mut guard = self.classes[class].locked.lock();
@@ -195,16 +195,16 @@ impl Arena {
         inner: &mut SizeClass,
         (number, slot): (u32, u16),
         ahead: u64,
-    ) -> Result<Filling, Refusal> {
+    ) -> Result<Filling, AllocError> {
         let Some(segment) = inner.segments.get_mut(&number) else {
-            return Err(Refusal::Frames);
+            return Err(AllocError::Frames);
         };
         self.grow(class, segment, slot)?;
         let missing = segment.missing(slot);
         let mut frames = segment.run_from(missing, ahead);
         // What is taken ahead is only taken while it is there for the asking.
         match self.charge_frames(frames) {
-            Err(Refusal::Short(_)) if frames != missing => {
+            Err(AllocError::Short(_)) if frames != missing => {
                 self.charge_frames(missing)?;
                 frames = missing;
             }
@@ -220,7 +220,7 @@ impl Arena {
         Ok(Filling { number, frames })
     }
 
-    pub(super) fn charge_frames(&self, frames: u64) -> Result<(), Refusal> {
+    pub(super) fn charge_frames(&self, frames: u64) -> Result<(), AllocError> {
         self.quota
             .charge(u64::from(frames.count_ones()) * FRAME_BYTES as u64)
     }
@@ -238,7 +238,7 @@ impl Arena {
         class: usize,
         place: (u32, u16),
         Filling { number, frames }: Filling,
-    ) -> Result<Held<'_>, Refusal> {
+    ) -> Result<Held<'_>, AllocError> {
         let got = self.populate(number, frames);
         if self.end_filling(class, number, (frames, got), Some(place.1)) {
             Ok(Held {
@@ -248,7 +248,7 @@ impl Arena {
                 written: None,
             })
         } else {
-            Err(Refusal::NoMemory)
+            Err(AllocError::NoMemory)
         }
     }
 
@@ -303,7 +303,7 @@ impl Arena {
     }
 
     /// A segment for the class, which is charged and has a number.
-    fn new_segment(&self, class: usize) -> Result<(u32, Box<Segment>), Refusal> {
+    fn new_segment(&self, class: usize) -> Result<(u32, Box<Segment>), AllocError> {
         let metadata = Segment::base_bytes(class);
         self.quota.charge(metadata)?;
         let opened = self.spare_segment().and_then(|(number, resident)| {
@@ -317,7 +317,7 @@ impl Arena {
         if opened.is_none() {
             self.quota.uncharge(metadata);
         }
-        opened.ok_or(Refusal::NoMemory)
+        opened.ok_or(AllocError::NoMemory)
     }
 
     fn insert(&self, class: usize, inner: &mut SizeClass, number: u32, segment: Box<Segment>) {

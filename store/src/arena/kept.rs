@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Arena;
-use crate::account::quota::Refusal;
+use crate::account::quota::AllocError;
 use crate::entry::MAX_SEGMENTS;
 use crate::memory::FRAME_BYTES;
 use crate::segment::frame_run;
@@ -16,7 +16,7 @@ const TABLES: u64 = 32;
 
 impl Arena {
     /// Has the background keep the owner's reserve, and gets memory for a part of it. `true` when there is more to get.
-    pub(crate) fn populate_reserve(&self) -> Result<bool, Refusal> {
+    pub(crate) fn populate_reserve(&self) -> Result<bool, AllocError> {
         self.kept.store(true, Ordering::Relaxed);
         let account = &self.quota.account;
         let reserve = account.reserve();
@@ -29,17 +29,17 @@ impl Arena {
             return Ok(false);
         };
         let frames = frame_run(0, missing.min(FRAMES) as usize);
-        let mapped = self.memory.map(number).map_err(|_| Refusal::NoMemory);
-        if let Err(refusal) = mapped.and_then(|()| self.charge_frames(frames)) {
+        let mapped = self.memory.map(number).map_err(|_| AllocError::NoMemory);
+        if let Err(error) = mapped.and_then(|()| self.charge_frames(frames)) {
             self.retire(number, 0);
-            return Err(refusal);
+            return Err(error);
         }
         let got = self.populate(number, frames);
         self.retire(number, got);
         let refused = u64::from((frames & !got).count_ones());
         if refused > 0 {
             self.quota.uncharge(refused * FRAME_BYTES as u64);
-            return Err(Refusal::NoMemory);
+            return Err(AllocError::NoMemory);
         }
         Ok(missing > FRAMES)
     }

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::account::quota::{Quota, Refusal};
+use crate::account::quota::{AllocError, Quota};
 use crate::entry::{MAX_SEGMENTS, Slot};
 use crate::memory::{FRAME_BYTES, Memory};
 use crate::segment::{
@@ -191,27 +191,27 @@ impl Arena {
         inner: &mut SizeClass,
         number: u32,
         backref: Backref,
-    ) -> Result<(u32, u16), Refusal> {
+    ) -> Result<(u32, u16), AllocError> {
         let taken = self.change(class, inner, number, |segment| {
-            let slot = segment.find_ready().ok_or(Refusal::Frames)?;
+            let slot = segment.find_ready().ok_or(AllocError::Frames)?;
             self.grow(class, segment, slot)?;
             segment.take(slot, backref);
             self.look_ahead(class, segment, slot);
             Ok((number, slot))
         });
-        let place = taken.unwrap_or(Err(Refusal::Frames))?;
+        let place = taken.unwrap_or(Err(AllocError::Frames))?;
         self.classes[class].gauges.live.add(1);
         Ok(place)
     }
 
     /// Makes room for the slot's backref.
-    fn grow(&self, class: usize, segment: &mut Segment, slot: u16) -> Result<(), Refusal> {
+    fn grow(&self, class: usize, segment: &mut Segment, slot: u16) -> Result<(), AllocError> {
         let growth = segment.growth(slot);
         if growth > 0 {
             self.quota.charge(growth)?;
             if !segment.grow(slot) {
                 self.quota.uncharge(growth);
-                return Err(Refusal::NoMemory);
+                return Err(AllocError::NoMemory);
             }
             self.classes[class].gauges.metadata.add(growth);
         }

@@ -243,7 +243,7 @@ fn a_slot_that_is_held_is_nobody_elses_and_comes_back() {
     held = Some(first);
     for len in [64, 4095, 4096] {
         let placed = arena.place(len, Encoding::Raw, 9, &mut held);
-        assert_eq!(placed, Err(Refusal::Frames));
+        assert_eq!(placed, Err(AllocError::Frames));
         assert!(held.is_some());
     }
     drop(held);

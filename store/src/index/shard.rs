@@ -10,7 +10,7 @@ use super::hash::Tags;
 use super::node::Node;
 use super::slab::Slab;
 use super::table::{Item, Table};
-use crate::account::quota::{Quota, Refusal};
+use crate::account::quota::{AllocError, Quota};
 use crate::entry::Entry;
 use crate::page::{Key, ObjectId};
 
@@ -126,14 +126,14 @@ impl Shard {
         tags: Tags<'_>,
         key: Key,
         known: Option<u32>,
-    ) -> Result<u32, Refusal> {
+    ) -> Result<u32, AllocError> {
         let (number, place) = key.chunk();
         let chunk = match known {
             Some(chunk) => chunk,
             None => self.insert(quota, tags, key.object, number)?,
         };
         let Some(found) = self.chunks.get_mut(chunk) else {
-            return Err(Refusal::NoMemory);
+            return Err(AllocError::NoMemory);
         };
         let growth = found.growth(place);
         if growth > 0 {
@@ -142,12 +142,12 @@ impl Shard {
                     Ok(())
                 } else {
                     quota.uncharge(growth);
-                    Err(Refusal::NoMemory)
+                    Err(AllocError::NoMemory)
                 }
             });
-            if let Err(refusal) = grown {
+            if let Err(error) = grown {
                 self.tidy(quota, chunk, tags);
-                return Err(refusal);
+                return Err(error);
             }
             self.charged += growth;
         }
@@ -160,15 +160,15 @@ impl Shard {
         tags: Tags<'_>,
         id: ObjectId,
         number: u32,
-    ) -> Result<u32, Refusal> {
+    ) -> Result<u32, AllocError> {
         self.table.reserve(quota, tags.chunk)?;
         let object = self.object(quota, tags, id)?;
         let chunk = Chunk::new(object, number);
         let chunk = match add(&mut self.chunks, &mut self.charged, quota, chunk) {
             Ok(chunk) => chunk,
-            Err(refusal) => {
+            Err(error) => {
                 self.tidy_object(quota, object, tags);
-                return Err(refusal);
+                return Err(error);
             }
         };
         self.table.insert(Item {
@@ -180,7 +180,7 @@ impl Shard {
     }
 
     /// The object of this id, which is made if there is none.
-    fn object(&mut self, quota: &Quota, tags: Tags<'_>, id: ObjectId) -> Result<u32, Refusal> {
+    fn object(&mut self, quota: &Quota, tags: Tags<'_>, id: ObjectId) -> Result<u32, AllocError> {
         let tag = tags.object(id);
         if let Some(found) = self.named(tag, id) {
             return Ok(found);
@@ -324,7 +324,7 @@ impl Shard {
     }
 
     /// Adds a node; its memory is charged.
-    pub(crate) fn add_node(&mut self, quota: &Quota, node: Node) -> Result<u32, Refusal> {
+    pub(crate) fn add_node(&mut self, quota: &Quota, node: Node) -> Result<u32, AllocError> {
         add(&mut self.nodes, &mut self.charged, quota, node)
     }
 
@@ -346,7 +346,7 @@ fn add<T, const PAGE: usize>(
     charged: &mut u64,
     quota: &Quota,
     value: T,
-) -> Result<u32, Refusal> {
+) -> Result<u32, AllocError> {
     let growth = slab.growth();
     quota.charge(growth)?;
     match slab.insert(value) {
@@ -356,7 +356,7 @@ fn add<T, const PAGE: usize>(
         }
         Err(_) => {
             quota.uncharge(growth);
-            Err(Refusal::NoMemory)
+            Err(AllocError::NoMemory)
         }
     }
 }

@@ -6,7 +6,7 @@
 use hashbrown::HashTable;
 
 use crate::account::heap::heap_bytes;
-use crate::account::quota::{Quota, Refusal};
+use crate::account::quota::{AllocError, Quota};
 
 /// Items that a leaf has on average before another one is added: twice as many, and the spread of a hash, still fit
 /// into a leaf of 512 places.
@@ -70,7 +70,7 @@ impl Table {
     }
 
     /// Makes room for an item of this tag and charges it.
-    pub(crate) fn reserve(&mut self, quota: &Quota, tag: u32) -> Result<(), Refusal> {
+    pub(crate) fn reserve(&mut self, quota: &Quota, tag: u32) -> Result<(), AllocError> {
         if self.leaves.is_empty() {
             self.add_leaf(quota, HashTable::new())?;
         } else if self.len >= self.leaves.len() * LEAF {
@@ -92,7 +92,7 @@ impl Table {
         if grown {
             Ok(())
         } else {
-            Err(Refusal::NoMemory)
+            Err(AllocError::NoMemory)
         }
     }
 
@@ -124,7 +124,7 @@ impl Table {
     }
 
     /// Puts a leaf at the end and charges its place.
-    fn add_leaf(&mut self, quota: &Quota, leaf: HashTable<Item>) -> Result<(), Refusal> {
+    fn add_leaf(&mut self, quota: &Quota, leaf: HashTable<Item>) -> Result<(), AllocError> {
         let list = |leaves: usize| heap_bytes(leaves * size_of::<HashTable<Item>>());
         let capacity = self.leaves.capacity();
         if self.leaves.len() == capacity {
@@ -132,7 +132,7 @@ impl Table {
             quota.charge(growth)?;
             if self.leaves.try_reserve_exact(capacity.max(1)).is_err() {
                 quota.uncharge(growth);
-                return Err(Refusal::NoMemory);
+                return Err(AllocError::NoMemory);
             }
             self.charged += growth;
         }
@@ -141,7 +141,7 @@ impl Table {
     }
 
     /// Divides the items of a leaf between it and a new one.
-    fn split(&mut self, quota: &Quota) -> Result<(), Refusal> {
+    fn split(&mut self, quota: &Quota) -> Result<(), AllocError> {
         let (last, from) = (self.leaves.len(), Self::buddy(self.leaves.len()));
         let goes = |item: &Item| Self::leaf(item.tag, last + 1) == last;
         let old = &self.leaves[from];
@@ -155,7 +155,7 @@ impl Table {
             && self.add_leaf(quota, HashTable::new()).is_ok();
         if !made {
             quota.uncharge(most);
-            return Err(Refusal::NoMemory);
+            return Err(AllocError::NoMemory);
         }
         for item in &self.leaves[from] {
             let to = if goes(item) { &mut go } else { &mut stay };

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use twox_hash::xxhash3_128::Hasher;
 
 use super::pin::{HasPins, Pinned, Pins};
-use crate::account::quota::{Quota, Refusal};
+use crate::account::quota::{AllocError, Quota};
 use crate::arena::Arena;
 use crate::arena::hold::Held;
 use crate::codec::codecs::Codecs;
@@ -211,7 +211,7 @@ impl DedupTable {
         pool: u8,
         arena: &Arena,
         held: &mut Option<Held<'_>>,
-    ) -> Result<Inserted, Refusal> {
+    ) -> Result<Inserted, AllocError> {
         let number = Self::shard(hash);
         let gauges = &self.gauges[number];
         let mut guard = self.shards[number].lock();
@@ -239,7 +239,7 @@ impl DedupTable {
             references: 1,
         }) else {
             arena.quota().uncharge(growth);
-            return Err(Refusal::NoMemory);
+            return Err(AllocError::NoMemory);
         };
         gauges.metadata.add(growth);
         let record = local << SHARD_BITS | number as u32;
@@ -255,9 +255,9 @@ impl DedupTable {
                 gauges.slots.add(slot_bytes(class_of(slot.len)) as u64);
                 Ok(Inserted::Record(record))
             }
-            Err(refusal) => {
+            Err(error) => {
                 remove(records, local, gauges, arena.quota());
-                Err(refusal)
+                Err(error)
             }
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Locked, Pool};
 use crate::account::ledger::{Account, Short};
-use crate::account::quota::Refusal;
+use crate::account::quota::AllocError;
 use crate::evict::Policy;
 use crate::index::SHARDS;
 use crate::stats::PoolKind;
@@ -35,13 +35,13 @@ impl Pool {
     }
 
     /// The account to charge for a page of a share group; `None` in a private pool.
-    pub(super) fn member(&self, member: u8) -> Result<Option<Arc<Account>>, Refusal> {
+    pub(super) fn member(&self, member: u8) -> Result<Option<Arc<Account>>, AllocError> {
         if self.kind != PoolKind::Shared {
             return Ok(None);
         }
         match self.members.load().get(usize::from(member)) {
             Some(Some(account)) => Ok(Some(Arc::clone(account))),
-            _ => Err(Refusal::Short(Short::Limit)),
+            _ => Err(AllocError::Short(Short::Limit)),
         }
     }
 

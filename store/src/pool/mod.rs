@@ -31,7 +31,7 @@ use encoded::Encoded;
 use pin::{HasPins, Pins};
 
 use crate::account::ledger::Account;
-use crate::account::quota::{Quota, Refusal};
+use crate::account::quota::{AllocError, Quota};
 use crate::arena::Arena;
 use crate::arena::hold::Held;
 use crate::codec::codecs::Codecs;
@@ -112,14 +112,14 @@ impl HasPins for Locked {
 
 /// Why a page was not placed; nothing is under its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unplaced {
-    Refused(Refusal),
+pub(crate) enum PutError {
+    Alloc(AllocError),
     PoolGone,
 }
 
-impl From<Refusal> for Unplaced {
-    fn from(refusal: Refusal) -> Self {
-        Unplaced::Refused(refusal)
+impl From<AllocError> for PutError {
+    fn from(error: AllocError) -> Self {
+        PutError::Alloc(error)
     }
 }
 
@@ -134,7 +134,7 @@ pub(crate) struct PoolParts {
 }
 
 impl Pool {
-    pub(crate) fn new(parts: PoolParts) -> Result<Self, Refusal> {
+    pub(crate) fn new(parts: PoolParts) -> Result<Self, AllocError> {
         let members = match parts.kind {
             PoolKind::Persistent => 0,
             PoolKind::Ephemeral => 1,
@@ -180,20 +180,20 @@ impl Pool {
     }
 
     /// Puts an encoded page under a key, in place of what was there; in the slot that is held, to which its bytes were
-    /// written. [`Refusal::Frames`] asks for such a slot.
+    /// written. [`AllocError::Frames`] asks for such a slot.
     pub(crate) fn place(
         &self,
         member: u8,
         key: Key,
         encoded: &Encoded<'_>,
         held: &mut Option<Held<'_>>,
-    ) -> Result<(), Unplaced> {
+    ) -> Result<(), PutError> {
         let (number, tags) = self.tags(key);
         let cell = &self.shards[number];
         let mut guard = cell.locked.lock();
         let locked = &mut *guard;
         if locked.dead || !self.is_admitted(locked, member) {
-            return Err(Unplaced::PoolGone);
+            return Err(PutError::PoolGone);
         }
         self.help(cell, locked, number);
         // The old page goes first, whatever becomes of the new one; its place in the chunk stays.
@@ -207,9 +207,9 @@ impl Pool {
         }
         let chunk = match locked.shard.prepare(self.quota(), tags, key, known) {
             Ok(chunk) => chunk,
-            Err(refusal) => {
+            Err(error) => {
                 cell.counters.metadata.set(locked.shard.charged());
-                return Err(refusal.into());
+                return Err(error.into());
             }
         };
         let placed = if self.is_ephemeral() {
@@ -240,7 +240,7 @@ impl Pool {
             Err(_) => locked.shard.remove(self.quota(), chunk, place, tags),
         }
         cell.counters.metadata.set(locked.shard.charged());
-        placed.map(drop).map_err(Unplaced::Refused)
+        placed.map(drop).map_err(PutError::Alloc)
     }
 
     /// The entry of a page, with its bytes in a slot.
@@ -249,7 +249,7 @@ impl Pool {
         encoded: &Encoded<'_>,
         holder: Holder,
         held: &mut Option<Held<'_>>,
-    ) -> Result<Entry, Refusal> {
+    ) -> Result<Entry, AllocError> {
         match encoded {
             Encoded::Fill(entry) => Ok(*entry),
             Encoded::Bytes {
@@ -269,7 +269,7 @@ impl Pool {
             }
             Encoded::Record { record, .. } => match &self.dedup {
                 Some(dedup) if dedup.retain(*record) => Ok(Entry::record(*record)),
-                _ => Err(Refusal::NoMemory),
+                _ => Err(AllocError::NoMemory),
             },
         }
     }
@@ -282,7 +282,7 @@ impl Pool {
         (member, fingerprint): (u8, u32),
         (number, chunk, place): (usize, u32, u8),
         (encoded, held): (&Encoded<'_>, &mut Option<Held<'_>>),
-    ) -> Result<Entry, Refusal> {
+    ) -> Result<Entry, AllocError> {
         let shared = self.member(member)?;
         let cost = shared_cost(encoded.len());
         if let Some(account) = &shared {
@@ -308,7 +308,7 @@ impl Pool {
         (member, fingerprint): (u8, u32),
         (number, chunk, place): (usize, u32, u8),
         (encoded, held): (&Encoded<'_>, &mut Option<Held<'_>>),
-    ) -> Result<Entry, Refusal> {
+    ) -> Result<Entry, AllocError> {
         let node = locked.shard.add_node(
             self.quota(),
             Node {
@@ -326,9 +326,9 @@ impl Pool {
         };
         let entry = match self.entry(encoded, holder, held) {
             Ok(entry) => entry,
-            Err(refusal) => {
+            Err(error) => {
                 locked.shard.remove_node(self.quota(), node);
-                return Err(refusal);
+                return Err(error);
             }
         };
         if let Some(node) = locked.shard.nodes.get_mut(node) {
