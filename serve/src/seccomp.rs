@@ -103,7 +103,7 @@ const CALLS: &[(libc::c_long, u8, Only, &str)] = &[
     (libc::SYS_madvise, ALL, Any, "heap; frames for segments, stacks given back"),
     (libc::SYS_mlock2, ALL, Any, "segments that the host may not swap out"),
     (libc::SYS_futex, ALL, Any, "locks, waiting for a thread"),
-    (libc::SYS_sched_yield, ALL, Any, "upkeep lets others go first"),
+    (libc::SYS_sched_yield, ALL, Any, "the background lets others go first"),
     (libc::SYS_getrandom, ALL, Any, "keys of hash tables"),
     (libc::SYS_clock_gettime, ALL, Any, "clocks that the vDSO does not read"),
     (libc::SYS_clock_nanosleep, ALL, Any, "waiting for a thread to end"),

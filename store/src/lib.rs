@@ -13,7 +13,7 @@
 //! | `evict`, `reclaim` | which pages go when memory is short |
 //! | `gather` | memory that an operator asks for: a reserve, a flush, a lower limit |
 //! | `reap` | what was destroyed, invalidated or removed is freed |
-//! | `upkeep`, `wake` | the background threads, and how they are woken |
+//! | `background`, `wake` | the background threads, and how they are woken |
 //! | `codec` | LZ4, Zstandard |
 //! | `config`, `error`, `stats` | what goes in and comes out |
 //!
@@ -27,6 +27,7 @@
 
 mod account;
 mod arena;
+mod background;
 #[expect(unsafe_code, reason = "maps pages over bad ones")]
 mod bad_memory;
 mod codec;
@@ -50,7 +51,6 @@ mod share;
 mod stats;
 mod store;
 mod sync;
-mod upkeep;
 mod wake;
 
 pub use bad_memory::{bad_pages, repair, tell_of_bad_pages};

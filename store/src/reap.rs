@@ -81,7 +81,7 @@ pub(crate) fn let_go(owners: &Owners, domain: &Arc<DomainInner>) {
             return;
         }
     }
-    owners.wakes.upkeep.ask_soon();
+    owners.wakes.background.ask_soon();
 }
 
 /// Frees some of what a removed domain had. Returns whether nothing is left.

@@ -108,7 +108,7 @@ pub(crate) fn place(
             continue;
         }
         if short == Short::Budget && owners.ledger.report_shortage() {
-            owners.wakes.upkeep.ask();
+            owners.wakes.background.ask();
         }
         return Err(match short {
             Short::Limit | Short::Budget => StoreError::NoSpace,

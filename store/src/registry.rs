@@ -10,6 +10,7 @@ use crate::account::allotment::Allotment;
 use crate::account::ledger::{Account, Short};
 use crate::account::quota::{AllocError, Quota};
 use crate::arena::Arena;
+use crate::background::{Background, ColdWork, REST, Work};
 use crate::codec::codecs::Codecs;
 use crate::config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig};
 use crate::domain::{DomainInner, Joined};
@@ -25,7 +26,6 @@ use crate::reclaim;
 use crate::share::Group;
 use crate::stats::{PoolKind, StoreStats};
 use crate::sync::Mutex;
-use crate::upkeep::{ColdWork, REST, Upkeep, Work};
 
 /// Frames that are given back for a pool that finds no room: more than the tables of an empty one.
 const POOL_FRAMES: usize = 64;
@@ -41,7 +41,7 @@ pub(crate) struct StoreInner {
     gate: Option<Arc<dyn Gate>>,
     locked: bool,
     registry: Mutex<Registry>,
-    upkeep: OnceLock<Upkeep>,
+    background: OnceLock<Background>,
     /// No sweep is planned.
     cold_sleeps: AtomicBool,
     /// Held by the one who sweeps.
@@ -105,15 +105,15 @@ impl StoreInner {
             gate: config.gate.clone(),
             locked: config.locked,
             registry: Mutex::default(),
-            upkeep: OnceLock::new(),
+            background: OnceLock::new(),
             cold_sleeps: AtomicBool::new(true),
             sweeping: Mutex::default(),
         });
         if config.background {
             let wakes = Arc::clone(&inner.owners.wakes);
             let work = background(&Arc::downgrade(&inner));
-            let upkeep = Upkeep::start(wakes, &config, work).map_err(ConfigError::Host)?;
-            let _ = inner.upkeep.set(upkeep);
+            let background = Background::start(wakes, &config, work).map_err(ConfigError::Host)?;
+            let _ = inner.background.set(background);
         }
         Ok(inner)
     }
@@ -355,8 +355,8 @@ impl StoreInner {
 
     /// See [`crate::Store::prepare_exit`].
     pub(crate) fn prepare_exit(&self, patience: Duration) {
-        if let Some(upkeep) = self.upkeep.get() {
-            upkeep.end_lowest(patience);
+        if let Some(background) = self.background.get() {
+            background.end_lowest(patience);
         }
     }
 

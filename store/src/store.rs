@@ -168,7 +168,7 @@ impl Domain {
     /// When there is no such pool.
     pub fn destroy_pool(&self, pool: PoolId) -> Result<(), UnknownPool> {
         if !self.inner.destroy_pool(pool, reap::STEP)? {
-            self.store.owners.wakes.upkeep.ask_soon();
+            self.store.owners.wakes.background.ask_soon();
         }
         self.store.owners.wakes.ring();
         Ok(())

@@ -105,7 +105,7 @@ impl Wake {
 #[derive(Debug, Default)]
 pub(crate) struct Wakes {
     /// For when there is something to free, to compact or to give back.
-    pub(crate) upkeep: Wake,
+    pub(crate) background: Wake,
     /// For when a size class wants frames ahead.
     pub(crate) ahead: Wake,
     /// For when there are pages to cool.
@@ -120,7 +120,7 @@ pub(crate) struct Wakes {
 impl Wakes {
     /// Wakes those that were asked while a lock was held. Whoever took a lock calls it when it holds none any more.
     pub(crate) fn ring(&self) {
-        self.upkeep.ring();
+        self.background.ring();
         self.ahead.ring();
     }
 
@@ -130,7 +130,7 @@ impl Wakes {
         if graveyard.0.try_reserve(1).is_ok() {
             graveyard.0.push(Box::new(spent));
             drop(graveyard);
-            self.upkeep.ask_soon();
+            self.background.ask_soon();
         }
     }
 

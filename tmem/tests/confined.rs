@@ -325,7 +325,7 @@ fn a_signal_may_hit_any_thread() {
     for kind in [
         "tmem",
         "tmem-control",
-        "tmem-upkeep",
+        "tmem-background",
         "tmem-cold",
         "tmem-ahead",
         "guest vm1",

@@ -163,7 +163,7 @@ fn every_thread_has_a_filter_and_can_gain_no_privileges() {
         for name in [
             "tmem",
             "tmem-control",
-            "tmem-upkeep",
+            "tmem-background",
             "tmem-cold",
             "tmem-memory",
             if ahead { "tmem-ahead" } else { "tmem" },

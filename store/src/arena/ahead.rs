@@ -36,7 +36,7 @@ impl Arena {
         }
         if wanting != 0 {
             // What is not needed after all is given back.
-            self.quota.wakes().upkeep.ask_soon();
+            self.quota.wakes().background.ask_soon();
         }
         wanting != 0
     }

@@ -338,7 +338,7 @@ impl Arena {
             }
             spare.retired.push((number, resident));
             drop(spare);
-            self.quota.wakes().upkeep.ask_soon();
+            self.quota.wakes().background.ask_soon();
         }
     }
 
@@ -378,7 +378,7 @@ impl Arena {
         gauges.frees.add(1);
         if gauges.frees.get().is_multiple_of(FREES_PER_LOOK) {
             if self.is_sparse(class, WAKE_WASTE) {
-                self.quota.wakes().upkeep.ask_soon();
+                self.quota.wakes().background.ask_soon();
             }
             if !self.wasteful.load(Ordering::Relaxed) {
                 self.look_at_waste();

@@ -57,7 +57,7 @@ impl Pool {
             }
         }
         if loose {
-            self.quota().wakes().upkeep.ask_soon();
+            self.quota().wakes().background.ask_soon();
         }
     }
 

@@ -1,4 +1,4 @@
-//! The background threads. `tmem-upkeep` frees what was destroyed, compacts and gives memory back, in bounded steps;
+//! The background threads. `tmem-background` frees what was destroyed, compacts and gives memory back, in bounded steps;
 //! `tmem-ahead` gets memory for size classes that are growing, so that stores do not wait for the kernel; `tmem-cold`
 //! runs the cold tier, with the lowest priority and no more than a share of a processor. When each of them works and
 //! sleeps is said here; what it does is handed to it.
@@ -51,12 +51,12 @@ type Sweep = dyn FnMut(&mut dyn FnMut(usize) -> bool) -> Option<bool> + Send;
 
 /// The threads; dropping it ends them.
 #[derive(Debug)]
-pub(crate) struct Upkeep {
+pub(crate) struct Background {
     wakes: Arc<Wakes>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Upkeep {
+impl Background {
     pub(crate) fn start(
         wakes: Arc<Wakes>,
         config: &StoreConfig,
@@ -64,19 +64,21 @@ impl Upkeep {
     ) -> std::io::Result<Self> {
         // A page is cold at its third sweep without a touch.
         let sweep = (config.cold_after / 2).max(Duration::from_millis(1));
-        let mut upkeep = Self {
+        let mut background = Self {
             wakes,
             threads: Vec::new(),
         };
-        upkeep.spawn(config, "tmem-upkeep", move |wakes| run(work.compact, wakes))?;
-        upkeep.spawn(config, COLD, move |wakes| cool(work.cold, wakes, sweep))?;
+        background.spawn(config, "tmem-background", move |wakes| {
+            run(work.compact, wakes)
+        })?;
+        background.spawn(config, COLD, move |wakes| cool(work.cold, wakes, sweep))?;
         // On one processor nobody could get frames while somebody else stores.
         if std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
-            upkeep.spawn(config, "tmem-ahead", move |wakes| {
+            background.spawn(config, "tmem-ahead", move |wakes| {
                 fill_ahead(work.fill_ahead, wakes);
             })?;
         }
-        Ok(upkeep)
+        Ok(background)
     }
 
     fn spawn(
@@ -100,7 +102,7 @@ impl Upkeep {
     }
 }
 
-impl Upkeep {
+impl Background {
     /// Ends the thread of the cold tier if it has the lowest priority, and waits for that, no longer than `patience`.
     pub(crate) fn end_lowest(&self, patience: Duration) {
         if !self.wakes.cold_is_lowest.load(Ordering::Relaxed) {
@@ -118,9 +120,9 @@ impl Upkeep {
     }
 }
 
-impl Drop for Upkeep {
+impl Drop for Background {
     fn drop(&mut self) {
-        self.wakes.upkeep.stop();
+        self.wakes.background.stop();
         self.wakes.ahead.stop();
         self.wakes.cold.stop();
         for thread in self.threads.drain(..) {
@@ -133,7 +135,7 @@ impl Drop for Upkeep {
 }
 
 fn run(mut compact: impl FnMut() -> bool, wakes: &Wakes) {
-    let wake = &wakes.upkeep;
+    let wake = &wakes.background;
     let mut more = false;
     loop {
         wakes.ring();
