@@ -1,7 +1,7 @@
 //! A pool: what happens to a page under the lock of its key's shard.
 //!
 //! `mod` puts pages in, `load` brings them back, `remove` takes away what is not wanted any more. `encode`
-//! has the work on bytes that no lock sees, `upkeep` eviction and compaction, `members` who may store to a shared
+//! has the work on bytes that no lock sees, `evict` and `relocate` what is done to pages without their guest asking, `members` who may store to a shared
 //! pool, `dedup` shared bytes, `cold` the cold tier, `pin` slots that are read, `counters` the numbers.
 //!
 //! No byte of a slot is read or written while a lock is held.
@@ -12,11 +12,12 @@ mod counters;
 mod dedup;
 mod encode;
 pub(crate) mod encoded;
+mod evict;
 mod load;
 mod members;
 mod pin;
+mod relocate;
 mod remove;
-mod upkeep;
 
 use std::hash::BuildHasher;
 use std::sync::Arc;

@@ -1,12 +1,10 @@
-//! Eviction and compaction: what is done to a pool's pages without its guest asking.
+//! Eviction: ephemeral pages go so that others have memory.
 
 use std::sync::atomic::Ordering;
 
-use super::pin::Pinned;
 use super::{Locked, Pool, ShardCell, fingerprint};
 use crate::account::ledger::PageOf;
-use crate::arena::hold::Held;
-use crate::entry::{Entry, Kind, Slot};
+use crate::entry::{Entry, Kind};
 use crate::evict::Policy;
 use crate::index::SHARDS;
 use crate::index::backref::Holder;
@@ -132,76 +130,4 @@ impl Pool {
         (slot.segment, slot.number) == place
             && self.evict_node(cell, &mut locked, 0, node).is_some()
     }
-
-    /// Moves the page in a slot to a place that is held. Returns whether it moved.
-    pub(crate) fn relocate(
-        &self,
-        holder: Holder,
-        from: (u32, u16),
-        to: &mut Option<Held<'_>>,
-    ) -> bool {
-        if let (Holder::Record { record, .. }, Some(dedup)) = (holder, &self.dedup) {
-            return dedup.relocate(record, from, self.number, &self.arena, to);
-        }
-        let (Holder::Chunk { shard, .. } | Holder::Node { shard, .. }) = holder else {
-            return false;
-        };
-        let cell = &self.shards[usize::from(shard) % SHARDS];
-        let pinned = {
-            let mut locked = cell.locked.lock();
-            match entry_of(&locked, holder).kind() {
-                Kind::Slot(slot) if (slot.segment, slot.number) == from => {
-                    Pinned::new(&self.arena, &cell.locked, &mut locked, slot)
-                }
-                _ => None,
-            }
-        };
-        let Some(pinned) = pinned else {
-            return false;
-        };
-        let slot = pinned.slot();
-        if !self.arena.copy(slot, to) {
-            return false;
-        }
-        let mut locked = cell.locked.lock();
-        let entry = entry_of(&locked, holder);
-        // What is pinned is no other page's: the same slot is the same bytes.
-        if entry.kind() != Kind::Slot(slot) {
-            return false;
-        }
-        let placed = self.arena.place(slot.len, slot.encoding, holder.pack(), to);
-        let Ok(moved) = placed else {
-            return false;
-        };
-        let entry = keep_marks(entry, moved);
-        match holder {
-            Holder::Chunk { chunk, place, .. } => locked.shard.set(chunk, place, entry),
-            Holder::Node { node, .. } => {
-                if let Some(node) = locked.shard.nodes.get_mut(node) {
-                    node.entry = entry;
-                }
-            }
-            Holder::Record { .. } => {}
-        }
-        locked.pins.free(slot, &self.arena);
-        cell.counters.moved.add(1);
-        true
-    }
-}
-
-/// The entry that names a slot, if it is one of the shard's.
-fn entry_of(locked: &Locked, holder: Holder) -> Entry {
-    let entry = match holder {
-        Holder::Chunk { chunk, place, .. } => {
-            locked.shard.chunk(chunk).map(|chunk| chunk.get(place))
-        }
-        Holder::Node { node, .. } => locked.shard.nodes.get(node).map(|node| node.entry),
-        Holder::Record { .. } => None,
-    };
-    entry.unwrap_or(Entry::EMPTY)
-}
-
-/// The entry of a slot that moved, with the marks it had. The cold tier does not know the new place.
-fn keep_marks(entry: Entry, moved: Slot) -> Entry {
-    Entry::slot(moved).with_age(entry.age())
 }
