@@ -125,7 +125,7 @@ fuzz_target!(|operations: Vec<Operation>| {
                     .expect("no reserve");
             }
             Operation::Maintain => {
-                store.fill_ahead();
+                store.prefault();
                 store.maintain();
             }
             Operation::SweepCold => {

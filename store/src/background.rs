@@ -1,5 +1,5 @@
 //! The background threads. `tmem-background` frees what was destroyed, compacts and gives memory back, in bounded steps;
-//! `tmem-ahead` gets memory for size classes that are growing, so that stores do not wait for the kernel; `tmem-cold`
+//! `tmem-prefault` gets memory for size classes that are growing, so that stores do not wait for the kernel; `tmem-cold`
 //! runs the cold tier, with the lowest priority and no more than a share of a processor. When each of them works and
 //! sleeps is said here; what it does is handed to it.
 //!
@@ -15,7 +15,7 @@ use crate::wake::Wakes;
 
 /// Time between being asked and looking, and between two looks.
 pub(crate) const REST: Duration = Duration::from_millis(50);
-/// Time between two passes that get frames ahead: stores of a fast guest use up a few frames of a class meanwhile.
+/// Time between two passes that prefault: stores of a fast guest use up a few frames of a class meanwhile.
 const NAP: Duration = Duration::from_micros(300);
 /// Passes without a request after which the thread sleeps until it is asked.
 const IDLE_PASSES: u32 = 4;
@@ -31,8 +31,8 @@ const COLD_REST: Duration = Duration::from_millis(10);
 pub(crate) struct Work {
     /// Frees what was cut loose, compacts, and gives back what a look allows. Returns whether another look may find more.
     pub(crate) compact: Box<dyn FnMut() -> bool + Send>,
-    /// Gets frames ahead for those who asked. Returns whether any did.
-    pub(crate) fill_ahead: Box<dyn FnMut() -> bool + Send>,
+    /// Prefaults for those who asked. Returns whether any did.
+    pub(crate) prefault: Box<dyn FnMut() -> bool + Send>,
     pub(crate) cold: ColdWork,
 }
 
@@ -74,8 +74,8 @@ impl Background {
         background.spawn(config, COLD, move |wakes| cool(work.cold, wakes, sweep))?;
         // On one processor nobody could get frames while somebody else stores.
         if std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
-            background.spawn(config, "tmem-ahead", move |wakes| {
-                fill_ahead(work.fill_ahead, wakes);
+            background.spawn(config, "tmem-prefault", move |wakes| {
+                prefault(work.prefault, wakes);
             })?;
         }
         Ok(background)
@@ -123,7 +123,7 @@ impl Background {
 impl Drop for Background {
     fn drop(&mut self) {
         self.wakes.background.stop();
-        self.wakes.ahead.stop();
+        self.wakes.prefault.stop();
         self.wakes.cold.stop();
         for thread in self.threads.drain(..) {
             // The last handle to the store may be the one that a thread itself holds for a step.
@@ -202,11 +202,11 @@ fn cool(mut work: ColdWork, wakes: &Wakes, sweep: Duration) {
     }
 }
 
-/// Gets frames ahead: often while there are requests, not at all when there were none for a while.
-fn fill_ahead(mut fill_ahead: impl FnMut() -> bool, wakes: &Wakes) {
-    let wake = &wakes.ahead;
+/// Prefaults: often while there are requests, not at all when there were none for a while.
+fn prefault(mut prefault: impl FnMut() -> bool, wakes: &Wakes) {
+    let wake = &wakes.prefault;
     let mut fill = || {
-        let filled = fill_ahead();
+        let filled = prefault();
         wakes.ring();
         filled
     };

@@ -360,12 +360,12 @@ impl StoreInner {
         }
     }
 
-    /// Gets frames ahead for those who asked. Returns whether any did.
-    pub(crate) fn fill_ahead(&self) -> bool {
+    /// Prefaults for those who asked. Returns whether any did.
+    pub(crate) fn prefault(&self) -> bool {
         self.owners
             .list()
             .arenas()
-            .filter(|arena| arena.fill_ahead())
+            .filter(|arena| arena.prefault())
             .count()
             > 0
     }
@@ -434,7 +434,7 @@ fn background(store: &Weak<StoreInner>) -> Work {
     let [compacts, fills, sleeps, has_cold, sweeps] = std::array::from_fn(|_| Weak::clone(store));
     Work {
         compact: Box::new(move || compact(&compacts)),
-        fill_ahead: Box::new(move || fills.upgrade().is_some_and(|store| store.fill_ahead())),
+        prefault: Box::new(move || fills.upgrade().is_some_and(|store| store.prefault())),
         cold: ColdWork {
             sleeps: Box::new(move || sleeps.upgrade().is_none_or(|store| store.cold_sleeps())),
             is_on: Box::new(move || has_cold.upgrade().is_some_and(|store| store.has_cold())),

@@ -323,10 +323,10 @@ impl Segment {
         if next + run >= FRAMES { 64 } else { run as u64 }
     }
 
-    /// `missing` frames and up to `ahead` more that follow and have no memory.
-    pub(crate) fn run_from(&self, missing: u64, ahead: u64) -> u64 {
+    /// `missing` frames and up to `extra` more that follow and have no memory.
+    pub(crate) fn run_from(&self, missing: u64, extra: u64) -> u64 {
         let mut run = missing;
-        for _ in 0..ahead {
+        for _ in 0..extra {
             let next = run << 1 & !run & !self.resident & !self.on_the_way();
             if next == 0 {
                 break;

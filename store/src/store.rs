@@ -46,10 +46,10 @@ impl Store {
         more || freed
     }
 
-    /// Gets frames ahead for size classes that are growing, which another thread of the background does all the time.
+    /// Prefaults for size classes that are growing, which another thread of the background does all the time.
     /// `true` when there were such.
-    pub fn fill_ahead(&self) -> bool {
-        self.inner.fill_ahead()
+    pub fn prefault(&self) -> bool {
+        self.inner.prefault()
     }
 
     /// One bounded step for a host that is short of memory: evicts some ephemeral pages, and gives frames that hold nothing

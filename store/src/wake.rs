@@ -106,8 +106,8 @@ impl Wake {
 pub(crate) struct Wakes {
     /// For when there is something to free, to compact or to give back.
     pub(crate) background: Wake,
-    /// For when a size class wants frames ahead.
-    pub(crate) ahead: Wake,
+    /// For when a size class wants frames prefaulted.
+    pub(crate) prefault: Wake,
     /// For when there are pages to cool.
     pub(crate) cold: Wake,
     /// Pools, shards and domains with pages that were cut loose and are yet to be freed.
@@ -121,7 +121,7 @@ impl Wakes {
     /// Wakes those that were asked while a lock was held. Whoever took a lock calls it when it holds none any more.
     pub(crate) fn ring(&self) {
         self.background.ring();
-        self.ahead.ring();
+        self.prefault.ring();
     }
 
     /// Takes what is large to drop from whoever holds a lock.

@@ -128,7 +128,7 @@ impl Thread {
                 960..975 => self.invalidate_object(at, object),
                 975..978 => self.recreate(at),
                 978..981 => {
-                    store.fill_ahead();
+                    store.prefault();
                     store.maintain();
                 }
                 981..982 => {

@@ -298,7 +298,7 @@ fn everything_works_confined_and_as_a_user_that_owns_nothing() {
 }
 
 /// Whether the store has the thread that needs another processor.
-fn has_ahead() -> bool {
+fn has_prefault() -> bool {
     std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1)
 }
 
@@ -327,12 +327,12 @@ fn a_signal_may_hit_any_thread() {
         "tmem-control",
         "tmem-background",
         "tmem-cold",
-        "tmem-ahead",
+        "tmem-prefault",
         "guest vm1",
         "guest vm2",
     ]
     .into_iter()
-    .filter(|kind| *kind != "tmem-ahead" || has_ahead())
+    .filter(|kind| *kind != "tmem-prefault" || has_prefault())
     {
         let mut serve = Serve::start(&names(&["vm1"], ""));
         let guest = NewGuest {

@@ -158,7 +158,7 @@ fn every_thread_has_a_filter_and_can_gain_no_privileges() {
         let threads = confinement(serve.child.id());
         let names: Vec<_> = threads.iter().map(|(name, ..)| name.as_str()).collect();
         // Where there is another processor for it.
-        let ahead =
+        let prefaults =
             std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
         for name in [
             "tmem",
@@ -166,7 +166,7 @@ fn every_thread_has_a_filter_and_can_gain_no_privileges() {
             "tmem-background",
             "tmem-cold",
             "tmem-memory",
-            if ahead { "tmem-ahead" } else { "tmem" },
+            if prefaults { "tmem-prefault" } else { "tmem" },
             "guest vm1",
             "guest vm2",
         ] {

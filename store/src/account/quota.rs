@@ -29,7 +29,7 @@ pub(crate) struct Quota {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) account: Arc<Account>,
     gate: Option<Arc<dyn Gate>>,
-    /// The background threads, for when there is something to compact or to get ahead.
+    /// The background threads, for when there is something to compact or to prefault.
     wakes: Arc<Wakes>,
     /// The host may not swap the memory out.
     locked: bool,

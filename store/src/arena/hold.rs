@@ -10,11 +10,11 @@ use crate::entry::{Encoding, Slot};
 use crate::memory::FRAME_BYTES;
 use crate::segment::{Backref, Segment, class_of, frame_run, runs, slot_bytes};
 
-/// Frames that a class of `frames` frames takes ahead of its need: few when it is small, so that a small guest pays for
+/// Frames that a class of `frames` frames takes beyond its need: few when it is small, so that a small guest pays for
 /// little that it does not use, and never many, because whoever stores waits until the kernel has found and
-/// cleared them. In the bench `store`, `p999_over_p50` was 33 with seven ahead, 20 with three and 18 with one; with
+/// cleared them. In the bench `store`, `p999_over_p50` was 33 with seven of them, 20 with three and 18 with one; with
 /// one, half of the stores took 3 % longer, since more of them call the kernel.
-fn ahead(frames: u64) -> u64 {
+fn fault_around(frames: u64) -> u64 {
     (frames / 8).min(3)
 }
 
@@ -149,8 +149,8 @@ impl Arena {
                 fresh = Some(self.new_segment(class)?);
                 continue;
             };
-            let ahead = ahead(self.classes[class].gauges.frames.get());
-            let begun = self.begin_filling_for(class, inner, place, ahead);
+            let extra = fault_around(self.classes[class].gauges.frames.get());
+            let begun = self.begin_filling_for(class, inner, place, extra);
             if begun.is_err() {
                 self.close_empty(class, inner, place.0);
             }
@@ -188,21 +188,21 @@ impl Arena {
         })
     }
 
-    /// Charges the frames that a slot misses, and for up to `ahead` behind them; takes the slot.
+    /// Charges the frames that a slot misses, and for up to `extra` behind them; takes the slot.
     fn begin_filling_for(
         &self,
         class: usize,
         inner: &mut SizeClass,
         (number, slot): (u32, u16),
-        ahead: u64,
+        extra: u64,
     ) -> Result<Filling, AllocError> {
         let Some(segment) = inner.segments.get_mut(&number) else {
             return Err(AllocError::Frames);
         };
         self.grow(class, segment, slot)?;
         let missing = segment.missing(slot);
-        let mut frames = segment.run_from(missing, ahead);
-        // What is taken ahead is only taken while it is there for the asking.
+        let mut frames = segment.run_from(missing, extra);
+        // The extra ones are only taken while it is there for the asking.
         match self.charge_frames(frames) {
             Err(AllocError::Short(_)) if frames != missing => {
                 self.charge_frames(missing)?;
@@ -283,7 +283,7 @@ impl Arena {
             }
             segment.end_filling(frames, got);
             if let (true, Some(slot)) = (kept, slot) {
-                self.look_ahead(class, segment, slot);
+                self.request_prefault(class, segment, slot);
             }
             kept
         });

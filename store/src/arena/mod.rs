@@ -5,15 +5,16 @@
 //! compaction has little to move.
 //!
 //! Nothing is searched for: a class lists its segments with free slots, with free slots in memory and with frames to
-//! give back, and the owner has a bit for each class that may win something. `hold` gets frames for a slot, `ahead` for
+//! give back, and the owner has a bit for each class that may win something. `hold` gets frames for a slot, `prefault` for
 //! slots to come, `trim` gives them back, `compact` says which slots to move. No lock of the crate is held while the
 //! kernel is asked.
 
 mod abandon;
-mod ahead;
+
 mod compact;
 pub(crate) mod hold;
 mod kept;
+mod prefault;
 #[cfg(test)]
 pub(crate) mod swap_in;
 #[cfg(test)]
@@ -48,7 +49,7 @@ pub(crate) struct Arena {
     retired_frames: Counter,
     /// Of those, what the background may still give back. Written by whoever looks.
     retired_allowed: Counter,
-    /// Bit per size class that wants frames ahead.
+    /// Bit per size class that wants frames prefaulted.
     wanting: AtomicU64,
     /// Bit per size class with idle frames. A bit is changed under the class's lock.
     idle: AtomicU64,
@@ -63,7 +64,7 @@ pub(crate) struct Arena {
     on_the_way: AtomicU64,
     /// More memory holds no slot than the owner should keep, as of the last look at it.
     wasteful: AtomicBool,
-    /// The owner is gone: no frames are taken ahead.
+    /// The owner is gone: no frames are prefaulted.
     ended: AtomicBool,
     /// The background leaves the owner's reserve alone.
     kept: AtomicBool,
@@ -196,7 +197,7 @@ impl Arena {
             let slot = segment.find_ready().ok_or(AllocError::Frames)?;
             self.grow(class, segment, slot)?;
             segment.take(slot, backref);
-            self.look_ahead(class, segment, slot);
+            self.request_prefault(class, segment, slot);
             Ok((number, slot))
         });
         let place = taken.unwrap_or(Err(AllocError::Frames))?;
@@ -432,7 +433,7 @@ impl Arena {
         frames > dense + 1 && (frames - dense) * 1000 > frames * per_mille
     }
 
-    /// No frames are taken ahead from now on, and whoever is at it in a class is done or knows.
+    /// No frames are prefaulted from now on, and whoever is at it in a class is done or knows.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
         for cell in &self.classes {

@@ -140,7 +140,7 @@ fn what_an_arena_lists_is_what_a_recount_finds_after_any_operations() {
                     move_one(&arena, class, &mut slots, most % 2 == 0);
                 }
                 94..97 => {
-                    arena.fill_ahead();
+                    arena.prefault();
                 }
                 97 => {
                     arena.look();

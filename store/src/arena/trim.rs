@@ -2,7 +2,7 @@
 //! lock and punched without it, so that nobody waits for the kernel who only wants a slot.
 //!
 //! Whoever is short of memory takes what it finds. The background takes its time: at each look half of what is
-//! idle, and nothing of the frames ahead of a class that took slots since the last look, because a frame costs more
+//! idle, and nothing of the prefaulted frames of a class that took slots since the last look, because a frame costs more
 //! to get again than to keep for a moment.
 
 use std::sync::atomic::Ordering;
@@ -25,7 +25,7 @@ impl Arena {
             let kept = if taken == cell.look.taken.get() {
                 0
             } else {
-                self.stock(class)
+                self.prefault_target(class)
             };
             cell.look.taken.set(taken);
             cell.look.kept.set(kept);

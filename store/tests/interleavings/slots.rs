@@ -15,16 +15,16 @@ pub(crate) fn raw_page(seed: u32) -> Page {
 }
 
 #[test]
-fn frames_ahead_meet_stores_and_removals_and_lose_no_page() {
-    check_frames_ahead(false);
+fn prefaulted_frames_meet_stores_and_removals_and_lose_no_page() {
+    check_prefaulted_frames(false);
 }
 
 #[test]
-fn frames_ahead_meet_the_end_of_their_domain_and_are_given_back() {
-    check_frames_ahead(true);
+fn prefaulted_frames_meet_the_end_of_their_domain_and_are_given_back() {
+    check_prefaulted_frames(true);
 }
 
-fn check_frames_ahead(ends: bool) {
+fn check_prefaulted_frames(ends: bool) {
     shuttle::check_random(
         move || {
             let (store, domain) = store(16 << 20);
@@ -38,8 +38,8 @@ fn check_frames_ahead(ends: bool) {
             let filler = {
                 let store = store.clone();
                 thread::spawn(move || {
-                    store.fill_ahead();
-                    store.fill_ahead();
+                    store.prefault();
+                    store.prefault();
                 })
             };
             let remover = {

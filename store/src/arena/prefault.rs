@@ -1,4 +1,4 @@
-//! Frames ahead of need. The kernel takes longer to find and clear a frame than a codec needs for a page, so a thread
+//! Prefault: frames before they are needed. The kernel takes longer to find and clear a frame than a codec needs for a page, so a thread
 //! of its own gets the next frames of a class that is growing; a store that finds none gets its own.
 
 use std::sync::atomic::Ordering;
@@ -6,18 +6,18 @@ use std::sync::atomic::Ordering;
 use super::Arena;
 use crate::segment::{CLASSES, Segment};
 
-/// Most frames that a class has ahead.
+/// Most frames that a class has before it needs them.
 const MOST: u64 = 32;
 
 impl Arena {
-    /// Frames that a growing class is to have ahead: a 64th of what it has.
-    pub(super) fn stock(&self, class: usize) -> u64 {
+    /// Frames that a growing class is to have before it needs them: a 64th of what it has.
+    pub(super) fn prefault_target(&self, class: usize) -> u64 {
         (self.classes[class].gauges.frames.get() / 64).min(MOST)
     }
 
-    /// Asks for frames when those ahead of a slot that was just taken are few.
-    pub(super) fn look_ahead(&self, class: usize, segment: &Segment, slot: u16) {
-        let wanted = self.stock(class);
+    /// Asks for frames when those behind a slot that was just taken are few.
+    pub(super) fn request_prefault(&self, class: usize, segment: &Segment, slot: u16) {
+        let wanted = self.prefault_target(class);
         if segment.frames_behind(slot) >= wanted.div_ceil(2) {
             return;
         }
@@ -25,14 +25,14 @@ impl Arena {
         if self.wanting.load(Ordering::Relaxed) & bit == 0 {
             self.wanting.fetch_or(bit, Ordering::Relaxed);
         }
-        self.quota.wakes().ahead.ask_soon();
+        self.quota.wakes().prefault.ask_soon();
     }
 
-    /// Gets frames for the classes that asked. Returns whether any did.
-    pub(crate) fn fill_ahead(&self) -> bool {
+    /// Prefaults for the classes that asked. Returns whether any did.
+    pub(crate) fn prefault(&self) -> bool {
         let wanting = self.wanting.swap(0, Ordering::Relaxed);
         for class in (0..CLASSES).filter(|class| wanting >> class & 1 == 1) {
-            self.fill_class(class);
+            self.prefault_class(class);
         }
         if wanting != 0 {
             // What is not needed after all is given back.
@@ -41,7 +41,7 @@ impl Arena {
         wanting != 0
     }
 
-    fn fill_class(&self, class: usize) {
+    fn prefault_class(&self, class: usize) {
         if let Some((number, frames)) = self.begin_filling(class) {
             let got = self.populate(number, frames);
             self.end_filling(class, number, (frames, got), None);
@@ -59,7 +59,7 @@ impl Arena {
             return None;
         }
         let known = segment.resident() | segment.on_the_way();
-        let frames = segment.next_frames(self.stock(class)) & !known;
+        let frames = segment.next_frames(self.prefault_target(class)) & !known;
         if frames == 0 || self.charge_frames(frames).is_err() {
             return None;
         }
@@ -123,12 +123,12 @@ mod tests {
     }
 
     #[test]
-    fn a_growing_class_has_frames_ahead_and_gives_them_back_when_it_rests() {
+    fn a_growing_class_has_frames_prefaulted_and_gives_them_back_when_it_rests() {
         let (ledger, arena) = arena(u64::MAX);
-        assert!(!arena.fill_ahead(), "nobody asked");
+        assert!(!arena.prefault(), "nobody asked");
         fill(&arena, &ledger, 64 * 5 + 1);
-        assert_eq!(arena.stock(RAW), 5);
-        assert!(arena.fill_ahead());
+        assert_eq!(arena.prefault_target(RAW), 5);
+        assert!(arena.prefault());
         assert_eq!(idle(&arena, &ledger), 5);
         place(&arena).expect("room");
         assert_eq!(
@@ -136,7 +136,7 @@ mod tests {
             4,
             "a store takes a frame that is there"
         );
-        assert!(!arena.fill_ahead(), "four are enough");
+        assert!(!arena.prefault(), "four are enough");
 
         assert!(arena.look(), "the class took slots");
         assert_eq!(arena.trim_slowly(64), 0);
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_ahead_are_not_taken_beyond_a_limit() {
+    fn frames_are_not_prefaulted_beyond_a_limit() {
         let (ledger, arena) = arena(u64::MAX);
         fill(&arena, &ledger, 64 * 5 + 1);
         let account = Arc::clone(&arena.quota.account);
@@ -203,7 +203,7 @@ mod tests {
         ledger
             .configure(&account, Allotment::of(0, used))
             .expect("fits");
-        assert!(arena.fill_ahead());
+        assert!(arena.prefault());
         assert_eq!(ledger.used(), used);
         assert!(place(&arena).is_err());
         ledger
