@@ -29,7 +29,7 @@ const COLD_REST: Duration = Duration::from_millis(10);
 
 /// What the threads do. It finds nothing to do where the store is gone.
 pub(crate) struct Work {
-    /// Frees what was cut loose, compacts, and gives back what a look allows. Returns whether another look may find more.
+    /// Frees what was cut loose, compacts, and gives back what a trim plan allows. Returns whether another plan may find more.
     pub(crate) compact: Box<dyn FnMut() -> bool + Send>,
     /// Prefaults for those who asked. Returns whether any did.
     pub(crate) prefault: Box<dyn FnMut() -> bool + Send>,

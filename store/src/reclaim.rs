@@ -453,7 +453,7 @@ fn compact(
 pub(crate) enum Pace {
     /// All of them now.
     Fast,
-    /// As many as the last [`Arena::look`] allowed.
+    /// As many as the last [`Arena::plan_trim`] allowed.
     Slow,
 }
 

@@ -370,12 +370,12 @@ impl StoreInner {
             > 0
     }
 
-    /// Decides what the next steps of [`reclaim::Pace::Slow`] may give back. `true` when another look may find more.
-    pub(crate) fn look(&self) -> bool {
+    /// Decides what the next steps of [`reclaim::Pace::Slow`] may give back. `true` when another plan may find more.
+    pub(crate) fn plan_trim(&self) -> bool {
         self.owners
             .list()
             .arenas()
-            .filter(|arena| arena.look())
+            .filter(|arena| arena.plan_trim())
             .count()
             > 0
     }
@@ -447,13 +447,13 @@ fn background(store: &Weak<StoreInner>) -> Work {
     }
 }
 
-/// Frees what was cut loose, compacts, and gives back what a look allows. Returns whether another look may find more.
+/// Frees what was cut loose, compacts, and gives back what a trim plan allows. Returns whether another plan may find more.
 fn compact(store: &Weak<StoreInner>) -> bool {
     let Some(store) = store.upgrade() else {
         return false;
     };
-    let mut more = store.look();
-    let mut looked = Instant::now();
+    let mut more = store.plan_trim();
+    let mut planned = Instant::now();
     while Arc::strong_count(&store) > 1 {
         let freed = reap::step(&store.owners);
         if !store.compact_step(reclaim::Pace::Slow) && !freed {
@@ -461,10 +461,10 @@ fn compact(store: &Weak<StoreInner>) -> bool {
         }
         more = true;
         std::thread::yield_now();
-        // With guests that never pause there is always something to move, and what was allowed is used up.
-        if looked.elapsed() >= REST {
-            store.look();
-            looked = Instant::now();
+        // With guests that never pause there is always something to move, and what the plan allowed is used up.
+        if planned.elapsed() >= REST {
+            store.plan_trim();
+            planned = Instant::now();
         }
     }
     more

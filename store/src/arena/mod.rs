@@ -13,8 +13,8 @@ mod abandon;
 
 mod compact;
 pub(crate) mod hold;
-mod kept;
 mod prefault;
+mod reserve;
 #[cfg(test)]
 pub(crate) mod swap_in;
 #[cfg(test)]
@@ -33,8 +33,8 @@ use crate::segment::{
 };
 use crate::sync::{Counter, InnerMutex, assert_no_lock_is_held};
 
-/// Slots given back to a class between two looks at its waste.
-const FREES_PER_LOOK: u64 = 64;
+/// Slots given back to a class between two checks of its waste.
+const FREES_PER_CHECK: u64 = 64;
 /// Waste, in thousandths of a class's frames, for which the background thread is woken.
 const WAKE_WASTE: u64 = 20;
 
@@ -47,8 +47,8 @@ pub(crate) struct Arena {
     spare: InnerMutex<Spare>,
     /// Frames of retired segments. Written under the lock of `spare`.
     retired_frames: Counter,
-    /// Of those, what the background may still give back. Written by whoever looks.
-    retired_allowed: Counter,
+    /// Of those, what the background may still give back. Written by whoever plans the trim.
+    retired_trim_budget: Counter,
     /// Bit per size class that wants frames prefaulted.
     wanting: AtomicU64,
     /// Bit per size class with idle frames. A bit is changed under the class's lock.
@@ -62,12 +62,12 @@ pub(crate) struct Arena {
     sources: AtomicU64,
     /// Frames that a thread is getting from the kernel or giving back to it.
     on_the_way: AtomicU64,
-    /// More memory holds no slot than the owner should keep, as of the last look at it.
+    /// More memory holds no slot than the owner should keep, when it was last measured.
     wasteful: AtomicBool,
     /// The owner is gone: no frames are prefaulted.
     ended: AtomicBool,
     /// The background leaves the owner's reserve alone.
-    kept: AtomicBool,
+    keeps_reserve: AtomicBool,
 }
 
 /// A size class, its lock and its gauges, on cache lines of their own.
@@ -76,7 +76,7 @@ pub(crate) struct Arena {
 struct ClassCell {
     locked: InnerMutex<SizeClass>,
     gauges: Gauges,
-    look: Look,
+    trim_plan: TrimPlan,
 }
 
 /// What a size class holds. Written under the class's lock.
@@ -91,15 +91,15 @@ struct Gauges {
     ready: Counter,
 }
 
-/// What the background saw of a class at its last look. Written by whoever looks.
+/// What the background may give back of a class until it plans again. Written by whoever plans the trim.
 #[derive(Debug, Default)]
-struct Look {
-    /// Slots taken so far.
+struct TrimPlan {
+    /// Slots taken when it planned.
     taken: Counter,
     /// Frames that it may still give back.
-    allowed: Counter,
+    trim_budget: Counter,
     /// Frames behind the lowest free slot that stay.
-    kept: Counter,
+    spared: Counter,
 }
 
 /// The segments of one size class.
@@ -153,7 +153,7 @@ impl Arena {
             classes: (0..CLASSES).map(|_| ClassCell::default()).collect(),
             spare: InnerMutex::default(),
             retired_frames: Counter::default(),
-            retired_allowed: Counter::default(),
+            retired_trim_budget: Counter::default(),
             wanting: AtomicU64::new(0),
             idle: AtomicU64::new(0),
             movable: AtomicU64::new(0),
@@ -162,7 +162,7 @@ impl Arena {
             on_the_way: AtomicU64::new(0),
             wasteful: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            kept: AtomicBool::new(false),
+            keeps_reserve: AtomicBool::new(false),
         })
     }
 
@@ -377,12 +377,12 @@ impl Arena {
             self.close_empty(class, inner, number);
         }
         gauges.frees.add(1);
-        if gauges.frees.get().is_multiple_of(FREES_PER_LOOK) {
+        if gauges.frees.get().is_multiple_of(FREES_PER_CHECK) {
             if self.is_sparse(class, WAKE_WASTE) {
                 self.quota.wakes().background.ask_soon();
             }
             if !self.wasteful.load(Ordering::Relaxed) {
-                self.look_at_waste();
+                self.measure_waste();
             }
         }
     }

@@ -138,14 +138,14 @@ mod tests {
         );
         assert!(!arena.prefault(), "four are enough");
 
-        assert!(arena.look(), "the class took slots");
+        assert!(arena.plan_trim(), "the class took slots");
         assert_eq!(arena.trim_slowly(64), 0);
-        assert!(!arena.look(), "it took no more");
+        assert!(!arena.plan_trim(), "it took no more");
         assert_eq!(arena.trim_slowly(64), 2 * 4096, "half of them");
-        assert_eq!(arena.trim_slowly(64), 0, "until the next look");
-        arena.look();
+        assert_eq!(arena.trim_slowly(64), 0, "until the next plan");
+        arena.plan_trim();
         assert_eq!(arena.trim_slowly(64), 4096);
-        arena.look();
+        arena.plan_trim();
         assert_eq!(arena.trim_slowly(64), 4096);
         assert_eq!(idle(&arena, &ledger), 0);
     }

@@ -143,7 +143,7 @@ fn what_an_arena_lists_is_what_a_recount_finds_after_any_operations() {
                     arena.prefault();
                 }
                 97 => {
-                    arena.look();
+                    arena.plan_trim();
                     arena.trim_slowly(most);
                 }
                 98 => {

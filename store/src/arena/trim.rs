@@ -1,8 +1,8 @@
 //! Giving memory back: frames that hold no slot in use are punched out of the file. They are marked under the class's
 //! lock and punched without it, so that nobody waits for the kernel who only wants a slot.
 //!
-//! Whoever is short of memory takes what it finds. The background takes its time: at each look half of what is
-//! idle, and nothing of the prefaulted frames of a class that took slots since the last look, because a frame costs more
+//! Whoever is short of memory takes what it finds. The background takes its time: in each plan half of what is
+//! idle, and nothing of the prefaulted frames of a class that took slots since the last plan, because a frame costs more
 //! to get again than to keep for a moment.
 
 use std::sync::atomic::Ordering;
@@ -15,45 +15,45 @@ use crate::segment::{CLASSES, frame_run, runs, slot_bytes};
 const AT_A_TIME: usize = 8;
 
 impl Arena {
-    /// Decides what [`Arena::trim_slowly`] may give back until the next look. `true` when frames are kept that a
-    /// later look may find idle.
-    pub(crate) fn look(&self) -> bool {
-        let mut keeps = false;
+    /// Decides what [`Arena::trim_slowly`] may give back until the next plan. `true` when frames are spared that a
+    /// later plan may find idle.
+    pub(crate) fn plan_trim(&self) -> bool {
+        let mut spares = false;
         for (class, cell) in self.classes.iter().enumerate() {
             let gauges = &cell.gauges;
             let taken = gauges.live.get() + gauges.frees.get();
-            let kept = if taken == cell.look.taken.get() {
+            let spared = if taken == cell.trim_plan.taken.get() {
                 0
             } else {
                 self.prefault_target(class)
             };
-            cell.look.taken.set(taken);
-            cell.look.kept.set(kept);
+            cell.trim_plan.taken.set(taken);
+            cell.trim_plan.spared.set(spared);
             let idle = self.waste(class) / FRAME_BYTES as u64;
-            cell.look.allowed.set(idle.div_ceil(2));
-            keeps |= kept > 0;
+            cell.trim_plan.trim_budget.set(idle.div_ceil(2));
+            spares |= spared > 0;
         }
-        self.retired_allowed
+        self.retired_trim_budget
             .set(self.retired_frames.get().div_ceil(2));
-        keeps
+        spares
     }
 
-    /// Gives back frames without slots in use, at most `most` of them and no more than the last look allowed. Returns
+    /// Gives back frames without slots in use, at most `most` of them and no more than the last plan allows. Returns
     /// the bytes.
     pub(crate) fn trim_slowly(&self, most: usize) -> u64 {
         let most = most.min(self.spendable());
-        let allowed = &self.retired_allowed;
-        let mut frames = self.trim_retired(most.min(allowed.get() as usize));
-        allowed.set(allowed.get().saturating_sub(frames as u64));
+        let budget = &self.retired_trim_budget;
+        let mut frames = self.trim_retired(most.min(budget.get() as usize));
+        budget.set(budget.get().saturating_sub(frames as u64));
         for (class, cell) in self.classes.iter().enumerate() {
             if frames >= most {
                 break;
             }
-            let allowed = &cell.look.allowed;
-            let now = (most - frames).min(allowed.get() as usize);
+            let budget = &cell.trim_plan.trim_budget;
+            let now = (most - frames).min(budget.get() as usize);
             if now > 0 {
-                let gone = self.trim_class(class, now, cell.look.kept.get());
-                allowed.set(allowed.get().saturating_sub(gone as u64));
+                let gone = self.trim_class(class, now, cell.trim_plan.spared.get());
+                budget.set(budget.get().saturating_sub(gone as u64));
                 frames += gone;
             }
         }
@@ -95,12 +95,12 @@ impl Arena {
         frames
     }
 
-    /// Gives back at most `most` frames of a class; `kept` frames behind the lowest free slot stay. Returns the frames.
-    pub(crate) fn trim_class(&self, class: usize, most: usize, kept: u64) -> usize {
+    /// Gives back at most `most` frames of a class; `spared` frames behind the lowest free slot stay. Returns the frames.
+    pub(crate) fn trim_class(&self, class: usize, most: usize, spared: u64) -> usize {
         let mut frames = 0;
         while frames < most {
             let mut picked = [(0, 0); AT_A_TIME];
-            let count = self.pick_idle(class, most - frames, kept, &mut picked);
+            let count = self.pick_idle(class, most - frames, spared, &mut picked);
             let gone = self.expel(class, &picked[..count]);
             if gone == 0 {
                 break;
@@ -115,7 +115,7 @@ impl Arena {
         &self,
         class: usize,
         most: usize,
-        kept: u64,
+        spared: u64,
         picked: &mut [(u32, u64); AT_A_TIME],
     ) -> usize {
         if self.idle.load(Ordering::Relaxed) >> class & 1 == 0 {
@@ -135,8 +135,8 @@ impl Arena {
             let most = most - frames;
             let taken = self.change(class, inner, number, |segment| {
                 let mut idle = segment.idle();
-                if kept > 0 && lowest == Some(number) {
-                    idle &= !segment.next_frames(kept);
+                if spared > 0 && lowest == Some(number) {
+                    idle &= !segment.next_frames(spared);
                 }
                 while idle.count_ones() as usize > most {
                     idle &= idle - 1;
@@ -202,12 +202,12 @@ impl Arena {
     }
 
     /// Whether more than a frame in 128, and than a frame of each class, holds no slot in use. Looks at the counters only
-    /// when that was so at the last of the looks that are taken while slots are given back.
+    /// when that was so when it was last measured while slots are given back.
     pub(crate) fn is_wasteful(&self) -> bool {
-        self.wasteful.load(Ordering::Relaxed) && self.look_at_waste()
+        self.wasteful.load(Ordering::Relaxed) && self.measure_waste()
     }
 
-    pub(super) fn look_at_waste(&self) -> bool {
+    pub(super) fn measure_waste(&self) -> bool {
         let usage = self.usage();
         let wasteful = usage.frames - usage.slots.min(usage.frames)
             > usage.frames / 128 + (CLASSES * FRAME_BYTES) as u64;

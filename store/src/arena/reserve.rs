@@ -17,7 +17,7 @@ const TABLES: u64 = 32;
 impl Arena {
     /// Has the background keep the owner's reserve, and gets memory for a part of it. `true` when there is more to get.
     pub(crate) fn populate_reserve(&self) -> Result<bool, AllocError> {
-        self.kept.store(true, Ordering::Relaxed);
+        self.keeps_reserve.store(true, Ordering::Relaxed);
         let account = &self.quota.account;
         let reserve = account.reserve();
         let wanted = reserve - reserve / TABLES;
@@ -59,7 +59,7 @@ impl Arena {
 
     /// Frames that can be given back without the owner's asking, at most.
     pub(crate) fn spendable(&self) -> usize {
-        if !self.kept.load(Ordering::Relaxed) {
+        if !self.keeps_reserve.load(Ordering::Relaxed) {
             return usize::MAX;
         }
         let account = &self.quota.account;
