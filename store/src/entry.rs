@@ -11,18 +11,35 @@ pub(crate) enum Encoding {
     Cold,
 }
 
-/// A place in the segments of an owner, and what it holds.
+/// Names a slot in the segments of an owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SlotId {
+    /// Below 2^22.
+    pub(crate) segment: u32,
+    /// Index of the slot in its segment, below 4096.
+    pub(crate) index: u16,
+}
+
+/// A slot in use, and what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
-    /// Number of the segment in its arena, below 2^22.
     pub(crate) segment: u32,
-    /// Number of the slot in its segment, below 4096.
-    pub(crate) number: u16,
+    /// Index of the slot in its segment.
+    pub(crate) index: u16,
     /// Bytes of the payload, 1 to 4096; it gives the size class.
     pub(crate) len: u16,
     pub(crate) encoding: Encoding,
     /// Ten bits of a digest of the payload.
     pub(crate) check: u16,
+}
+
+impl Slot {
+    pub(crate) fn id(self) -> SlotId {
+        SlotId {
+            segment: self.segment,
+            index: self.index,
+        }
+    }
 }
 
 /// What an entry says.
@@ -53,7 +70,7 @@ const ENCODING_SHIFT: u32 = 3;
 const AGE_SHIFT: u32 = 5;
 const TRIED: u64 = 1 << 7;
 const LEN_SHIFT: u32 = 8;
-const NUMBER_SHIFT: u32 = 20;
+const INDEX_SHIFT: u32 = 20;
 const SEGMENT_SHIFT: u32 = 32;
 const CHECK_SHIFT: u32 = 54;
 
@@ -86,7 +103,7 @@ impl Entry {
             TAG_SLOT
                 | encoding << ENCODING_SHIFT
                 | u64::from(slot.len - 1) << LEN_SHIFT
-                | u64::from(slot.number) << NUMBER_SHIFT
+                | u64::from(slot.index) << INDEX_SHIFT
                 | u64::from(slot.segment) << SEGMENT_SHIFT
                 | u64::from(slot.check) << CHECK_SHIFT,
         )
@@ -117,7 +134,7 @@ impl Entry {
             }
             TAG_SLOT => Kind::Slot(Slot {
                 segment: (self.0 >> SEGMENT_SHIFT) as u32 & (MAX_SEGMENTS - 1),
-                number: (self.0 >> NUMBER_SHIFT) as u16 & 0xfff,
+                index: (self.0 >> INDEX_SHIFT) as u16 & 0xfff,
                 len: ((self.0 >> LEN_SHIFT) as u16 & 0xfff) + 1,
                 encoding: match self.0 >> ENCODING_SHIFT & 3 {
                     0 => Encoding::Raw,
@@ -158,12 +175,11 @@ mod tests {
     #[test]
     fn entries_say_what_was_packed() {
         for encoding in [Encoding::Raw, Encoding::Hot, Encoding::Cold] {
-            for (segment, number, len, check) in
-                [(0, 0, 1, 0), (MAX_SEGMENTS - 1, 4095, 4096, 1023)]
+            for (segment, index, len, check) in [(0, 0, 1, 0), (MAX_SEGMENTS - 1, 4095, 4096, 1023)]
             {
                 let slot = Slot {
                     segment,
-                    number,
+                    index,
                     len,
                     encoding,
                     check,

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::hold::Held;
 use super::{Arena, Classes, Movable, before_touch};
-use crate::entry::Slot;
+use crate::entry::{Slot, SlotId};
 use crate::segment::class_of;
 
 impl Arena {
@@ -37,7 +37,10 @@ impl Arena {
         let (number, segment) = inner.segments.last_key_value()?;
         let (slot, backref) = segment.highest()?;
         Some(Movable {
-            slot: (*number, slot),
+            slot: SlotId {
+                segment: *number,
+                index: slot,
+            },
             backref,
         })
     }
@@ -46,9 +49,8 @@ impl Arena {
     /// the crate.
     pub(crate) fn copy(&self, slot: Slot, to: &mut Option<Held<'_>>) -> bool {
         before_touch();
-        let from = (slot.segment, slot.number);
         to.as_mut().is_some_and(|to| {
-            to.is_of(self, class_of(slot.len)) && to.place() < from && to.copy_from(slot)
+            to.is_of(self, class_of(slot.len)) && to.id() < slot.id() && to.copy_from(slot)
         })
     }
 }

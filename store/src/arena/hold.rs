@@ -4,9 +4,9 @@
 use std::mem::ManuallyDrop;
 use std::sync::atomic::Ordering;
 
-use super::{Arena, SizeClass, before_touch, free_place, ready_place};
+use super::{Arena, SizeClass, before_touch, free_slot, ready_slot};
 use crate::account::quota::AllocError;
-use crate::entry::{Encoding, Slot};
+use crate::entry::{Encoding, Slot, SlotId};
 use crate::memory::FRAME_BYTES;
 use crate::segment::{Backref, Segment, class_of, frame_run, runs, slot_bytes};
 
@@ -23,7 +23,7 @@ fn fault_around(frames: u64) -> u64 {
 pub(crate) struct Held<'a> {
     arena: &'a Arena,
     class: usize,
-    place: (u32, u16),
+    id: SlotId,
     /// How many bytes were written to it, and their check.
     written: Option<(u16, u16)>,
 }
@@ -38,50 +38,48 @@ impl Held<'_> {
         self.is_of(arena, class_of(len)) && self.written.is_some_and(|(written, _)| written == len)
     }
 
-    pub(crate) fn place(&self) -> (u32, u16) {
-        self.place
+    pub(crate) fn id(&self) -> SlotId {
+        self.id
     }
 
     fn offset(&self) -> usize {
-        usize::from(self.place.1) * slot_bytes(self.class)
+        usize::from(self.id.index) * slot_bytes(self.class)
     }
 
     /// Writes a page's bytes to it. The caller holds no lock of the crate, as the host may have swapped the slot out.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
         before_touch();
         let memory = &self.arena.memory;
-        let check = memory.write(self.place.0, self.offset(), bytes);
+        let check = memory.write(self.id.segment, self.offset(), bytes);
         self.written = Some((bytes.len() as u16, check));
     }
 
     /// Copies the bytes of a slot of the class to it. `false` when bytes that are lost can not be noted.
     pub(super) fn copy_from(&mut self, slot: Slot) -> bool {
-        let from = usize::from(slot.number) * slot_bytes(self.class);
+        let from = usize::from(slot.index) * slot_bytes(self.class);
         let copied = self.arena.memory.copy(
             (slot.segment, from),
-            (self.place.0, self.offset()),
+            (self.id.segment, self.offset()),
             usize::from(slot.len),
         );
         self.written = copied.then_some((slot.len, slot.check));
         copied
     }
 
-    /// The slot is that of `backref` from now on. Returns its place and the check of its bytes.
-    pub(super) fn keep(self, backref: Backref) -> ((u32, u16), u16) {
+    /// The slot is that of `backref` from now on. Returns its id and the check of its bytes.
+    pub(super) fn keep(self, backref: Backref) -> (SlotId, u16) {
         let held = ManuallyDrop::new(self);
-        let (number, slot) = held.place;
         let mut inner = held.arena.classes[held.class].locked.lock();
-        if let Some(segment) = inner.segments.get_mut(&number) {
-            segment.set_backref(slot, backref);
+        if let Some(segment) = inner.segments.get_mut(&held.id.segment) {
+            segment.set_backref(held.id.index, backref);
         }
-        (held.place, held.written.map_or(0, |(_, check)| check))
+        (held.id, held.written.map_or(0, |(_, check)| check))
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        let (number, slot) = self.place;
-        self.arena.give(self.class, number, slot);
+        self.arena.give(self.class, self.id);
         self.arena.finish_if_ended();
     }
 }
@@ -109,10 +107,10 @@ impl Arena {
         held: &mut Option<Held<'_>>,
     ) -> Result<Slot, AllocError> {
         let written = held.take_if(|held| held.is_written(self, len));
-        let ((segment, number), check) = written.ok_or(AllocError::Frames)?.keep(backref);
+        let (id, check) = written.ok_or(AllocError::Frames)?.keep(backref);
         Ok(Slot {
-            segment,
-            number,
+            segment: id.segment,
+            index: id.index,
             len,
             encoding,
             check,
@@ -130,60 +128,55 @@ impl Arena {
                 let taken = self.take_ready(class, inner, number, 0);
                 drop(guard);
                 self.discard(class, fresh);
-                return taken.map(|place| Held {
+                return taken.map(|id| Held {
                     arena: self,
                     class,
-                    place,
+                    id,
                     written: None,
                 });
             }
-            let mut place = free_place(inner);
-            if place.is_none()
+            let mut id = free_slot(inner);
+            if id.is_none()
                 && let Some((number, segment)) = fresh.take()
             {
                 self.insert(class, inner, number, segment);
-                place = free_place(inner);
+                id = free_slot(inner);
             }
-            let Some(place) = place else {
+            let Some(id) = id else {
                 drop(guard);
                 fresh = Some(self.new_segment(class)?);
                 continue;
             };
             let extra = fault_around(self.classes[class].gauges.frames.get());
-            let begun = self.begin_filling_for(class, inner, place, extra);
+            let begun = self.begin_filling_for(class, inner, id, extra);
             if begun.is_err() {
-                self.close_empty(class, inner, place.0);
+                self.close_empty(class, inner, id.segment);
             }
             drop(guard);
             self.discard(class, fresh);
-            return self.fill_for(class, place, begun?);
+            return self.fill_for(class, id, begun?);
         }
     }
 
-    /// A slot of the class below `place`: the lowest that is free, if `fill` and there is memory for it; else the lowest
+    /// A slot of the class below `limit`: the lowest that is free, if `fill` and there is memory for it; else the lowest
     /// in frames with memory. The caller holds no lock of the crate.
-    pub(crate) fn hold_below(
-        &self,
-        class: usize,
-        place: (u32, u16),
-        fill: bool,
-    ) -> Option<Held<'_>> {
+    pub(crate) fn hold_below(&self, class: usize, limit: SlotId, fill: bool) -> Option<Held<'_>> {
         let mut guard = self.classes[class].locked.lock();
         let inner = &mut *guard;
-        let ready = ready_place(inner).filter(|ready| *ready < place);
+        let ready = ready_slot(inner).filter(|ready| *ready < limit);
         if fill
-            && let Some(free) = free_place(inner)
-            && free < ready.unwrap_or(place)
+            && let Some(free) = free_slot(inner)
+            && free < ready.unwrap_or(limit)
             && let Ok(begun) = self.begin_filling_for(class, inner, free, 0)
         {
             drop(guard);
             return self.fill_for(class, free, begun).ok();
         }
-        let place = self.take_ready(class, inner, ready?.0, 0).ok()?;
+        let id = self.take_ready(class, inner, ready?.segment, 0).ok()?;
         Some(Held {
             arena: self,
             class,
-            place,
+            id,
             written: None,
         })
     }
@@ -193,14 +186,14 @@ impl Arena {
         &self,
         class: usize,
         inner: &mut SizeClass,
-        (number, slot): (u32, u16),
+        id: SlotId,
         extra: u64,
     ) -> Result<Filling, AllocError> {
-        let Some(segment) = inner.segments.get_mut(&number) else {
+        let Some(segment) = inner.segments.get_mut(&id.segment) else {
             return Err(AllocError::Frames);
         };
-        self.grow(class, segment, slot)?;
-        let missing = segment.missing(slot);
+        self.grow(class, segment, id.index)?;
+        let missing = segment.missing(id.index);
         let mut frames = segment.run_from(missing, extra);
         // The extra ones are only taken while it is there for the asking.
         match self.charge_frames(frames) {
@@ -210,14 +203,17 @@ impl Arena {
             }
             charged => charged?,
         }
-        self.change(class, inner, number, |segment| {
+        self.change(class, inner, id.segment, |segment| {
             segment.begin_filling(frames);
-            segment.take(slot, 0);
+            segment.take(id.index, 0);
         });
         let gauges = &self.classes[class].gauges;
         gauges.live.add(1);
         self.count_begun(class, frames);
-        Ok(Filling { number, frames })
+        Ok(Filling {
+            number: id.segment,
+            frames,
+        })
     }
 
     pub(super) fn charge_frames(&self, frames: u64) -> Result<(), AllocError> {
@@ -236,15 +232,15 @@ impl Arena {
     fn fill_for(
         &self,
         class: usize,
-        place: (u32, u16),
+        id: SlotId,
         Filling { number, frames }: Filling,
     ) -> Result<Held<'_>, AllocError> {
         let got = self.populate(number, frames);
-        if self.end_filling(class, number, (frames, got), Some(place.1)) {
+        if self.end_filling(class, number, (frames, got), Some(id.index)) {
             Ok(Held {
                 arena: self,
                 class,
-                place,
+                id,
                 written: None,
             })
         } else {

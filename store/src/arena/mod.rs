@@ -26,7 +26,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::account::quota::{AllocError, Quota};
-use crate::entry::{MAX_SEGMENTS, Slot};
+use crate::entry::{MAX_SEGMENTS, Slot, SlotId};
 use crate::memory::{FRAME_BYTES, Memory};
 use crate::segment::{
     Backref, CLASSES, IDLE, OPEN, READY, Segment, class_of, slot_bytes, slots_per_segment,
@@ -113,7 +113,7 @@ struct SizeClass {
     /// Segments with idle frames.
     idle: BTreeSet<u32>,
     /// Where the next victim is looked for.
-    hand: (u32, u16),
+    hand: SlotId,
 }
 
 /// Segments of no class.
@@ -141,7 +141,7 @@ pub(crate) struct ArenaUsage {
 /// A slot in use, and who holds it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Movable {
-    pub(crate) slot: (u32, u16),
+    pub(crate) slot: SlotId,
     pub(crate) backref: Backref,
 }
 
@@ -179,7 +179,7 @@ impl Arena {
 
     /// As [`Arena::fetch`], for whoever has no memory to do without a lock.
     pub(crate) fn fetch_now(&self, slot: Slot, bytes: &mut [u8]) -> bool {
-        let offset = usize::from(slot.number) * slot_bytes(class_of(slot.len));
+        let offset = usize::from(slot.index) * slot_bytes(class_of(slot.len));
         self.memory
             .read(slot.segment, offset, &mut bytes[..usize::from(slot.len)])
             == slot.check
@@ -192,17 +192,20 @@ impl Arena {
         inner: &mut SizeClass,
         number: u32,
         backref: Backref,
-    ) -> Result<(u32, u16), AllocError> {
+    ) -> Result<SlotId, AllocError> {
         let taken = self.change(class, inner, number, |segment| {
             let slot = segment.find_ready().ok_or(AllocError::Frames)?;
             self.grow(class, segment, slot)?;
             segment.take(slot, backref);
             self.request_prefault(class, segment, slot);
-            Ok((number, slot))
+            Ok(SlotId {
+                segment: number,
+                index: slot,
+            })
         });
-        let place = taken.unwrap_or(Err(AllocError::Frames))?;
+        let id = taken.unwrap_or(Err(AllocError::Frames))?;
         self.classes[class].gauges.live.add(1);
-        Ok(place)
+        Ok(id)
     }
 
     /// Makes room for the slot's backref.
@@ -354,14 +357,14 @@ impl Arena {
 
     /// Gives a slot back. Its frames stay charged until [`Arena::trim`].
     pub(crate) fn free(&self, slot: Slot) {
-        self.give(class_of(slot.len), slot.segment, slot.number);
+        self.give(class_of(slot.len), slot.id());
     }
 
-    fn give(&self, class: usize, number: u32, slot: u16) {
+    fn give(&self, class: usize, id: SlotId) {
         let mut guard = self.classes[class].locked.lock();
         let inner = &mut *guard;
-        let given = self.change(class, inner, number, |segment| {
-            segment.give(slot).then(|| segment.live() == 0)
+        let given = self.change(class, inner, id.segment, |segment| {
+            segment.give(id.index).then(|| segment.live() == 0)
         });
         let Some(empty) = given.flatten() else {
             // That of an owner that is gone may be closed already.
@@ -374,7 +377,7 @@ impl Arena {
         let gauges = &self.classes[class].gauges;
         gauges.live.sub(1);
         if empty {
-            self.close_empty(class, inner, number);
+            self.close_empty(class, inner, id.segment);
         }
         gauges.frees.add(1);
         if gauges.frees.get().is_multiple_of(FREES_PER_CHECK) {
@@ -445,7 +448,10 @@ impl Arena {
     pub(crate) fn next_victim(&self, class: usize) -> Option<Movable> {
         let mut guard = self.classes[class].locked.lock();
         let inner = &mut *guard;
-        let (number, from) = inner.hand;
+        let SlotId {
+            segment: number,
+            index: from,
+        } = inner.hand;
         let here = inner.segments.range(number..=number);
         let behind = inner.segments.range(number.saturating_add(1)..);
         let around = inner.segments.range(..=number);
@@ -457,9 +463,15 @@ impl Arena {
                     .filter_map(|(number, segment)| Some((*number, segment.next_used(0)?))),
             )
             .next()?;
-        inner.hand = (number, slot + 1);
+        inner.hand = SlotId {
+            segment: number,
+            index: slot + 1,
+        };
         Some(Movable {
-            slot: (number, slot),
+            slot: SlotId {
+                segment: number,
+                index: slot,
+            },
             backref,
         })
     }
@@ -500,17 +512,21 @@ fn before_touch() {
 }
 
 /// The lowest free slot in frames with memory.
-fn ready_place(inner: &mut SizeClass) -> Option<(u32, u16)> {
-    let number = *inner.ready.first()?;
-    let slot = inner.segments.get_mut(&number)?.find_ready()?;
-    Some((number, slot))
+fn ready_slot(inner: &mut SizeClass) -> Option<SlotId> {
+    let segment = *inner.ready.first()?;
+    let index = inner.segments.get_mut(&segment)?.find_ready()?;
+    Some(SlotId { segment, index })
 }
 
 /// The lowest free slot, of those in frames that no thread has on the way.
-fn free_place(inner: &mut SizeClass) -> Option<(u32, u16)> {
+fn free_slot(inner: &mut SizeClass) -> Option<SlotId> {
     let SizeClass { segments, open, .. } = inner;
-    open.iter()
-        .find_map(|number| Some((*number, segments.get_mut(number)?.find_free()?)))
+    open.iter().find_map(|segment| {
+        Some(SlotId {
+            segment: *segment,
+            index: segments.get_mut(segment)?.find_free()?,
+        })
+    })
 }
 
 fn enlist(list: &mut BTreeSet<u32>, number: u32, was: u8, is: u8) {

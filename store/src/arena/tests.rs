@@ -88,9 +88,7 @@ fn move_one(arena: &Arena, class: usize, slots: &mut [Slot], fill: bool) -> bool
         return false;
     };
     let mut to = arena.hold_below(class, highest.slot, fill);
-    let found = slots
-        .iter_mut()
-        .find(|slot| (slot.segment, slot.number) == highest.slot);
+    let found = slots.iter_mut().find(|slot| slot.id() == highest.slot);
     let Some(slot) = found else {
         return false;
     };
@@ -150,13 +148,14 @@ fn what_an_arena_lists_is_what_a_recount_finds_after_any_operations() {
                     // A frame that the kernel refuses.
                     let frames = frame_run(0, most);
                     let mut inner = arena.classes[class].locked.lock();
-                    let place = free_place(&mut inner);
-                    let free = place.filter(|(number, slot)| {
-                        let segment = &inner.segments[number];
+                    let free = free_slot(&mut inner).filter(|slot| {
+                        let segment = &inner.segments[&slot.segment];
                         let known = segment.resident() | segment.on_the_way();
-                        segment.missing(*slot) != 0 && known & frames == 0
+                        segment.missing(slot.index) != 0 && known & frames == 0
                     });
-                    if let Some((number, _)) = free
+                    if let Some(SlotId {
+                        segment: number, ..
+                    }) = free
                         && arena.charge_frames(frames).is_ok()
                     {
                         arena.change(class, &mut inner, number, |s| s.begin_filling(frames));
@@ -233,12 +232,12 @@ fn a_slot_that_is_held_is_nobody_elses_and_comes_back() {
     let class = class_of(4096);
     let first = arena.hold(class).expect("room");
     let second = arena.hold_for(&[3; 4096]).expect("room");
-    assert_ne!(first.place(), second.place());
-    let place = second.place();
+    assert_ne!(first.id(), second.id());
+    let id = second.id();
     let mut held = Some(second);
     let placed = arena.place(4096, Encoding::Raw, 9, &mut held);
     let slot = placed.expect("held");
-    assert_eq!((slot.segment, slot.number), place);
+    assert_eq!(slot.id(), id);
     // One of another class is left alone, and one without the bytes.
     held = Some(first);
     for len in [64, 4095, 4096] {

@@ -13,7 +13,7 @@ use crate::arena::Arena;
 use crate::arena::hold::Held;
 use crate::codec::codecs::Codecs;
 use crate::config::Dedup;
-use crate::entry::{Encoding, Slot};
+use crate::entry::{Encoding, Slot, SlotId};
 use crate::index::backref::Holder;
 use crate::index::slab::Slab;
 use crate::index::table::{Item, Table};
@@ -228,7 +228,7 @@ impl DedupTable {
         arena.quota().charge(growth)?;
         let nowhere = Slot {
             segment: 0,
-            number: 0,
+            index: 0,
             len: 1,
             encoding,
             check: 0,
@@ -317,7 +317,7 @@ impl DedupTable {
     pub(crate) fn relocate(
         &self,
         record: u32,
-        place: (u32, u16),
+        from: SlotId,
         pool: u8,
         arena: &Arena,
         to: &mut Option<Held<'_>>,
@@ -326,7 +326,7 @@ impl DedupTable {
             return false;
         };
         let slot = pinned.slot();
-        if (slot.segment, slot.number) != place || !arena.copy(slot, to) {
+        if slot.id() != from || !arena.copy(slot, to) {
             return false;
         }
         let mut guard = self.shards[record as usize % SHARDS].lock();

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Locked, Pool, ShardCell, fingerprint};
 use crate::account::ledger::PageOf;
-use crate::entry::{Entry, Kind};
+use crate::entry::{Entry, Kind, SlotId};
 use crate::evict::Policy;
 use crate::index::SHARDS;
 use crate::index::backref::Holder;
@@ -114,7 +114,7 @@ impl Pool {
     }
 
     /// Evicts the page in a slot of a private ephemeral pool. Returns whether it was there.
-    pub(crate) fn evict_slot(&self, holder: Holder, place: (u32, u16)) -> bool {
+    pub(crate) fn evict_slot(&self, holder: Holder, id: SlotId) -> bool {
         let Holder::Node { shard, node, .. } = holder else {
             return false;
         };
@@ -127,7 +127,6 @@ impl Pool {
         let Some(Kind::Slot(slot)) = entry else {
             return false;
         };
-        (slot.segment, slot.number) == place
-            && self.evict_node(cell, &mut locked, 0, node).is_some()
+        slot.id() == id && self.evict_node(cell, &mut locked, 0, node).is_some()
     }
 }

@@ -20,8 +20,7 @@ struct Pin {
 
 impl Pins {
     fn position(&self, slot: Slot) -> Option<usize> {
-        let place = |slot: Slot| (slot.segment, slot.number);
-        self.0.iter().position(|pin| place(pin.slot) == place(slot))
+        self.0.iter().position(|pin| pin.slot.id() == slot.id())
     }
 
     /// `false` when there is no memory to note it.

@@ -3,18 +3,13 @@
 use super::pin::Pinned;
 use super::{Locked, Pool};
 use crate::arena::hold::Held;
-use crate::entry::{Entry, Kind, Slot};
+use crate::entry::{Entry, Kind, Slot, SlotId};
 use crate::index::SHARDS;
 use crate::index::backref::Holder;
 
 impl Pool {
     /// Moves the page in a slot to a place that is held. Returns whether it moved.
-    pub(crate) fn relocate(
-        &self,
-        holder: Holder,
-        from: (u32, u16),
-        to: &mut Option<Held<'_>>,
-    ) -> bool {
+    pub(crate) fn relocate(&self, holder: Holder, from: SlotId, to: &mut Option<Held<'_>>) -> bool {
         if let (Holder::Record { record, .. }, Some(dedup)) = (holder, &self.dedup) {
             return dedup.relocate(record, from, self.number, &self.arena, to);
         }
@@ -25,7 +20,7 @@ impl Pool {
         let pinned = {
             let mut locked = cell.locked.lock();
             match entry_of(&locked, holder).kind() {
-                Kind::Slot(slot) if (slot.segment, slot.number) == from => {
+                Kind::Slot(slot) if slot.id() == from => {
                     Pinned::new(&self.arena, &cell.locked, &mut locked, slot)
                 }
                 _ => None,
