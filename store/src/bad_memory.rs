@@ -20,13 +20,13 @@ const PAGE: usize = 4096;
 /// Bytes for each bit of a page's mask.
 const UNIT: usize = 64;
 /// Places for pages that are lost: more than a process may have mappings, of which each page takes one.
-const PLACES: usize = 1 << 16;
+const CELLS: usize = 1 << 16;
 /// Extents of one block of the list.
 const BLOCK: usize = 64;
 /// Faults on a page that was replaced, after which its replacement counts as bad: threads that touched the page at the same
 /// time fault once each.
 const FAULTS: u32 = 1000;
-/// An address that no page has: the place was used.
+/// An address that no page has: the cell was used.
 const USED: usize = 1;
 
 /// The memory of one extent, where faults are repaired.
@@ -54,7 +54,7 @@ static EXTENTS: Block = Block {
 };
 
 /// A page with lost bytes, found by the hash of its address.
-struct Place {
+struct Cell {
     page: AtomicUsize,
     /// Bit for each 64 bytes that are lost.
     mask: AtomicU64,
@@ -63,14 +63,14 @@ struct Place {
     replaced: AtomicBool,
 }
 
-static LOST: [Place; PLACES] = [const {
-    Place {
+static LOST: [Cell; CELLS] = [const {
+    Cell {
         page: AtomicUsize::new(0),
         mask: AtomicU64::new(0),
         faults: AtomicU32::new(0),
         replaced: AtomicBool::new(false),
     }
-}; PLACES];
+}; CELLS];
 /// Held by who changes the table. No segment is touched meanwhile, so the holder does not come to the handler.
 static CHANGING: AtomicBool = AtomicBool::new(false);
 /// Pages in the table; 0 in every process with good memory.
@@ -118,17 +118,16 @@ pub fn repair(address: usize) -> bool {
         return false;
     }
     let changing = Changing::begin();
-    let Some(place) = place_of(page) else {
+    let Some(cell) = cell_of(page) else {
         return false;
     };
-    if place.replaced.load(Ordering::Relaxed)
-        && place.faults.fetch_add(1, Ordering::Relaxed) < FAULTS
+    if cell.replaced.load(Ordering::Relaxed) && cell.faults.fetch_add(1, Ordering::Relaxed) < FAULTS
     {
         // Another thread was faster.
         return true;
     }
     // Before the zeroes are there to be read.
-    place.mask.store(u64::MAX, Ordering::SeqCst);
+    cell.mask.store(u64::MAX, Ordering::SeqCst);
     // SAFETY: a page of an extent, which is only reached through atomics (see `memory`) and unmapped as a whole.
     let mapped = unsafe {
         rustix::mm::mmap_anonymous(
@@ -141,8 +140,8 @@ pub fn repair(address: usize) -> bool {
     if mapped.is_err() {
         return false;
     }
-    place.faults.store(0, Ordering::Relaxed);
-    place.replaced.store(true, Ordering::Relaxed);
+    cell.faults.store(0, Ordering::Relaxed);
+    cell.replaced.store(true, Ordering::Relaxed);
     FOUND.fetch_add(1, Ordering::SeqCst);
     drop(changing);
     tell(TELL.load(Ordering::Acquire));
@@ -168,7 +167,7 @@ fn is_segment(address: usize) -> bool {
     blocks().flat_map(|block| &block.ranges).any(|range| {
         let start = range.start.load(Ordering::Acquire);
         let end = range.end.load(Ordering::Acquire);
-        // A place that is used again meanwhile has other bounds.
+        // A cell that is used again meanwhile has other bounds.
         (start..end).contains(&address) && range.start.load(Ordering::Acquire) == start
     })
 }
@@ -233,7 +232,7 @@ pub(crate) fn is_lost(start: usize, bytes: usize) -> bool {
     fence(Ordering::Acquire);
     NOTED.load(Ordering::Relaxed) != 0
         && pages(start, bytes).any(|(page, units)| {
-            find(page).is_some_and(|place| place.mask.load(Ordering::SeqCst) & units != 0)
+            find(page).is_some_and(|cell| cell.mask.load(Ordering::SeqCst) & units != 0)
         })
 }
 
@@ -253,8 +252,8 @@ pub(crate) fn written(begin: u64, start: usize, bytes: usize) -> bool {
         return false;
     }
     for (page, units) in pages(start, bytes) {
-        if let Some(place) = find(page) {
-            place.mask.fetch_and(!units, Ordering::SeqCst);
+        if let Some(cell) = find(page) {
+            cell.mask.fetch_and(!units, Ordering::SeqCst);
         }
     }
     true
@@ -264,8 +263,8 @@ pub(crate) fn written(begin: u64, start: usize, bytes: usize) -> bool {
 pub(crate) fn lose(start: usize, bytes: usize) -> bool {
     let _changing = Changing::begin();
     pages(start, bytes).all(|(page, units)| {
-        place_of(page)
-            .map(|place| place.mask.fetch_or(units, Ordering::SeqCst))
+        cell_of(page)
+            .map(|cell| cell.mask.fetch_or(units, Ordering::SeqCst))
             .is_some()
     })
 }
@@ -277,26 +276,26 @@ pub(crate) fn release(start: usize, bytes: usize, mut restore: impl FnMut(usize)
         return;
     }
     let _changing = Changing::begin();
-    let mut restore = |place: &Place, page| {
-        if place.replaced.swap(false, Ordering::Relaxed) {
+    let mut restore = |cell: &Cell, page| {
+        if cell.replaced.swap(false, Ordering::Relaxed) {
             restore(page);
         }
-        place.mask.store(0, Ordering::SeqCst);
-        place.page.store(USED, Ordering::Release);
+        cell.mask.store(0, Ordering::SeqCst);
+        cell.page.store(USED, Ordering::Release);
         NOTED.fetch_sub(1, Ordering::SeqCst);
     };
     let range = start..start + bytes;
-    if bytes / PAGE < PLACES {
+    if bytes / PAGE < CELLS {
         for page in range.step_by(PAGE) {
-            if let Some(place) = find(page) {
-                restore(place, page);
+            if let Some(cell) = find(page) {
+                restore(cell, page);
             }
         }
     } else {
-        for place in &LOST {
-            let page = place.page.load(Ordering::Relaxed);
+        for cell in &LOST {
+            let page = cell.page.load(Ordering::Relaxed);
             if range.contains(&page) {
-                restore(place, page);
+                restore(cell, page);
             }
         }
     }
@@ -312,32 +311,32 @@ fn pages(start: usize, bytes: usize) -> impl Iterator<Item = (usize, u64)> {
     })
 }
 
-fn places(page: usize) -> impl Iterator<Item = &'static Place> {
+fn cells(page: usize) -> impl Iterator<Item = &'static Cell> {
     let first = (page / PAGE).wrapping_mul(0x9e37_79b1);
-    (0..PLACES).map(move |step| &LOST[first.wrapping_add(step) % PLACES])
+    (0..CELLS).map(move |step| &LOST[first.wrapping_add(step) % CELLS])
 }
 
-/// The place of a page that is in the table.
-fn find(page: usize) -> Option<&'static Place> {
-    places(page)
-        .map(|place| (place, place.page.load(Ordering::Acquire)))
+/// The cell of a page that is in the table.
+fn find(page: usize) -> Option<&'static Cell> {
+    cells(page)
+        .map(|cell| (cell, cell.page.load(Ordering::Acquire)))
         .take_while(|(_, found)| *found != 0)
         .find(|(_, found)| *found == page)
-        .map(|(place, _)| place)
+        .map(|(cell, _)| cell)
 }
 
-/// The place of a page, which is made if need be. Only while the table is being changed.
-fn place_of(page: usize) -> Option<&'static Place> {
-    if let Some(place) = find(page) {
-        return Some(place);
+/// The cell of a page, which is made if need be. Only while the table is being changed.
+fn cell_of(page: usize) -> Option<&'static Cell> {
+    if let Some(cell) = find(page) {
+        return Some(cell);
     }
-    let place = places(page).find(|place| place.page.load(Ordering::Relaxed) <= USED)?;
-    place.mask.store(0, Ordering::Relaxed);
-    place.faults.store(0, Ordering::Relaxed);
-    place.replaced.store(false, Ordering::Relaxed);
+    let cell = cells(page).find(|cell| cell.page.load(Ordering::Relaxed) <= USED)?;
+    cell.mask.store(0, Ordering::Relaxed);
+    cell.faults.store(0, Ordering::Relaxed);
+    cell.replaced.store(false, Ordering::Relaxed);
     NOTED.fetch_add(1, Ordering::SeqCst);
-    place.page.store(page, Ordering::Release);
-    Some(place)
+    cell.page.store(page, Ordering::Release);
+    Some(cell)
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ pub(crate) struct Joined {
 
 #[derive(Debug)]
 struct Changing {
-    /// Times that each place of `pools` was used.
+    /// Times that each cell of `pools` was used.
     used: Vec<u32>,
     removed: bool,
 }
@@ -67,7 +67,7 @@ impl DomainInner {
         account: Arc<Account>,
         arena: Arc<Arena>,
     ) -> Self {
-        let places = usize::from(config.max_pools);
+        let cells = usize::from(config.max_pools);
         Self {
             name: name.to_owned(),
             account,
@@ -75,9 +75,9 @@ impl DomainInner {
             frozen: AtomicBool::new(false),
             cold: AtomicBool::new(config.cold),
             groups: config.groups.clone(),
-            pools: (0..places).map(|_| ArcSwapOption::empty()).collect(),
+            pools: (0..cells).map(|_| ArcSwapOption::empty()).collect(),
             changing: Mutex::new(Changing {
-                used: vec![0; places],
+                used: vec![0; cells],
                 removed: false,
             }),
             destroyed: Mutex::default(),
@@ -93,7 +93,7 @@ impl DomainInner {
             .then_some(guard)
     }
 
-    /// Puts a pool in a free place. `make` gets the id and the number that it has there.
+    /// Puts a pool in a free cell. `make` gets the id and the number that it has there.
     pub(crate) fn add_pool(
         &self,
         make: impl FnOnce(u32, u8) -> Result<Joined, CreatePoolError>,
@@ -102,15 +102,15 @@ impl DomainInner {
         if changing.removed {
             return Err(CreatePoolError::Removed);
         }
-        let place = self
+        let cell = self
             .pools
             .iter()
-            .position(|place| place.load().is_none())
+            .position(|cell| cell.load().is_none())
             .ok_or(CreatePoolError::TooMany)?;
-        let number = u8::try_from(place).map_err(|_| CreatePoolError::TooMany)?;
-        let id = changing.used[place] << 8 | u32::from(number);
-        self.pools[place].store(Some(Arc::new(make(id, number)?)));
-        changing.used[place] = (changing.used[place] + 1) & 0x00ff_ffff;
+        let number = u8::try_from(cell).map_err(|_| CreatePoolError::TooMany)?;
+        let id = changing.used[cell] << 8 | u32::from(number);
+        self.pools[cell].store(Some(Arc::new(make(id, number)?)));
+        changing.used[cell] = (changing.used[cell] + 1) & 0x00ff_ffff;
         Ok(PoolId(id))
     }
 
@@ -124,8 +124,8 @@ impl DomainInner {
         let destroyed = {
             let _changing = self.changing.lock();
             drop(self.joined(pool).ok_or(UnknownPool)?);
-            let place = self.pools.get(pool.0 as usize & 0xff);
-            place.and_then(|place| self.destroy(place))
+            let cell = self.pools.get(pool.0 as usize & 0xff);
+            cell.and_then(|cell| self.destroy(cell))
         };
         Ok(destroyed.is_none_or(|joined| self.free(&joined, most)))
     }
@@ -178,17 +178,17 @@ impl DomainInner {
         let mut changing = self.changing.lock();
         changing.removed = true;
         self.gone.store(true, Ordering::Relaxed);
-        for place in &self.pools {
-            self.destroy(place);
+        for cell in &self.pools {
+            self.destroy(cell);
         }
     }
 
-    /// Cuts what is in a place loose, without a moment in which its counters are missing.
-    fn destroy(&self, place: &ArcSwapOption<Joined>) -> Option<Arc<Joined>> {
-        let joined = place.load_full()?;
+    /// Cuts what is in a cell loose, without a moment in which its counters are missing.
+    fn destroy(&self, cell: &ArcSwapOption<Joined>) -> Option<Arc<Joined>> {
+        let joined = cell.load_full()?;
         joined.cut_loose();
         let mut destroyed = self.destroyed.lock();
-        place.store(None);
+        cell.store(None);
         destroyed.dying.push_back(Arc::clone(&joined));
         self.dying().fetch_add(1, Ordering::Relaxed);
         Some(joined)

@@ -181,12 +181,12 @@ impl Memory {
 
     /// The words of a mapped range. `offset` and `bytes` are multiples of 8.
     fn words(&self, segment: u32, offset: usize, bytes: usize) -> &[AtomicU64] {
-        let (number, place) = locate(segment);
+        let (number, index) = locate(segment);
         assert!(offset + bytes <= SEGMENT_BYTES && offset.is_multiple_of(8));
         let extent = self.extents[number].get().expect("segment is mapped");
-        let start = place * SEGMENT_BYTES + offset;
+        let start = index * SEGMENT_BYTES + offset;
         debug_assert!(start + bytes <= extent.bytes);
-        // SAFETY: `place` is below the extent's number of segments (by `locate`) and the range lies in
+        // SAFETY: `index` is below the extent's number of segments (by `locate`) and the range lies in
         // one segment (asserted above), so the sum stays in the mapping.
         let base = unsafe { extent.base.add(start / 8) };
         // SAFETY: the mapping is initialised (the kernel gives zeroes), aligned to a page with an
@@ -294,12 +294,12 @@ impl Memory {
     fn fill(words: &[AtomicU64], bytes: &[u8]) -> u16 {
         let mut check = Check::default();
         let (whole, rest) = bytes.as_chunks::<32>();
-        let (places, tail) = words.split_at(whole.len() * 4);
-        for (place, chunk) in places.as_chunks::<4>().0.iter().zip(whole) {
+        let (quads, tail) = words.split_at(whole.len() * 4);
+        for (quad, chunk) in quads.as_chunks::<4>().0.iter().zip(whole) {
             let (chunk, _) = chunk.as_chunks::<8>();
             let chunk = [0, 1, 2, 3].map(|lane| u64::from_ne_bytes(chunk[lane]));
             for lane in 0..4 {
-                place[lane].store(chunk[lane], Ordering::Relaxed);
+                quad[lane].store(chunk[lane], Ordering::Relaxed);
             }
             check.add(chunk);
         }
@@ -321,9 +321,9 @@ impl Memory {
         let words = self.words(segment, offset, bytes.len().next_multiple_of(8));
         let mut check = Check::default();
         let (whole, rest) = bytes.as_chunks_mut::<32>();
-        let (places, tail) = words.split_at(whole.len() * 4);
-        for (place, out) in places.as_chunks::<4>().0.iter().zip(whole) {
-            let chunk = [0, 1, 2, 3].map(|lane: usize| place[lane].load(Ordering::Relaxed));
+        let (quads, tail) = words.split_at(whole.len() * 4);
+        for (quad, out) in quads.as_chunks::<4>().0.iter().zip(whole) {
+            let chunk = [0, 1, 2, 3].map(|lane: usize| quad[lane].load(Ordering::Relaxed));
             let (out, _) = out.as_chunks_mut::<8>();
             for lane in 0..4 {
                 out[lane] = chunk[lane].to_ne_bytes();
@@ -344,7 +344,7 @@ impl Memory {
         check.finish()
     }
 
-    /// Copies a slot's bytes to another place of the same memory. What is lost is lost there too; `false` when that cannot be
+    /// Copies a slot's bytes to another slot of the same memory. What is lost is lost there too; `false` when that cannot be
     /// noted.
     #[must_use]
     pub(crate) fn copy(&self, from: (u32, usize), to: (u32, usize), bytes: usize) -> bool {
@@ -415,8 +415,8 @@ mod tests {
         assert_eq!(locate(64), (1, 0));
         assert_eq!(locate(191), (1, 127));
         assert_eq!(locate(192), (2, 0));
-        let (extent, place) = locate(MAX_SEGMENTS - 1);
-        assert!(extent < EXTENTS && place < (FIRST_EXTENT as usize) << extent);
+        let (extent, index) = locate(MAX_SEGMENTS - 1);
+        assert!(extent < EXTENTS && index < (FIRST_EXTENT as usize) << extent);
     }
 
     #[test]

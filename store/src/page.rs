@@ -22,7 +22,7 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// The chunk of the object that holds the page, and its place there.
+    /// The chunk of the object that holds the page, and its offset there.
     pub(crate) fn chunk(self) -> (u32, u8) {
         (self.index >> 6, (self.index & 63) as u8)
     }

@@ -55,7 +55,7 @@ const BACKGROUND_FRAMES: usize = 64;
 const BACKGROUND_MOVES: usize = 64;
 
 /// Puts an encoded page under a key, and reclaims memory for it if need be.
-pub(crate) fn place(
+pub(crate) fn put(
     owners: &Owners,
     domain: &Arc<DomainInner>,
     joined: &Joined,
@@ -75,7 +75,7 @@ pub(crate) fn place(
                 Err(why) => none = Some(why),
             }
         }
-        let mut error = match joined.pool.place(joined.member, key, encoded, &mut held) {
+        let mut error = match joined.pool.put(joined.member, key, encoded, &mut held) {
             Ok(()) => return Ok(()),
             Err(PutError::PoolGone) => return Err(StoreError::NoPool),
             Err(PutError::Alloc(error)) => error,

@@ -380,8 +380,8 @@ impl Segment {
 
     /// Says who holds a slot in use.
     pub(crate) fn set_backref(&mut self, slot: u16, backref: Backref) {
-        if let Some(place) = self.backrefs.get_mut(usize::from(slot)) {
-            *place = backref;
+        if let Some(known) = self.backrefs.get_mut(usize::from(slot)) {
+            *known = backref;
         }
     }
 

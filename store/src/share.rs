@@ -29,16 +29,16 @@ impl Group {
     pub(crate) fn join(&self, account: &Arc<Account>) -> Result<u8, CreatePoolError> {
         let _changing = self.changing.lock();
         let mut members = self.pool.members();
-        let place = match members.iter().position(Option::is_none) {
-            Some(place) => place,
+        let index = match members.iter().position(Option::is_none) {
+            Some(index) => index,
             None if members.len() < MOST_MEMBERS => {
                 members.push(None);
                 members.len() - 1
             }
             None => return Err(CreatePoolError::TooMany),
         };
-        let member = u8::try_from(place).map_err(|_| CreatePoolError::TooMany)?;
-        members[place] = Some(Arc::clone(account));
+        let member = u8::try_from(index).map_err(|_| CreatePoolError::TooMany)?;
+        members[index] = Some(Arc::clone(account));
         self.pool.set_members(members);
         self.pool.admit(member, true);
         Ok(member)
@@ -54,8 +54,8 @@ impl Group {
     pub(crate) fn forget(&self, member: u8) {
         let _changing = self.changing.lock();
         let mut members = self.pool.members();
-        if let Some(place) = members.get_mut(usize::from(member)) {
-            *place = None;
+        if let Some(index) = members.get_mut(usize::from(member)) {
+            *index = None;
         }
         self.pool.set_members(members);
     }

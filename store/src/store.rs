@@ -203,7 +203,7 @@ impl Domain {
         }
         let stored = self.ringing(|| {
             joined.pool.with_encoded(page, |encoded| {
-                reclaim::place(&self.store.owners, &self.inner, joined, key, encoded)
+                reclaim::put(&self.store.owners, &self.inner, joined, key, encoded)
             })
         });
         match stored {

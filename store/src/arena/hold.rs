@@ -98,8 +98,8 @@ impl Arena {
         Ok(held)
     }
 
-    /// Puts the bytes of the slot that is held, `len` of them, under a holder. [`AllocError::Frames`] when no such slot is.
-    pub(crate) fn place(
+    /// Makes the slot that is held, with `len` bytes, that of a backref. [`AllocError::Frames`] when no such slot is.
+    pub(crate) fn commit(
         &self,
         len: u16,
         encoding: Encoding,

@@ -101,16 +101,16 @@ mod tests {
         (ledger, arena)
     }
 
-    fn place(arena: &Arena) -> Result<Slot, AllocError> {
+    fn store(arena: &Arena) -> Result<Slot, AllocError> {
         let mut held = Some(arena.hold_for(&[7; 4096])?);
-        arena.place(4096, Encoding::Raw, 1, &mut held)
+        arena.commit(4096, Encoding::Raw, 1, &mut held)
     }
 
     /// A class of so many pages or a few more, and no frame without one.
     fn fill(arena: &Arena, ledger: &Ledger, pages: usize) -> Vec<Slot> {
-        let mut slots: Vec<_> = (0..pages).map(|_| place(arena).expect("room")).collect();
+        let mut slots: Vec<_> = (0..pages).map(|_| store(arena).expect("room")).collect();
         while idle(arena, ledger) > 0 {
-            slots.push(place(arena).expect("room"));
+            slots.push(store(arena).expect("room"));
         }
         slots
     }
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(arena.prefault_target(RAW), 5);
         assert!(arena.prefault());
         assert_eq!(idle(&arena, &ledger), 5);
-        place(&arena).expect("room");
+        store(&arena).expect("room");
         assert_eq!(
             idle(&arena, &ledger),
             4,
@@ -157,7 +157,7 @@ mod tests {
         let (number, frames) = arena.begin_filling(RAW).expect("frames");
         assert_eq!(frames.count_ones(), 5);
         assert_eq!(arena.begin_filling(RAW), None, "they are on their way");
-        let slot = place(&arena).expect("room");
+        let slot = store(&arena).expect("room");
         let taken = arena.usage().frames;
         assert!(arena.has_frames_on_the_way());
         while arena.trim(64) > 0 {}
@@ -205,10 +205,10 @@ mod tests {
             .expect("fits");
         assert!(arena.prefault());
         assert_eq!(ledger.used(), used);
-        assert!(place(&arena).is_err());
+        assert!(store(&arena).is_err());
         ledger
             .configure(&account, Allotment::of(0, used + 4096))
             .expect("fits");
-        place(&arena).expect("room for one");
+        store(&arena).expect("room for one");
     }
 }

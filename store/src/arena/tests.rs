@@ -95,8 +95,8 @@ fn move_one(arena: &Arena, class: usize, slots: &mut [Slot], fill: bool) -> bool
     if !arena.copy(*slot, &mut to) {
         return false;
     }
-    let placed = arena.place(slot.len, slot.encoding, highest.backref, &mut to);
-    let Ok(moved) = placed else {
+    let committed = arena.commit(slot.len, slot.encoding, highest.backref, &mut to);
+    let Ok(moved) = committed else {
         return false;
     };
     arena.free(*slot);
@@ -121,9 +121,9 @@ fn what_an_arena_lists_is_what_a_recount_finds_after_any_operations() {
                     let bytes = vec![len as u8; usize::from(len)];
                     if let Ok(held) = arena.hold_for(&bytes) {
                         let mut held = Some(held);
-                        let placed = arena.place(len, Encoding::Raw, 1, &mut held);
-                        assert!(placed.is_ok() && held.is_none(), "a held slot is there");
-                        slots.extend(placed);
+                        let committed = arena.commit(len, Encoding::Raw, 1, &mut held);
+                        assert!(committed.is_ok() && held.is_none(), "a held slot is there");
+                        slots.extend(committed);
                     }
                 }
                 55..80 if !slots.is_empty() => {
@@ -196,8 +196,8 @@ fn moving_as_many_slots_as_are_said_to_win_a_frame_wins_one() {
         let mut slots = Vec::new();
         for _ in 0..3 * slots_per_segment(class) {
             let mut held = Some(arena.hold_for(&bytes).expect("room"));
-            let placed = arena.place(len, Encoding::Raw, 1, &mut held);
-            slots.push(placed.expect("held"));
+            let committed = arena.commit(len, Encoding::Raw, 1, &mut held);
+            slots.push(committed.expect("held"));
         }
         while arena.trim(64) > 0 {}
         let mut won = 0;
@@ -235,14 +235,14 @@ fn a_slot_that_is_held_is_nobody_elses_and_comes_back() {
     assert_ne!(first.id(), second.id());
     let id = second.id();
     let mut held = Some(second);
-    let placed = arena.place(4096, Encoding::Raw, 9, &mut held);
-    let slot = placed.expect("held");
+    let committed = arena.commit(4096, Encoding::Raw, 9, &mut held);
+    let slot = committed.expect("held");
     assert_eq!(slot.id(), id);
     // One of another class is left alone, and one without the bytes.
     held = Some(first);
     for len in [64, 4095, 4096] {
-        let placed = arena.place(len, Encoding::Raw, 9, &mut held);
-        assert_eq!(placed, Err(AllocError::Frames));
+        let committed = arena.commit(len, Encoding::Raw, 9, &mut held);
+        assert_eq!(committed, Err(AllocError::Frames));
         assert!(held.is_some());
     }
     drop(held);

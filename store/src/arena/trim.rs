@@ -202,7 +202,7 @@ impl Arena {
     }
 
     /// Whether more than a frame in 128, and than a frame of each class, holds no slot in use. Looks at the counters only
-    /// when that was so when it was last measured while slots are given back.
+    /// when the last measurement, taken as slots were given back, found it so.
     pub(crate) fn is_wasteful(&self) -> bool {
         self.wasteful.load(Ordering::Relaxed) && self.measure_waste()
     }

@@ -195,7 +195,7 @@ mod tests {
             chunk: 0,
             links: Links::default(),
             member: 0,
-            place: 0,
+            offset: 0,
         }
     }
 

@@ -6,12 +6,12 @@ use crate::segment::Backref;
 /// must change. A hint: whoever follows it checks under the holder's lock that the slot is named there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
-    /// Entry `place` of a chunk.
+    /// Entry `offset` of a chunk.
     Chunk {
         pool: u8,
         shard: u8,
         chunk: u32,
-        place: u8,
+        offset: u8,
     },
     /// Node of an ephemeral pool's shard.
     Node { pool: u8, shard: u8, node: u32 },
@@ -21,20 +21,20 @@ pub(crate) enum Holder {
 
 impl Holder {
     pub(crate) fn pack(self) -> Backref {
-        let (kind, pool, shard, number, place) = match self {
+        let (kind, pool, shard, number, offset) = match self {
             Holder::Chunk {
                 pool,
                 shard,
                 chunk,
-                place,
-            } => (1u64, pool, shard, chunk, place),
+                offset,
+            } => (1u64, pool, shard, chunk, offset),
             Holder::Node { pool, shard, node } => (2, pool, shard, node, 0),
             Holder::Record { pool, record } => (3, pool, 0, record, 0),
         };
         kind << 62
             | u64::from(pool) << 48
             | u64::from(shard) << 40
-            | u64::from(place) << 32
+            | u64::from(offset) << 32
             | u64::from(number)
     }
 
@@ -42,14 +42,14 @@ impl Holder {
     pub(crate) fn unpack(backref: Backref) -> Option<Holder> {
         let pool = (backref >> 48) as u8;
         let shard = (backref >> 40) as u8;
-        let place = (backref >> 32) as u8;
+        let offset = (backref >> 32) as u8;
         let number = backref as u32;
         match backref >> 62 {
             1 => Some(Holder::Chunk {
                 pool,
                 shard,
                 chunk: number,
-                place,
+                offset,
             }),
             2 => Some(Holder::Node {
                 pool,
@@ -84,7 +84,7 @@ mod tests {
                 pool: 255,
                 shard: 63,
                 chunk: u32::MAX,
-                place: 63,
+                offset: 63,
             },
             Holder::Node {
                 pool: 3,

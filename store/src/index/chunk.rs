@@ -45,20 +45,20 @@ impl Chunk {
         heap_bytes(self.entries.len() * 8)
     }
 
-    fn rank(&self, place: u8) -> usize {
-        (self.present & !(u64::MAX << place)).count_ones() as usize
+    fn rank(&self, offset: u8) -> usize {
+        (self.present & !(u64::MAX << offset)).count_ones() as usize
     }
 
-    pub(crate) fn get(&self, place: u8) -> Entry {
-        if self.present >> place & 1 == 0 {
+    pub(crate) fn get(&self, offset: u8) -> Entry {
+        if self.present >> offset & 1 == 0 {
             return Entry::EMPTY;
         }
-        self.entries[self.rank(place)]
+        self.entries[self.rank(offset)]
     }
 
     /// Bytes that [`Chunk::grow`] takes from the heap.
-    pub(crate) fn growth(&self, place: u8) -> u64 {
-        if self.present >> place & 1 == 1
+    pub(crate) fn growth(&self, offset: u8) -> u64 {
+        if self.present >> offset & 1 == 1
             || self.present.count_ones() as usize != self.entries.len()
         {
             return 0;
@@ -75,8 +75,8 @@ impl Chunk {
     }
 
     /// Makes room for one more entry. `false` when there is no memory.
-    pub(crate) fn grow(&mut self, place: u8) -> bool {
-        if self.growth(place) == 0 {
+    pub(crate) fn grow(&mut self, offset: u8) -> bool {
+        if self.growth(offset) == 0 {
             return true;
         }
         self.resize(self.larger())
@@ -105,26 +105,26 @@ impl Chunk {
     }
 
     /// Sets an entry; a new one needs room made by [`Chunk::grow`].
-    pub(crate) fn set(&mut self, place: u8, entry: Entry) {
-        let rank = self.rank(place);
-        if self.present >> place & 1 == 0 {
+    pub(crate) fn set(&mut self, offset: u8, entry: Entry) {
+        let rank = self.rank(offset);
+        if self.present >> offset & 1 == 0 {
             let count = self.present.count_ones() as usize;
             self.entries.copy_within(rank..count, rank + 1);
-            self.present |= 1 << place;
+            self.present |= 1 << offset;
         }
         self.entries[rank] = entry;
     }
 
     /// Takes an entry out.
-    pub(crate) fn remove(&mut self, place: u8) -> Entry {
-        if self.present >> place & 1 == 0 {
+    pub(crate) fn remove(&mut self, offset: u8) -> Entry {
+        if self.present >> offset & 1 == 0 {
             return Entry::EMPTY;
         }
-        let rank = self.rank(place);
+        let rank = self.rank(offset);
         let entry = self.entries[rank];
         let count = self.present.count_ones() as usize;
         self.entries.copy_within(rank + 1..count, rank);
-        self.present &= !(1 << place);
+        self.present &= !(1 << offset);
         entry
     }
 }
@@ -136,19 +136,19 @@ mod tests {
     #[test]
     fn entries_come_and_go_in_any_order() {
         let mut chunk = Chunk::new(0, 0);
-        let places: Vec<u8> = (0..64u8).map(|i| i.wrapping_mul(29) % 64).collect();
+        let offsets: Vec<u8> = (0..64u8).map(|i| i.wrapping_mul(29) % 64).collect();
         let mut charged = 0;
-        for place in &places {
-            charged += chunk.growth(*place);
-            assert!(chunk.grow(*place));
-            chunk.set(*place, Entry::node(u32::from(*place)));
+        for offset in &offsets {
+            charged += chunk.growth(*offset);
+            assert!(chunk.grow(*offset));
+            chunk.set(*offset, Entry::node(u32::from(*offset)));
             assert_eq!(chunk.bytes(), charged);
         }
         assert_eq!(chunk.present(), u64::MAX);
-        for place in &places {
-            assert_eq!(chunk.get(*place), Entry::node(u32::from(*place)));
-            assert_eq!(chunk.remove(*place), Entry::node(u32::from(*place)));
-            assert_eq!(chunk.get(*place), Entry::EMPTY);
+        for offset in &offsets {
+            assert_eq!(chunk.get(*offset), Entry::node(u32::from(*offset)));
+            assert_eq!(chunk.remove(*offset), Entry::node(u32::from(*offset)));
+            assert_eq!(chunk.get(*offset), Entry::EMPTY);
         }
         assert_eq!(chunk.present(), 0);
     }

@@ -10,7 +10,7 @@ pub(crate) struct Node {
     pub(crate) links: Links,
     /// The domain that stored the page, as the pool numbers its members.
     pub(crate) member: u8,
-    pub(crate) place: u8,
+    pub(crate) offset: u8,
 }
 
 /// No neighbour.

@@ -92,24 +92,24 @@ impl Shard {
         self.chunks.end()
     }
 
-    /// What the index says of a page: its place, and its entry (that of the node, if it has one).
+    /// What the index says of a page: its chunk, and its entry (that of the node, if it has one).
     pub(crate) fn get(&self, tags: Tags<'_>, key: Key) -> Option<(u32, Entry)> {
-        let (_, place) = key.chunk();
+        let (_, offset) = key.chunk();
         let chunk = self.find(tags, key)?;
-        let entry = self.chunks.get(chunk)?.get(place);
+        let entry = self.chunks.get(chunk)?.get(offset);
         (!entry.is_empty()).then_some((chunk, entry))
     }
 
-    pub(crate) fn set(&mut self, chunk: u32, place: u8, entry: Entry) {
+    pub(crate) fn set(&mut self, chunk: u32, offset: u8, entry: Entry) {
         if let Some(chunk) = self.chunks.get_mut(chunk) {
-            chunk.set(place, entry);
+            chunk.set(offset, entry);
         }
     }
 
     /// Takes an entry out, and the chunk with its last entry.
-    pub(crate) fn remove(&mut self, quota: &Quota, chunk: u32, place: u8, tags: Tags<'_>) {
+    pub(crate) fn remove(&mut self, quota: &Quota, chunk: u32, offset: u8, tags: Tags<'_>) {
         if let Some(chunk) = self.chunks.get_mut(chunk) {
-            chunk.remove(place);
+            chunk.remove(offset);
             if chunk.present() != 0 {
                 let freed = chunk.shrink();
                 self.uncharge(quota, freed);
@@ -127,7 +127,7 @@ impl Shard {
         key: Key,
         known: Option<u32>,
     ) -> Result<u32, AllocError> {
-        let (number, place) = key.chunk();
+        let (number, offset) = key.chunk();
         let chunk = match known {
             Some(chunk) => chunk,
             None => self.insert(quota, tags, key.object, number)?,
@@ -135,10 +135,10 @@ impl Shard {
         let Some(found) = self.chunks.get_mut(chunk) else {
             return Err(AllocError::NoMemory);
         };
-        let growth = found.growth(place);
+        let growth = found.growth(offset);
         if growth > 0 {
             let grown = quota.charge(growth).and_then(|()| {
-                if found.grow(place) {
+                if found.grow(offset) {
                     Ok(())
                 } else {
                     quota.uncharge(growth);

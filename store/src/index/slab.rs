@@ -1,4 +1,4 @@
-//! Numbered places for values, in small pages, so that growing never moves or copies anything.
+//! Numbered cells for values, in small pages, so that growing never moves or copies anything.
 
 use crate::account::heap::heap_bytes;
 
@@ -12,13 +12,13 @@ pub(crate) struct Slab<T, const PAGE: usize = 16> {
     spent: Pages<T>,
 }
 
-type Pages<T> = Vec<Box<[Place<T>]>>;
+type Pages<T> = Vec<Box<[Cell<T>]>>;
 
 /// Pages that are dropped in the time that a value takes.
 const FEW: usize = 64;
 
 #[derive(Debug)]
-pub(crate) enum Place<T> {
+pub(crate) enum Cell<T> {
     Free(Option<u32>),
     Taken(T),
 }
@@ -37,8 +37,8 @@ impl<T, const PAGE: usize> Default for Slab<T, PAGE> {
 impl<T, const PAGE: usize> Slab<T, PAGE> {
     /// Bytes on the heap.
     pub(crate) fn bytes(&self) -> u64 {
-        self.pages.len() as u64 * heap_bytes(PAGE * size_of::<Place<T>>())
-            + heap_bytes(self.pages.capacity() * size_of::<Box<[Place<T>]>>())
+        self.pages.len() as u64 * heap_bytes(PAGE * size_of::<Cell<T>>())
+            + heap_bytes(self.pages.capacity() * size_of::<Box<[Cell<T>]>>())
     }
 
     /// Bytes that the next [`Slab::insert`] takes from the heap.
@@ -48,15 +48,15 @@ impl<T, const PAGE: usize> Slab<T, PAGE> {
         }
         let pages = self.pages.capacity();
         let list = if self.pages.len() == pages {
-            let unit = size_of::<Box<[Place<T>]>>();
+            let unit = size_of::<Box<[Cell<T>]>>();
             heap_bytes((pages * 2).max(4) * unit) - heap_bytes(pages * unit)
         } else {
             0
         };
-        heap_bytes(PAGE * size_of::<Place<T>>()) + list
+        heap_bytes(PAGE * size_of::<Cell<T>>()) + list
     }
 
-    /// Puts a value at a free place. Gives it back when there is no memory.
+    /// Puts a value at a free cell. Gives it back when there is no memory.
     pub(crate) fn insert(&mut self, value: T) -> Result<u32, T> {
         if self.free.is_none() && !self.grow() {
             return Err(value);
@@ -64,11 +64,11 @@ impl<T, const PAGE: usize> Slab<T, PAGE> {
         let Some(number) = self.free else {
             return Err(value);
         };
-        let place = &mut self.pages[number as usize / PAGE][number as usize % PAGE];
-        if let Place::Free(next) = place {
+        let cell = &mut self.pages[number as usize / PAGE][number as usize % PAGE];
+        if let Cell::Free(next) = cell {
             self.free = *next;
         }
-        *place = Place::Taken(value);
+        *cell = Cell::Taken(value);
         self.live += 1;
         Ok(number)
     }
@@ -92,7 +92,7 @@ impl<T, const PAGE: usize> Slab<T, PAGE> {
         }
         let end = first + PAGE as u32;
         page.extend(
-            (first..end).map(|number| Place::Free((number + 1 < end).then_some(number + 1))),
+            (first..end).map(|number| Cell::Free((number + 1 < end).then_some(number + 1))),
         );
         self.pages.push(page.into_boxed_slice());
         self.free = Some(first);
@@ -105,8 +105,8 @@ impl<T, const PAGE: usize> Slab<T, PAGE> {
             .get(number as usize / PAGE)?
             .get(number as usize % PAGE)?
         {
-            Place::Taken(value) => Some(value),
-            Place::Free(_) => None,
+            Cell::Taken(value) => Some(value),
+            Cell::Free(_) => None,
         }
     }
 
@@ -116,21 +116,21 @@ impl<T, const PAGE: usize> Slab<T, PAGE> {
             .get_mut(number as usize / PAGE)?
             .get_mut(number as usize % PAGE)?
         {
-            Place::Taken(value) => Some(value),
-            Place::Free(_) => None,
+            Cell::Taken(value) => Some(value),
+            Cell::Free(_) => None,
         }
     }
 
     /// Takes a value out. The pages go with the last one; if they are many, they are [`Slab::spent`].
     pub(crate) fn remove(&mut self, number: u32) -> Option<T> {
-        let place = self
+        let cell = self
             .pages
             .get_mut(number as usize / PAGE)?
             .get_mut(number as usize % PAGE)?;
-        if matches!(place, Place::Free(_)) {
+        if matches!(cell, Cell::Free(_)) {
             return None;
         }
-        let taken = std::mem::replace(place, Place::Free(self.free));
+        let taken = std::mem::replace(cell, Cell::Free(self.free));
         self.free = Some(number);
         self.live -= 1;
         if self.live == 0 {
@@ -141,8 +141,8 @@ impl<T, const PAGE: usize> Slab<T, PAGE> {
             self.free = None;
         }
         match taken {
-            Place::Taken(value) => Some(value),
-            Place::Free(_) => None,
+            Cell::Taken(value) => Some(value),
+            Cell::Free(_) => None,
         }
     }
 

@@ -5,12 +5,12 @@
 pub(super) struct Admitted([u64; 4]);
 
 impl Admitted {
-    fn place(member: u8) -> (usize, u64) {
+    fn bit(member: u8) -> (usize, u64) {
         (usize::from(member / 64), 1 << (member % 64))
     }
 
     pub(super) fn set(&mut self, member: u8, admitted: bool) {
-        let (word, bit) = Self::place(member);
+        let (word, bit) = Self::bit(member);
         if admitted {
             self.0[word] |= bit;
         } else {
@@ -19,7 +19,7 @@ impl Admitted {
     }
 
     pub(super) fn has(&self, member: u8) -> bool {
-        let (word, bit) = Self::place(member);
+        let (word, bit) = Self::bit(member);
         self.0[word] & bit != 0
     }
 }

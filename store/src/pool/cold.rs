@@ -31,7 +31,7 @@ impl Default for ColdBuffers {
     }
 }
 
-/// Where an entry is: shard, chunk, place.
+/// Where an entry is: shard, chunk, offset.
 type Spot = (usize, u32, u8);
 
 impl Pool {
@@ -54,9 +54,9 @@ impl Pool {
                 let tried = old.count_ones() as usize;
                 let mut old = old;
                 while old != 0 {
-                    let place = old.trailing_zeros() as u8;
+                    let offset = old.trailing_zeros() as u8;
                     old &= old - 1;
-                    self.cool(cell, (shard, chunk, place), buffers);
+                    self.cool(cell, (shard, chunk, offset), buffers);
                 }
                 chunk += 1;
                 if !pause(tried) {
@@ -83,17 +83,17 @@ impl Pool {
         let mut old = 0;
         let mut present = found.present();
         while present != 0 {
-            let place = present.trailing_zeros() as u8;
+            let offset = present.trailing_zeros() as u8;
             present &= present - 1;
-            let entry = found.get(place);
+            let entry = found.get(offset);
             let Kind::Slot(slot) = entry.kind() else {
                 continue;
             };
             if entry.age() < OLDEST {
-                found.set(place, entry.with_age(entry.age() + 1));
+                found.set(offset, entry.with_age(entry.age() + 1));
                 *coming |= slot.encoding != Encoding::Cold && !entry.is_tried();
             } else if slot.encoding != Encoding::Cold && !entry.is_tried() {
-                old |= 1 << place;
+                old |= 1 << offset;
             }
         }
         Some(old)
@@ -102,13 +102,13 @@ impl Pool {
     /// Recompresses a page, if it is still old and that saves a size class.
     fn cool(&self, cell: &ShardCell, spot: Spot, buffers: &mut ColdBuffers) {
         let ColdBuffers { kept, out, page } = buffers;
-        let (_, chunk, place) = spot;
+        let (_, chunk, offset) = spot;
         let pinned = {
             let mut locked = cell.locked.lock();
             let Some(found) = locked.shard.chunk_mut(chunk) else {
                 return;
             };
-            let entry = found.get(place);
+            let entry = found.get(offset);
             let Kind::Slot(slot) = entry.kind() else {
                 return;
             };
@@ -116,7 +116,7 @@ impl Pool {
                 return;
             }
             // Whatever comes of it, the same bytes are not tried again.
-            found.set(place, entry.with_tried());
+            found.set(offset, entry.with_tried());
             Pinned::new(&self.arena, &cell.locked, &mut locked, slot)
         };
         let Some(pinned) = pinned else {
@@ -167,7 +167,7 @@ impl Pool {
     fn swap(
         &self,
         cell: &ShardCell,
-        (shard, chunk, place): Spot,
+        (shard, chunk, offset): Spot,
         pinned: &Pinned<'_, Locked>,
         (bytes, encoding): (&[u8], Encoding),
     ) -> bool {
@@ -176,7 +176,7 @@ impl Pool {
         };
         let mut held = Some(held);
         let mut locked = cell.locked.lock();
-        let entry = locked.shard.chunk(chunk).map(|found| found.get(place));
+        let entry = locked.shard.chunk(chunk).map(|found| found.get(offset));
         let old = pinned.slot();
         if entry.map(Entry::kind) != Some(Kind::Slot(old)) {
             return false;
@@ -185,11 +185,11 @@ impl Pool {
             pool: self.number,
             shard: shard as u8,
             chunk,
-            place,
+            offset,
         };
         let len = bytes.len() as u16;
-        let placed = self.arena.place(len, encoding, holder.pack(), &mut held);
-        let Ok(new) = placed else {
+        let committed = self.arena.commit(len, encoding, holder.pack(), &mut held);
+        let Ok(new) = committed else {
             return false;
         };
         cell.counters.count(Entry::slot(old), false);
@@ -201,7 +201,7 @@ impl Pool {
             0
         };
         let entry = Entry::slot(new).with_age(age);
-        locked.shard.set(chunk, place, entry);
+        locked.shard.set(chunk, offset, entry);
         true
     }
 }

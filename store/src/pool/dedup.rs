@@ -244,7 +244,7 @@ impl DedupTable {
         gauges.metadata.add(growth);
         let record = local << SHARD_BITS | number as u32;
         let holder = Holder::Record { pool, record };
-        match arena.place(len, encoding, holder.pack(), held) {
+        match arena.commit(len, encoding, holder.pack(), held) {
             Ok(slot) => {
                 if let Some(record) = records.get_mut(local) {
                     record.slot = slot;
@@ -313,7 +313,7 @@ impl DedupTable {
         arena.fetch_now(slot, scratch).then_some(slot)
     }
 
-    /// Moves a record's slot to a place that is held.
+    /// Moves a record's slot to a slot that is held.
     pub(crate) fn relocate(
         &self,
         record: u32,
@@ -339,7 +339,7 @@ impl DedupTable {
             return false;
         }
         let holder = Holder::Record { pool, record };
-        let Ok(moved) = arena.place(slot.len, slot.encoding, holder.pack(), to) else {
+        let Ok(moved) = arena.commit(slot.len, slot.encoding, holder.pack(), to) else {
             return false;
         };
         found.slot = moved;

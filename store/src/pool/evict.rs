@@ -97,17 +97,17 @@ impl Pool {
         number: u32,
     ) -> Option<u64> {
         let node = locked.shard.nodes.get(number)?;
-        let (chunk, place, entry) = (node.chunk, node.place, node.entry);
+        let (chunk, offset, entry) = (node.chunk, node.offset, node.entry);
         let (_, tags) = self.tags(locked.shard.key(chunk)?);
         if let Some((_, queue)) = locked.queues.iter_mut().find(|(m, _)| *m == member) {
-            queue.evicted(&locked.shard.nodes, number, fingerprint(tags, place));
+            queue.evicted(&locked.shard.nodes, number, fingerprint(tags, offset));
         }
         let bytes = match self.payload_len(entry) {
             0 => 0,
             len => slot_bytes(class_of(len)) as u64,
         };
         self.discard(cell, locked, Entry::node(number));
-        locked.shard.remove(self.quota(), chunk, place, tags);
+        locked.shard.remove(self.quota(), chunk, offset, tags);
         cell.counters.evictions.add(1);
         cell.counters.metadata.set(locked.shard.charged());
         Some(bytes)

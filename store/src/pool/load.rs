@@ -14,7 +14,7 @@ use crate::stats::PoolKind;
 /// Where a page is.
 enum Found<'a> {
     Fill(u64),
-    Slot(Pinned<'a, Locked>, Place),
+    Slot(Pinned<'a, Locked>, Location),
     /// The record, and whether the page's reference to it is to go.
     Record(PinnedRecord<'a>, Option<u32>),
     /// A slot that no entry names any more.
@@ -24,9 +24,9 @@ enum Found<'a> {
 }
 
 /// Where the entry of a page is, and whether the page is to leave the cold tier.
-struct Place {
+struct Location {
     chunk: u32,
-    place: u8,
+    offset: u8,
     warm: bool,
 }
 
@@ -41,11 +41,11 @@ impl Pool {
                     fill_page(page, word);
                     true
                 }
-                Found::Slot(pinned, place) => {
+                Found::Slot(pinned, location) => {
                     let slot = pinned.slot();
                     let whole = self.read(slot, |bytes| pinned.read(bytes), scratch, page);
-                    if whole && place.warm {
-                        let spot = (number, place.chunk, place.place);
+                    if whole && location.warm {
+                        let spot = (number, location.chunk, location.offset);
                         self.warm(cell, &pinned, spot, page);
                     }
                     whole
@@ -117,7 +117,7 @@ impl Pool {
             cell.counters.load_misses.add(1);
             return Err(LoadError::NotFound);
         };
-        let (_, place) = key.chunk();
+        let (_, offset) = key.chunk();
         let mut entry = indexed;
         if let Kind::Node(number) = indexed.kind() {
             let node = locked.shard.nodes.get(number).ok_or(LoadError::NotFound)?;
@@ -136,7 +136,7 @@ impl Pool {
         cell.counters.loads.add(1);
         if self.kind == PoolKind::Ephemeral {
             let detached = self.detach(cell, locked, indexed);
-            locked.shard.remove(self.quota(), chunk, place, tags);
+            locked.shard.remove(self.quota(), chunk, offset, tags);
             cell.counters.metadata.set(locked.shard.charged());
             return Ok(match detached.kind() {
                 Kind::Fill(word) => Found::Fill(word),
@@ -155,12 +155,19 @@ impl Pool {
             Kind::Fill(word) => Ok(Found::Fill(word)),
             Kind::Slot(slot) => {
                 if entry.age() != 0 {
-                    self.set_entry(locked, chunk, place, indexed, entry.with_age(0));
+                    self.set_entry(locked, chunk, offset, indexed, entry.with_age(0));
                 }
                 let warm = slot.encoding == Encoding::Cold && entry.age() == 0;
                 if let Some(pinned) = Pinned::new(&self.arena, &cell.locked, locked, slot) {
                     // Twice between two sweeps: see `cold`.
-                    return Ok(Found::Slot(pinned, Place { chunk, place, warm }));
+                    return Ok(Found::Slot(
+                        pinned,
+                        Location {
+                            chunk,
+                            offset,
+                            warm,
+                        },
+                    ));
                 }
                 let whole = self.arena.fetch_now(slot, scratch);
                 Ok(Found::Copied(whole.then_some(slot)))
@@ -181,14 +188,14 @@ impl Pool {
     }
 
     /// Changes the entry of a page where it is.
-    fn set_entry(&self, locked: &mut Locked, chunk: u32, place: u8, indexed: Entry, entry: Entry) {
+    fn set_entry(&self, locked: &mut Locked, chunk: u32, offset: u8, indexed: Entry, entry: Entry) {
         match indexed.kind() {
             Kind::Node(node) => {
                 if let Some(node) = locked.shard.nodes.get_mut(node) {
                     node.entry = entry;
                 }
             }
-            _ => locked.shard.set(chunk, place, entry),
+            _ => locked.shard.set(chunk, offset, entry),
         }
     }
 }

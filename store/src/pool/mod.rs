@@ -111,7 +111,7 @@ impl HasPins for Locked {
     }
 }
 
-/// Why a page was not placed; nothing is under its key.
+/// Why a page was not put under its key; nothing is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PutError {
     Alloc(AllocError),
@@ -182,7 +182,7 @@ impl Pool {
 
     /// Puts an encoded page under a key, in place of what was there; in the slot that is held, to which its bytes were
     /// written. [`AllocError::Frames`] asks for such a slot.
-    pub(crate) fn place(
+    pub(crate) fn put(
         &self,
         member: u8,
         key: Key,
@@ -197,11 +197,11 @@ impl Pool {
             return Err(PutError::PoolGone);
         }
         self.help(cell, locked, number);
-        // The old page goes first, whatever becomes of the new one; its place in the chunk stays.
-        let (_, place) = key.chunk();
+        // The old page goes first, whatever becomes of the new one; its entry in the chunk stays.
+        let (_, offset) = key.chunk();
         let known = locked.shard.find(tags, key);
         if let Some(found) = known.and_then(|chunk| locked.shard.chunk(chunk)) {
-            let old = found.get(place);
+            let old = found.get(offset);
             if !old.is_empty() {
                 self.discard(cell, locked, old);
             }
@@ -213,13 +213,13 @@ impl Pool {
                 return Err(error.into());
             }
         };
-        let placed = if self.is_ephemeral() {
-            let fingerprint = fingerprint(tags, place);
-            self.place_node(
+        let put = if self.is_ephemeral() {
+            let fingerprint = fingerprint(tags, offset);
+            self.put_node(
                 cell,
                 locked,
                 (member, fingerprint),
-                (number, chunk, place),
+                (number, chunk, offset),
                 (encoded, held),
             )
         } else {
@@ -227,21 +227,21 @@ impl Pool {
                 pool: self.number,
                 shard: number as u8,
                 chunk,
-                place,
+                offset,
             };
             self.entry(encoded, holder, held).inspect(|entry| {
                 cell.counters.count(*entry, true);
             })
         };
-        match placed {
+        match put {
             Ok(entry) => {
-                locked.shard.set(chunk, place, entry);
+                locked.shard.set(chunk, offset, entry);
                 cell.counters.stores.add(1);
             }
-            Err(_) => locked.shard.remove(self.quota(), chunk, place, tags),
+            Err(_) => locked.shard.remove(self.quota(), chunk, offset, tags),
         }
         cell.counters.metadata.set(locked.shard.charged());
-        placed.map(drop).map_err(PutError::Alloc)
+        put.map(drop).map_err(PutError::Alloc)
     }
 
     /// The entry of a page, with its bytes in a slot.
@@ -265,7 +265,7 @@ impl Pool {
                 {
                     return Ok(Entry::record(record));
                 }
-                let slot = self.arena.place(len, *encoding, holder.pack(), held)?;
+                let slot = self.arena.commit(len, *encoding, holder.pack(), held)?;
                 Ok(Entry::slot(slot))
             }
             Encoded::Record { record, .. } => match &self.dedup {
@@ -276,12 +276,12 @@ impl Pool {
     }
 
     /// A page of an ephemeral pool: its node, charged to its domain and queued for eviction.
-    fn place_node(
+    fn put_node(
         &self,
         cell: &ShardCell,
         locked: &mut Locked,
         (member, fingerprint): (u8, u32),
-        (number, chunk, place): (usize, u32, u8),
+        (number, chunk, offset): (usize, u32, u8),
         (encoded, held): (&Encoded<'_>, &mut Option<Held<'_>>),
     ) -> Result<Entry, AllocError> {
         let shared = self.member(member)?;
@@ -289,25 +289,25 @@ impl Pool {
         if let Some(account) = &shared {
             self.quota().ledger.charge_shared(account, cost)?;
         }
-        let placed = self.place_charged(
+        let put = self.put_charged(
             cell,
             locked,
             (member, fingerprint),
-            (number, chunk, place),
+            (number, chunk, offset),
             (encoded, held),
         );
-        if let (Err(_), Some(account)) = (&placed, &shared) {
+        if let (Err(_), Some(account)) = (&put, &shared) {
             self.quota().ledger.release_shared(account, cost);
         }
-        placed
+        put
     }
 
-    fn place_charged(
+    fn put_charged(
         &self,
         cell: &ShardCell,
         locked: &mut Locked,
         (member, fingerprint): (u8, u32),
-        (number, chunk, place): (usize, u32, u8),
+        (number, chunk, offset): (usize, u32, u8),
         (encoded, held): (&Encoded<'_>, &mut Option<Held<'_>>),
     ) -> Result<Entry, AllocError> {
         let node = locked.shard.add_node(
@@ -317,7 +317,7 @@ impl Pool {
                 chunk,
                 links: Links::default(),
                 member,
-                place,
+                offset,
             },
         )?;
         let holder = Holder::Node {
@@ -360,9 +360,9 @@ impl Pool {
         let Some((chunk, entry)) = locked.shard.get(tags, key) else {
             return false;
         };
-        let (_, place) = key.chunk();
+        let (_, offset) = key.chunk();
         self.discard(cell, locked, entry);
-        locked.shard.remove(self.quota(), chunk, place, tags);
+        locked.shard.remove(self.quota(), chunk, offset, tags);
         cell.counters.metadata.set(locked.shard.charged());
         true
     }
@@ -485,9 +485,9 @@ fn dedup_table(
 }
 
 /// Names a page to the eviction policy; not zero.
-fn fingerprint(tags: Tags<'_>, place: u8) -> u32 {
+fn fingerprint(tags: Tags<'_>, offset: u8) -> u32 {
     tags.chunk
-        .wrapping_add(u32::from(place))
+        .wrapping_add(u32::from(offset))
         .wrapping_mul(0x9e37_79b1)
         | 1
 }

@@ -8,7 +8,7 @@ use crate::index::SHARDS;
 use crate::index::backref::Holder;
 
 impl Pool {
-    /// Moves the page in a slot to a place that is held. Returns whether it moved.
+    /// Moves the page in a slot to a slot that is held. Returns whether it moved.
     pub(crate) fn relocate(&self, holder: Holder, from: SlotId, to: &mut Option<Held<'_>>) -> bool {
         if let (Holder::Record { record, .. }, Some(dedup)) = (holder, &self.dedup) {
             return dedup.relocate(record, from, self.number, &self.arena, to);
@@ -39,13 +39,15 @@ impl Pool {
         if entry.kind() != Kind::Slot(slot) {
             return false;
         }
-        let placed = self.arena.place(slot.len, slot.encoding, holder.pack(), to);
-        let Ok(moved) = placed else {
+        let committed = self
+            .arena
+            .commit(slot.len, slot.encoding, holder.pack(), to);
+        let Ok(moved) = committed else {
             return false;
         };
         let entry = keep_marks(entry, moved);
         match holder {
-            Holder::Chunk { chunk, place, .. } => locked.shard.set(chunk, place, entry),
+            Holder::Chunk { chunk, offset, .. } => locked.shard.set(chunk, offset, entry),
             Holder::Node { node, .. } => {
                 if let Some(node) = locked.shard.nodes.get_mut(node) {
                     node.entry = entry;
@@ -62,8 +64,8 @@ impl Pool {
 /// The entry that names a slot, if it is one of the shard's.
 fn entry_of(locked: &Locked, holder: Holder) -> Entry {
     let entry = match holder {
-        Holder::Chunk { chunk, place, .. } => {
-            locked.shard.chunk(chunk).map(|chunk| chunk.get(place))
+        Holder::Chunk { chunk, offset, .. } => {
+            locked.shard.chunk(chunk).map(|chunk| chunk.get(offset))
         }
         Holder::Node { node, .. } => locked.shard.nodes.get(node).map(|node| node.entry),
         Holder::Record { .. } => None,
@@ -71,7 +73,7 @@ fn entry_of(locked: &Locked, holder: Holder) -> Entry {
     entry.unwrap_or(Entry::EMPTY)
 }
 
-/// The entry of a slot that moved, with the marks it had. The cold tier does not know the new place.
+/// The entry of a slot that moved, with the marks it had. The cold tier does not know the new slot.
 fn keep_marks(entry: Entry, moved: Slot) -> Entry {
     Entry::slot(moved).with_age(entry.age())
 }

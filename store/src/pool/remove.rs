@@ -127,14 +127,14 @@ impl Pool {
         let mut present = locked.shard.chunk(chunk).map_or(0, |found| found.present());
         let mut removed = 0;
         while present != 0 && removed < most {
-            let place = present.trailing_zeros() as u8;
+            let offset = present.trailing_zeros() as u8;
             present &= present - 1;
             let entry = locked
                 .shard
                 .chunk(chunk)
-                .map_or(Entry::EMPTY, |found| found.get(place));
+                .map_or(Entry::EMPTY, |found| found.get(offset));
             self.discard(cell, locked, entry);
-            locked.shard.remove(self.quota(), chunk, place, tags);
+            locked.shard.remove(self.quota(), chunk, offset, tags);
             removed += 1;
         }
         cell.counters.invalidates.add(removed as u64);
