@@ -71,7 +71,7 @@ impl Background {
         background.spawn(config, "tmem-background", move |wakes| {
             run(work.compact, wakes)
         })?;
-        background.spawn(config, COLD, move |wakes| cool(work.cold, wakes, sweep))?;
+        background.spawn(config, COLD, move |wakes| run_cold(work.cold, wakes, sweep))?;
         // On one processor nobody could get frames while somebody else stores.
         if std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
             background.spawn(config, "tmem-prefault", move |wakes| {
@@ -157,7 +157,7 @@ fn run(mut compact: impl FnMut() -> bool, wakes: &Wakes) {
 }
 
 /// Runs the cold tier: a sweep in `sweep` while pages are on their way, none while there are not.
-fn cool(mut work: ColdWork, wakes: &Wakes, sweep: Duration) {
+fn run_cold(mut work: ColdWork, wakes: &Wakes, sweep: Duration) {
     let wake = &wakes.cold;
     let mut next: Option<Instant> = None;
     let mut lowest = false;

@@ -19,7 +19,7 @@ use crate::gather;
 use crate::memory::{self, can_lock};
 use crate::owners::Owners;
 use crate::page::PoolId;
-use crate::pool::cold::ColdBuffers;
+use crate::pool::recompress::ColdBuffers;
 use crate::pool::{Pool, PoolParts};
 use crate::reap;
 use crate::reclaim;

@@ -378,7 +378,7 @@ mod tests {
         let pool = guest.create_pool(PoolSpec::Persistent).expect("room");
         let object = ObjectId::default();
         guest.store(pool, object, 0, &[0; 4096]).expect("room");
-        // Into the chunk that it has just looked at, where there was nothing to cool.
+        // Into the chunk that it has just looked at, where there was nothing to demote.
         let page = std::array::from_fn(|at| (at / 7) as u8);
         let coming = store.inner.sweep_cold(|_| {
             guest.store(pool, object, 1, &page).expect("room");

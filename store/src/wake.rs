@@ -108,7 +108,7 @@ pub(crate) struct Wakes {
     pub(crate) background: Wake,
     /// For when a size class wants frames prefaulted.
     pub(crate) prefault: Wake,
-    /// For when there are pages to cool.
+    /// For when there are pages to demote.
     pub(crate) cold: Wake,
     /// Pools, shards and domains with pages that were cut loose and are yet to be freed.
     pub(crate) dying: AtomicUsize,

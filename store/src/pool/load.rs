@@ -27,7 +27,7 @@ enum Found<'a> {
 struct Location {
     chunk: u32,
     offset: u8,
-    warm: bool,
+    promote: bool,
 }
 
 impl Pool {
@@ -44,9 +44,9 @@ impl Pool {
                 Found::Slot(pinned, location) => {
                     let slot = pinned.slot();
                     let whole = self.read(slot, |bytes| pinned.read(bytes), scratch, page);
-                    if whole && location.warm {
+                    if whole && location.promote {
                         let spot = (number, location.chunk, location.offset);
-                        self.warm(cell, &pinned, spot, page);
+                        self.promote(cell, &pinned, spot, page);
                     }
                     whole
                 }
@@ -157,7 +157,7 @@ impl Pool {
                 if entry.age() != 0 {
                     self.set_entry(locked, chunk, offset, indexed, entry.with_age(0));
                 }
-                let warm = slot.encoding == Encoding::Cold && entry.age() == 0;
+                let promote = slot.encoding == Encoding::Cold && entry.age() == 0;
                 if let Some(pinned) = Pinned::new(&self.arena, &cell.locked, locked, slot) {
                     // Twice between two sweeps: see `cold`.
                     return Ok(Found::Slot(
@@ -165,7 +165,7 @@ impl Pool {
                         Location {
                             chunk,
                             offset,
-                            warm,
+                            promote,
                         },
                     ));
                 }

@@ -2,12 +2,11 @@
 //!
 //! `mod` puts pages in, `load` brings them back, `remove` takes away what is not wanted any more. `encode`
 //! has the work on bytes that no lock sees, `evict` and `relocate` what is done to pages without their guest asking, `members` who may store to a shared
-//! pool, `dedup` shared bytes, `cold` the cold tier, `pin` slots that are read, `counters` the numbers.
+//! pool, `dedup` shared bytes, `recompress` the cold tier, `pin` slots that are read, `counters` the numbers.
 //!
 //! No byte of a slot is read or written while a lock is held.
 
 mod admitted;
-pub(crate) mod cold;
 mod counters;
 mod dedup;
 mod encode;
@@ -16,6 +15,7 @@ mod evict;
 mod load;
 mod members;
 mod pin;
+pub(crate) mod recompress;
 mod relocate;
 mod remove;
 

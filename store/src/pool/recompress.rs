@@ -56,7 +56,7 @@ impl Pool {
                 while old != 0 {
                     let offset = old.trailing_zeros() as u8;
                     old &= old - 1;
-                    self.cool(cell, (shard, chunk, offset), buffers);
+                    self.demote(cell, (shard, chunk, offset), buffers);
                 }
                 chunk += 1;
                 if !pause(tried) {
@@ -100,7 +100,7 @@ impl Pool {
     }
 
     /// Recompresses a page, if it is still old and that saves a size class.
-    fn cool(&self, cell: &ShardCell, spot: Spot, buffers: &mut ColdBuffers) {
+    fn demote(&self, cell: &ShardCell, spot: Spot, buffers: &mut ColdBuffers) {
         let ColdBuffers { kept, out, page } = buffers;
         let (_, chunk, offset) = spot;
         let pinned = {
@@ -138,14 +138,14 @@ impl Pool {
         if len == 0 || class_of(len as u16) >= class_of(slot.len) {
             return;
         }
-        if self.swap(cell, spot, &pinned, (&out[..len], Encoding::Cold)) {
+        if self.replace_bytes(cell, spot, &pinned, (&out[..len], Encoding::Cold)) {
             let _locked = cell.locked.lock();
             cell.counters.cooled.add(1);
         }
     }
 
     /// A cold page that was loaded again goes back to the fast codec.
-    pub(super) fn warm(
+    pub(super) fn promote(
         &self,
         cell: &ShardCell,
         pinned: &Pinned<'_, Locked>,
@@ -157,14 +157,14 @@ impl Pool {
             Some(len) if len > 0 && len <= LONGEST_COMPRESSED => (&out[..len], Encoding::Hot),
             _ => (&page[..], Encoding::Raw),
         };
-        if self.swap(cell, spot, pinned, hot) {
+        if self.replace_bytes(cell, spot, pinned, hot) {
             let _locked = cell.locked.lock();
             cell.counters.warmed.add(1);
         }
     }
 
     /// Puts other bytes that stand for the same page in place of a slot, if that is what is there.
-    fn swap(
+    fn replace_bytes(
         &self,
         cell: &ShardCell,
         (shard, chunk, offset): Spot,
