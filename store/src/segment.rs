@@ -361,7 +361,7 @@ impl Segment {
     }
 
     /// Marks a free slot used. The caller has grown the list, and gets the frames that are missing.
-    pub(crate) fn take(&mut self, slot: u16, backref: Backref) {
+    pub(crate) fn alloc(&mut self, slot: u16, backref: Backref) {
         let at = usize::from(slot);
         if self.missing(slot) == 0 {
             self.ready -= 1;
@@ -392,7 +392,7 @@ impl Segment {
     }
 
     /// Marks a slot free. `false` (and nothing done) when it was not in use.
-    pub(crate) fn give(&mut self, slot: u16) -> bool {
+    pub(crate) fn free(&mut self, slot: u16) -> bool {
         let at = usize::from(slot);
         let bit = 1u64 << (at % 64);
         let Some(word) = self.used.get_mut(at / 64) else {

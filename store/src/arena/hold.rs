@@ -79,7 +79,7 @@ impl Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.arena.give(self.class, self.id);
+        self.arena.free_id(self.class, self.id);
         self.arena.finish_if_ended();
     }
 }
@@ -205,7 +205,7 @@ impl Arena {
         }
         self.change(class, inner, id.segment, |segment| {
             segment.begin_filling(frames);
-            segment.take(id.index, 0);
+            segment.alloc(id.index, 0);
         });
         let gauges = &self.classes[class].gauges;
         gauges.live.add(1);
@@ -275,7 +275,7 @@ impl Arena {
             let missing = slot.map_or(0, |slot| segment.missing(slot));
             let kept = missing & refused == 0;
             if let (false, Some(slot)) = (kept, slot) {
-                segment.give(slot);
+                segment.free(slot);
             }
             segment.end_filling(frames, got);
             if let (true, Some(slot)) = (kept, slot) {

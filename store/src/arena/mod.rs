@@ -196,7 +196,7 @@ impl Arena {
         let taken = self.change(class, inner, number, |segment| {
             let slot = segment.find_ready().ok_or(AllocError::Frames)?;
             self.grow(class, segment, slot)?;
-            segment.take(slot, backref);
+            segment.alloc(slot, backref);
             self.request_prefault(class, segment, slot);
             Ok(SlotId {
                 segment: number,
@@ -357,14 +357,14 @@ impl Arena {
 
     /// Gives a slot back. Its frames stay charged until [`Arena::trim`].
     pub(crate) fn free(&self, slot: Slot) {
-        self.give(class_of(slot.len), slot.id());
+        self.free_id(class_of(slot.len), slot.id());
     }
 
-    fn give(&self, class: usize, id: SlotId) {
+    fn free_id(&self, class: usize, id: SlotId) {
         let mut guard = self.classes[class].locked.lock();
         let inner = &mut *guard;
         let given = self.change(class, inner, id.segment, |segment| {
-            segment.give(id.index).then(|| segment.live() == 0)
+            segment.free(id.index).then(|| segment.live() == 0)
         });
         let Some(empty) = given.flatten() else {
             // That of an owner that is gone may be closed already.

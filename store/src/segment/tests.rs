@@ -3,11 +3,11 @@
 use super::*;
 
 /// Gets the frames that a slot misses, and takes it.
-fn take(segment: &mut Segment, slot: u16, backref: Backref) {
+fn alloc(segment: &mut Segment, slot: u16, backref: Backref) {
     assert!(segment.grow(slot));
     let missing = segment.missing(slot);
     segment.begin_filling(missing);
-    segment.take(slot, backref);
+    segment.alloc(slot, backref);
     segment.end_filling(missing, missing);
 }
 
@@ -19,7 +19,7 @@ fn every_slot_of_every_class_is_given_once_and_lies_in_the_segment() {
         for expected in 0..slots {
             let slot = segment.find_free().expect("free slot");
             assert_eq!(usize::from(slot), expected);
-            take(&mut segment, slot, expected as u64 + 1);
+            alloc(&mut segment, slot, expected as u64 + 1);
         }
         segment.recount();
         assert!(segment.is_full() && segment.find_free().is_none());
@@ -28,10 +28,10 @@ fn every_slot_of_every_class_is_given_once_and_lies_in_the_segment() {
         assert_eq!(segment.next_used(slots as u16), None);
         assert_eq!(segment.idle(), 0);
         assert_eq!(segment.highest(), Some((slots as u16 - 1, slots as u64)));
-        assert!(segment.give(0));
-        assert!(!segment.give(0));
+        assert!(segment.free(0));
+        assert!(!segment.free(0));
         assert_eq!(segment.next_used(0), Some((1, 2)));
-        assert!(!segment.give(slots as u16));
+        assert!(!segment.free(slots as u16));
         assert_eq!(segment.find_ready(), Some(0));
     }
 }
@@ -41,11 +41,11 @@ fn a_frame_is_idle_when_no_slot_in_use_touches_it() {
     let class = 23; // 1536 bytes: frames 0..3 hold slots 0..8
     let mut segment = Segment::new(class, 0).expect("memory");
     for slot in 0..8 {
-        take(&mut segment, slot, 1);
+        alloc(&mut segment, slot, 1);
     }
     assert_eq!(segment.resident, 0b111);
     for slot in 0..5 {
-        segment.give(slot);
+        segment.free(slot);
     }
     assert_eq!(segment.idle(), 0b001);
     segment.begin_leaving(0b001);
@@ -84,12 +84,12 @@ fn what_a_segment_counts_is_what_a_recount_finds_after_any_operations() {
                     let missing = segment.missing(slot);
                     segment.begin_filling(missing);
                     filling |= missing;
-                    segment.take(slot, 1);
+                    segment.alloc(slot, 1);
                     slots.push(slot);
                 }
                 4..7 if !slots.is_empty() => {
                     let slot = slots.swap_remove(rng.random_range(0..slots.len()));
-                    assert!(segment.give(slot));
+                    assert!(segment.free(slot));
                 }
                 7 => {
                     // Of frames with slots in use, the kernel takes none back.
