@@ -152,23 +152,23 @@ fn reclaim(
         return false;
     }
     match short {
-        Short::Limit if !has_evictable(domain) => tighten_domain(domain),
+        Short::Limit if !has_evictable(domain) => compact_and_trim_domain(domain),
         Short::Limit => {
             // The slot of an evicted page serves a new one as it is, which costs a tenth of giving frames back:
             // that is for when there are too many free slots that nobody needs. Where the pages whose turn it
             // was leave no slot of the class, one of the class goes; and where that did not help either, the
             // index wants memory, or the class has no page: a frame is freed. Whoever stores waits for no more.
-            (attempt == 0 && domain.arena.is_wasteful() && tighten_domain(domain))
+            (attempt == 0 && domain.arena.is_wasteful() && compact_and_trim_domain(domain))
                 || (attempt == 1 && class.is_some_and(|class| evict_in_class(domain, class)))
                 || (attempt > 0 && evict_frame(domain))
                 || evict_from(domain, EVICTIONS).pages > 0
-                || tighten_domain(domain)
+                || compact_and_trim_domain(domain)
         }
         // Those who store meanwhile may take what was freed: no store waits for more than a few.
         Short::Host if attempt >= HOST_ATTEMPTS => false,
         Short::Budget | Short::Host => {
-            tighten_domain(domain)
-                || (joined.pool.kind == PoolKind::Shared && tighten_pool(&joined.pool))
+            compact_and_trim_domain(domain)
+                || (joined.pool.kind == PoolKind::Shared && compact_and_trim_pool(&joined.pool))
                 || reclaim_from_others(owners, domain, attempt)
         }
     }
@@ -260,7 +260,7 @@ fn evict_furthest(asking: &Arc<DomainInner>, attempt: usize, domains: &[Arc<Doma
             victim.arena.trim(TRIM_FRAMES);
             for joined in victim.pools() {
                 if joined.pool.kind == PoolKind::Shared {
-                    tighten_pool(&joined.pool);
+                    compact_and_trim_pool(&joined.pool);
                 }
             }
             return true;
@@ -387,19 +387,19 @@ fn own_pools(domain: &DomainInner) -> impl Fn(u8) -> Option<Arc<Pool>> {
     }
 }
 
-fn tighten_domain(domain: &DomainInner) -> bool {
-    tighten(&domain.arena, own_pools(domain))
+fn compact_and_trim_domain(domain: &DomainInner) -> bool {
+    compact_and_trim(&domain.arena, own_pools(domain))
 }
 
-/// As [`tighten_domain`], for a pool of a share group.
-fn tighten_pool(pool: &Arc<Pool>) -> bool {
-    tighten(&pool.arena, |_| Some(Arc::clone(pool)))
+/// As [`compact_and_trim_domain`], for a pool of a share group.
+fn compact_and_trim_pool(pool: &Arc<Pool>) -> bool {
+    compact_and_trim(&pool.arena, |_| Some(Arc::clone(pool)))
 }
 
 /// Gives back frames of an arena that its slots do not need, and moves the slots of one frame if none is idle. `true`
 /// when something was given back; `false` only when moving slots within the frames that there are wins none, or when
 /// another thread is just changing the pages that would have to move.
-fn tighten(arena: &Arena, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
+fn compact_and_trim(arena: &Arena, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
     if arena.trim(TRIM_FRAMES) > 0 {
         return true;
     }

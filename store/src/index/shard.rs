@@ -116,7 +116,7 @@ impl Shard {
                 return;
             }
         }
-        self.tidy(quota, chunk, tags);
+        self.remove_if_empty(quota, chunk, tags);
     }
 
     /// Makes room for an entry, and the chunk for it if there is none.
@@ -146,7 +146,7 @@ impl Shard {
                 }
             });
             if let Err(error) = grown {
-                self.tidy(quota, chunk, tags);
+                self.remove_if_empty(quota, chunk, tags);
                 return Err(error);
             }
             self.charged += growth;
@@ -167,7 +167,7 @@ impl Shard {
         let chunk = match add(&mut self.chunks, &mut self.charged, quota, chunk) {
             Ok(chunk) => chunk,
             Err(error) => {
-                self.tidy_object(quota, object, tags);
+                self.remove_object_if_empty(quota, object, tags);
                 return Err(error);
             }
         };
@@ -216,7 +216,7 @@ impl Shard {
     }
 
     /// Removes the chunk if it is empty.
-    pub(crate) fn tidy(&mut self, quota: &Quota, chunk: u32, tags: Tags<'_>) {
+    pub(crate) fn remove_if_empty(&mut self, quota: &Quota, chunk: u32, tags: Tags<'_>) {
         if self.chunks.get(chunk).is_none_or(|c| c.present() != 0) {
             return;
         }
@@ -240,12 +240,12 @@ impl Shard {
             previous.next = removed.next;
         } else if let Some(object) = self.objects.get_mut(removed.object) {
             object.first = removed.next;
-            self.tidy_object(quota, removed.object, tags);
+            self.remove_object_if_empty(quota, removed.object, tags);
         }
     }
 
     /// Removes an object without chunks; one that is cut loose goes when it is the first of those.
-    fn tidy_object(&mut self, quota: &Quota, number: u32, tags: Tags<'_>) {
+    fn remove_object_if_empty(&mut self, quota: &Quota, number: u32, tags: Tags<'_>) {
         let Some(object) = self.objects.get(number) else {
             return;
         };

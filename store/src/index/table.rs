@@ -8,7 +8,7 @@ use hashbrown::HashTable;
 use crate::account::heap::heap_bytes;
 use crate::account::quota::{AllocError, Quota};
 
-/// Items that a leaf has on average before another one is added: twice as many, and the spread of a hash, still fit
+/// Items that a leaf has on average before another one is added: twice as many, and the hash_of of a hash, still fit
 /// into a leaf of 512 places.
 const LEAF: usize = 200;
 /// Leaves go when they have fewer items than this on average.
@@ -22,7 +22,7 @@ pub(crate) struct Item {
 }
 
 /// The 64-bit hash that a tag stands for in a leaf, which takes its place from the low bits.
-fn spread(item: &Item) -> u64 {
+fn hash_of(item: &Item) -> u64 {
     u64::from(item.tag) << 32 | u64::from(item.tag)
 }
 
@@ -65,7 +65,7 @@ impl Table {
         }
         let leaf = &self.leaves[Self::leaf(tag, self.leaves.len())];
         let item = Item { tag, number: 0 };
-        leaf.find(spread(&item), |item| item.tag == tag && right(item.number))
+        leaf.find(hash_of(&item), |item| item.tag == tag && right(item.number))
             .map(|item| item.number)
     }
 
@@ -85,7 +85,7 @@ impl Table {
         let before = bytes(leaf);
         let most = most_bytes(leaf.len() * 2);
         quota.charge(most)?;
-        let grown = leaf.try_reserve(1, spread).is_ok();
+        let grown = leaf.try_reserve(1, hash_of).is_ok();
         let growth = bytes(leaf).saturating_sub(before).min(most);
         quota.uncharge(most - growth);
         self.charged += growth;
@@ -99,7 +99,7 @@ impl Table {
     /// Adds an item, for which there is room.
     pub(crate) fn insert(&mut self, item: Item) {
         let at = Self::leaf(item.tag, self.leaves.len());
-        self.leaves[at].insert_unique(spread(&item), item, spread);
+        self.leaves[at].insert_unique(hash_of(&item), item, hash_of);
         self.len += 1;
     }
 
@@ -109,7 +109,7 @@ impl Table {
             return false;
         }
         let at = Self::leaf(item.tag, self.leaves.len());
-        let found = self.leaves[at].find_entry(spread(&item), |other| other.number == item.number);
+        let found = self.leaves[at].find_entry(hash_of(&item), |other| other.number == item.number);
         let Ok(found) = found else {
             return false;
         };
@@ -150,8 +150,8 @@ impl Table {
         let most = most_bytes(going) + most_bytes(staying);
         quota.charge(most)?;
         let [mut stay, mut go] = [HashTable::new(), HashTable::new()];
-        let made = stay.try_reserve(staying, spread).is_ok()
-            && go.try_reserve(going, spread).is_ok()
+        let made = stay.try_reserve(staying, hash_of).is_ok()
+            && go.try_reserve(going, hash_of).is_ok()
             && self.add_leaf(quota, HashTable::new()).is_ok();
         if !made {
             quota.uncharge(most);
@@ -159,7 +159,7 @@ impl Table {
         }
         for item in &self.leaves[from] {
             let to = if goes(item) { &mut go } else { &mut stay };
-            to.insert_unique(spread(item), *item, spread);
+            to.insert_unique(hash_of(item), *item, hash_of);
         }
         let now = bytes(&stay) + bytes(&go);
         self.leaves[last] = go;
@@ -182,7 +182,7 @@ impl Table {
             return;
         }
         for item in &last {
-            leaf.insert_unique(spread(item), *item, spread);
+            leaf.insert_unique(hash_of(item), *item, hash_of);
         }
         self.charged -= bytes(&last);
         quota.uncharge(bytes(&last));
