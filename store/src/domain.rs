@@ -10,9 +10,9 @@ use crate::account::ledger::Account;
 use crate::arena::Arena;
 use crate::config::DomainConfig;
 use crate::error::{CreatePoolError, UnknownPool};
+use crate::group::Group;
 use crate::page::PoolId;
 use crate::pool::Pool;
-use crate::share::Group;
 use crate::stats::{DomainStats, PoolKind, PoolStats};
 use crate::sync::Mutex;
 

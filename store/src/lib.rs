@@ -3,7 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `store` | what callers hold: a store and its domains |
-//! | `registry`, `domain`, `share` | what exists: domains, their pools, share groups |
+//! | `registry`, `domain`, `group` | what exists: domains, their pools, share groups |
 //! | `owners` | all of them, for whoever is short of memory |
 //! | `pool` | what happens to a page under the lock of its key's shard |
 //! | `index`, `entry` | keys to 8-byte entries |
@@ -37,6 +37,7 @@ mod entry;
 mod error;
 mod evict;
 mod gather;
+mod group;
 mod index;
 #[expect(unsafe_code, reason = "owns segment memory")]
 mod memory;
@@ -47,7 +48,6 @@ mod reap;
 mod reclaim;
 mod registry;
 mod segment;
-mod share;
 mod stats;
 mod store;
 mod sync;

@@ -8,7 +8,7 @@ use arc_swap::{ArcSwap, Guard};
 use crate::account::ledger::Ledger;
 use crate::arena::Arena;
 use crate::domain::DomainInner;
-use crate::share::Group;
+use crate::group::Group;
 use crate::sync::Mutex;
 use crate::wake::Wakes;
 

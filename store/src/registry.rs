@@ -16,6 +16,7 @@ use crate::config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConf
 use crate::domain::{DomainInner, Joined};
 use crate::error::{ConfigError, CreatePoolError};
 use crate::gather;
+use crate::group::Group;
 use crate::memory::{self, can_lock};
 use crate::owners::Owners;
 use crate::page::PoolId;
@@ -23,7 +24,6 @@ use crate::pool::recompress::ColdBuffers;
 use crate::pool::{Pool, PoolParts};
 use crate::reap;
 use crate::reclaim;
-use crate::share::Group;
 use crate::stats::{PoolKind, StoreStats};
 use crate::sync::Mutex;
 
