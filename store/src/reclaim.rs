@@ -14,7 +14,7 @@ use crate::arena::Arena;
 use crate::domain::{DomainInner, Joined};
 use crate::error::StoreError;
 use crate::index::SHARDS;
-use crate::index::backref::Holder;
+use crate::index::backref::Backref;
 use crate::memory::FRAME_BYTES;
 use crate::owners::{OwnerList, Owners};
 use crate::page::Key;
@@ -336,12 +336,12 @@ fn evict_looking(domain: &DomainInner, class: usize, tries: &mut usize) -> bool 
             domain.arena.next_victim(class)
         })
         .any(|victim| {
-            let Some(holder) = Holder::unpack(victim.backref) else {
+            let Some(backref) = Backref::unpack(victim.backref) else {
                 return false;
             };
             domain
-                .own_pool(holder.pool())
-                .is_some_and(|joined| joined.pool.evict_slot(holder, victim.slot))
+                .own_pool(backref.pool())
+                .is_some_and(|joined| joined.pool.evict_slot(backref, victim.slot))
         })
 }
 
@@ -433,14 +433,14 @@ fn compact(
         let Some(highest) = arena.highest(class) else {
             break;
         };
-        let Some(holder) = Holder::unpack(highest.backref) else {
+        let Some(backref) = Backref::unpack(highest.backref) else {
             break;
         };
-        let Some(pool) = pool(holder.pool()) else {
+        let Some(pool) = pool(backref.pool()) else {
             break;
         };
         let mut to = arena.hold_below(class, highest.slot, fill);
-        if to.is_none() || !pool.relocate(holder, highest.slot, &mut to) {
+        if to.is_none() || !pool.relocate(backref, highest.slot, &mut to) {
             break;
         }
         moved += 1;

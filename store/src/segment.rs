@@ -51,8 +51,8 @@ fn frames(offset: usize, bytes: usize) -> u64 {
     (u64::MAX << first) & (u64::MAX >> (63 - last))
 }
 
-/// Names the index entry that holds a slot: see `index::backref::Holder`. Zero names none.
-pub(crate) type Backref = u64;
+/// What names a slot, in 8 bytes: see `index::backref::Backref`. Zero names none.
+pub(crate) type PackedBackref = u64;
 
 /// Lists of its class that a segment is in: it has a free slot.
 pub(crate) const OPEN: u8 = 1;
@@ -88,7 +88,7 @@ pub(crate) struct Segment {
     /// Bit per slot; bits beyond the last slot are set.
     used: Box<[u64]>,
     /// Per slot, up to the highest that was ever used.
-    backrefs: Vec<Backref>,
+    backrefs: Vec<PackedBackref>,
 }
 
 impl Segment {
@@ -361,7 +361,7 @@ impl Segment {
     }
 
     /// Marks a free slot used. The caller has grown the list, and gets the frames that are missing.
-    pub(crate) fn alloc(&mut self, slot: u16, backref: Backref) {
+    pub(crate) fn alloc(&mut self, slot: u16, backref: PackedBackref) {
         let at = usize::from(slot);
         if self.missing(slot) == 0 {
             self.ready -= 1;
@@ -378,8 +378,8 @@ impl Segment {
         self.backrefs[at] = backref;
     }
 
-    /// Says who holds a slot in use.
-    pub(crate) fn set_backref(&mut self, slot: u16, backref: Backref) {
+    /// Says what names a slot in use.
+    pub(crate) fn set_backref(&mut self, slot: u16, backref: PackedBackref) {
         if let Some(known) = self.backrefs.get_mut(usize::from(slot)) {
             *known = backref;
         }
@@ -416,8 +416,8 @@ impl Segment {
         true
     }
 
-    /// The first slot in use from `from` on, and who holds it.
-    pub(crate) fn next_used(&self, from: u16) -> Option<(u16, Backref)> {
+    /// The first slot in use from `from` on, and what names it.
+    pub(crate) fn next_used(&self, from: u16) -> Option<(u16, PackedBackref)> {
         let slots = slots_per_segment(self.class());
         let first = usize::from(from);
         for word in first / 64..self.used.len() {
@@ -433,8 +433,8 @@ impl Segment {
         None
     }
 
-    /// The highest slot in use, and who holds it.
-    pub(crate) fn highest(&self) -> Option<(u16, Backref)> {
+    /// The highest slot in use, and what names it.
+    pub(crate) fn highest(&self) -> Option<(u16, PackedBackref)> {
         let slots = slots_per_segment(self.class());
         for word in (0..self.used.len()).rev() {
             let mut used = self.used[word];

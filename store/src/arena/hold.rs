@@ -8,7 +8,7 @@ use super::{Arena, SizeClass, before_touch, free_slot, ready_slot};
 use crate::account::quota::AllocError;
 use crate::entry::{Encoding, Slot, SlotId};
 use crate::memory::FRAME_BYTES;
-use crate::segment::{Backref, Segment, class_of, frame_run, runs, slot_bytes};
+use crate::segment::{PackedBackref, Segment, class_of, frame_run, runs, slot_bytes};
 
 /// Frames that a class of `frames` frames takes beyond its need: few when it is small, so that a small guest pays for
 /// little that it does not use, and never many, because whoever stores waits until the kernel has found and
@@ -67,7 +67,7 @@ impl Held<'_> {
     }
 
     /// The slot is that of `backref` from now on. Returns its id and the check of its bytes.
-    pub(super) fn keep(self, backref: Backref) -> (SlotId, u16) {
+    pub(super) fn keep(self, backref: PackedBackref) -> (SlotId, u16) {
         let held = ManuallyDrop::new(self);
         let mut inner = held.arena.classes[held.class].locked.lock();
         if let Some(segment) = inner.segments.get_mut(&held.id.segment) {
@@ -103,7 +103,7 @@ impl Arena {
         &self,
         len: u16,
         encoding: Encoding,
-        backref: Backref,
+        backref: PackedBackref,
         held: &mut Option<Held<'_>>,
     ) -> Result<Slot, AllocError> {
         let written = held.take_if(|held| held.is_written(self, len));

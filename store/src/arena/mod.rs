@@ -29,7 +29,7 @@ use crate::account::quota::{AllocError, Quota};
 use crate::entry::{MAX_SEGMENTS, Slot, SlotId};
 use crate::memory::{FRAME_BYTES, Memory};
 use crate::segment::{
-    Backref, CLASSES, IDLE, OPEN, READY, Segment, class_of, slot_bytes, slots_per_segment,
+    CLASSES, IDLE, OPEN, PackedBackref, READY, Segment, class_of, slot_bytes, slots_per_segment,
 };
 use crate::sync::{Counter, InnerMutex, assert_no_lock_is_held};
 
@@ -138,11 +138,11 @@ pub(crate) struct ArenaUsage {
     pub(crate) slots: u64,
 }
 
-/// A slot in use, and who holds it.
+/// A slot in use, and what names it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Movable {
     pub(crate) slot: SlotId,
-    pub(crate) backref: Backref,
+    pub(crate) backref: PackedBackref,
 }
 
 impl Arena {
@@ -191,7 +191,7 @@ impl Arena {
         class: usize,
         inner: &mut SizeClass,
         number: u32,
-        backref: Backref,
+        backref: PackedBackref,
     ) -> Result<SlotId, AllocError> {
         let taken = self.change(class, inner, number, |segment| {
             let slot = segment.find_ready().ok_or(AllocError::Frames)?;

@@ -1,11 +1,11 @@
 //! The way back from a slot to the entry that names it.
 
-use crate::segment::Backref;
+use crate::segment::PackedBackref;
 
-/// Who holds a slot: packed into 8 bytes beside the slot, so that compaction finds the entry that it
-/// must change. A hint: whoever follows it checks under the holder's lock that the slot is named there.
+/// What names a slot: packed into 8 bytes beside the slot, so that compaction finds the entry that it
+/// must change. A hint: whoever follows it checks under the lock of what it names that the slot is named there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
+pub(crate) enum Backref {
     /// Entry `offset` of a chunk.
     Chunk {
         pool: u8,
@@ -19,17 +19,17 @@ pub(crate) enum Holder {
     Record { pool: u8, record: u32 },
 }
 
-impl Holder {
-    pub(crate) fn pack(self) -> Backref {
+impl Backref {
+    pub(crate) fn pack(self) -> PackedBackref {
         let (kind, pool, shard, number, offset) = match self {
-            Holder::Chunk {
+            Backref::Chunk {
                 pool,
                 shard,
                 chunk,
                 offset,
             } => (1u64, pool, shard, chunk, offset),
-            Holder::Node { pool, shard, node } => (2, pool, shard, node, 0),
-            Holder::Record { pool, record } => (3, pool, 0, record, 0),
+            Backref::Node { pool, shard, node } => (2, pool, shard, node, 0),
+            Backref::Record { pool, record } => (3, pool, 0, record, 0),
         };
         kind << 62
             | u64::from(pool) << 48
@@ -39,24 +39,24 @@ impl Holder {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "fields of their width")]
-    pub(crate) fn unpack(backref: Backref) -> Option<Holder> {
+    pub(crate) fn unpack(backref: PackedBackref) -> Option<Backref> {
         let pool = (backref >> 48) as u8;
         let shard = (backref >> 40) as u8;
         let offset = (backref >> 32) as u8;
         let number = backref as u32;
         match backref >> 62 {
-            1 => Some(Holder::Chunk {
+            1 => Some(Backref::Chunk {
                 pool,
                 shard,
                 chunk: number,
                 offset,
             }),
-            2 => Some(Holder::Node {
+            2 => Some(Backref::Node {
                 pool,
                 shard,
                 node: number,
             }),
-            3 => Some(Holder::Record {
+            3 => Some(Backref::Record {
                 pool,
                 record: number,
             }),
@@ -66,9 +66,9 @@ impl Holder {
 
     pub(crate) fn pool(self) -> u8 {
         match self {
-            Holder::Chunk { pool, .. }
-            | Holder::Node { pool, .. }
-            | Holder::Record { pool, .. } => pool,
+            Backref::Chunk { pool, .. }
+            | Backref::Node { pool, .. }
+            | Backref::Record { pool, .. } => pool,
         }
     }
 }
@@ -78,26 +78,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holders_say_what_was_packed() {
-        for holder in [
-            Holder::Chunk {
+    fn backrefs_say_what_was_packed() {
+        for backref in [
+            Backref::Chunk {
                 pool: 255,
                 shard: 63,
                 chunk: u32::MAX,
                 offset: 63,
             },
-            Holder::Node {
+            Backref::Node {
                 pool: 3,
                 shard: 1,
                 node: 5,
             },
-            Holder::Record {
+            Backref::Record {
                 pool: 9,
                 record: 77,
             },
         ] {
-            assert_eq!(Holder::unpack(holder.pack()), Some(holder));
+            assert_eq!(Backref::unpack(backref.pack()), Some(backref));
         }
-        assert_eq!(Holder::unpack(0), None);
+        assert_eq!(Backref::unpack(0), None);
     }
 }

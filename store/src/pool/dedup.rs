@@ -14,7 +14,7 @@ use crate::arena::hold::Held;
 use crate::codec::codecs::Codecs;
 use crate::config::Dedup;
 use crate::entry::{Encoding, Slot, SlotId};
-use crate::index::backref::Holder;
+use crate::index::backref::Backref;
 use crate::index::slab::Slab;
 use crate::index::table::{Item, Table};
 use crate::page::Page;
@@ -243,8 +243,8 @@ impl DedupTable {
         };
         gauges.metadata.add(growth);
         let record = local << SHARD_BITS | number as u32;
-        let holder = Holder::Record { pool, record };
-        match arena.commit(len, encoding, holder.pack(), held) {
+        let backref = Backref::Record { pool, record };
+        match arena.commit(len, encoding, backref.pack(), held) {
             Ok(slot) => {
                 if let Some(record) = records.get_mut(local) {
                     record.slot = slot;
@@ -338,8 +338,8 @@ impl DedupTable {
         if found.slot != slot || found.references == 0 {
             return false;
         }
-        let holder = Holder::Record { pool, record };
-        let Ok(moved) = arena.commit(slot.len, slot.encoding, holder.pack(), to) else {
+        let backref = Backref::Record { pool, record };
+        let Ok(moved) = arena.commit(slot.len, slot.encoding, backref.pack(), to) else {
             return false;
         };
         found.slot = moved;

@@ -7,7 +7,7 @@ use crate::account::ledger::PageOf;
 use crate::entry::{Entry, Kind, SlotId};
 use crate::evict::Policy;
 use crate::index::SHARDS;
-use crate::index::backref::Holder;
+use crate::index::backref::Backref;
 use crate::segment::{class_of, slot_bytes};
 use crate::stats::PoolKind;
 
@@ -114,8 +114,8 @@ impl Pool {
     }
 
     /// Evicts the page in a slot of a private ephemeral pool. Returns whether it was there.
-    pub(crate) fn evict_slot(&self, holder: Holder, id: SlotId) -> bool {
-        let Holder::Node { shard, node, .. } = holder else {
+    pub(crate) fn evict_slot(&self, backref: Backref, id: SlotId) -> bool {
+        let Backref::Node { shard, node, .. } = backref else {
             return false;
         };
         if self.kind != PoolKind::Ephemeral {

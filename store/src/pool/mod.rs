@@ -42,7 +42,7 @@ use crate::error::StoreError;
 use crate::evict::Policy;
 use crate::evict::s3fifo::S3Fifo;
 use crate::index::SHARDS;
-use crate::index::backref::Holder;
+use crate::index::backref::Backref;
 use crate::index::hash::Tags;
 use crate::index::node::{Links, Node};
 use crate::index::shard::Shard;
@@ -60,7 +60,7 @@ pub(crate) const MOST_MEMBERS: usize = 255;
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) kind: PoolKind,
-    /// The pool's number among those of its owner, for [`Holder`].
+    /// The pool's number among those of its owner, for [`Backref`].
     number: u8,
     pub(crate) arena: Arc<Arena>,
     codecs: Codecs,
@@ -223,13 +223,13 @@ impl Pool {
                 (encoded, held),
             )
         } else {
-            let holder = Holder::Chunk {
+            let backref = Backref::Chunk {
                 pool: self.number,
                 shard: number as u8,
                 chunk,
                 offset,
             };
-            self.entry(encoded, holder, held).inspect(|entry| {
+            self.entry(encoded, backref, held).inspect(|entry| {
                 cell.counters.count(*entry, true);
             })
         };
@@ -248,7 +248,7 @@ impl Pool {
     fn entry(
         &self,
         encoded: &Encoded<'_>,
-        holder: Holder,
+        backref: Backref,
         held: &mut Option<Held<'_>>,
     ) -> Result<Entry, AllocError> {
         match encoded {
@@ -265,7 +265,7 @@ impl Pool {
                 {
                     return Ok(Entry::record(record));
                 }
-                let slot = self.arena.commit(len, *encoding, holder.pack(), held)?;
+                let slot = self.arena.commit(len, *encoding, backref.pack(), held)?;
                 Ok(Entry::slot(slot))
             }
             Encoded::Record { record, .. } => match &self.dedup {
@@ -320,12 +320,12 @@ impl Pool {
                 offset,
             },
         )?;
-        let holder = Holder::Node {
+        let backref = Backref::Node {
             pool: self.number,
             shard: number as u8,
             node,
         };
-        let entry = match self.entry(encoded, holder, held) {
+        let entry = match self.entry(encoded, backref, held) {
             Ok(entry) => entry,
             Err(error) => {
                 locked.shard.remove_node(self.quota(), node);

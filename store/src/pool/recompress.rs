@@ -8,7 +8,7 @@ use super::{Locked, Pool, ShardCell};
 use crate::codec::{COMPRESS_BUFFER, LONGEST_COMPRESSED};
 use crate::entry::{Encoding, Entry, Kind, OLDEST};
 use crate::index::SHARDS;
-use crate::index::backref::Holder;
+use crate::index::backref::Backref;
 use crate::page::{PAGE_SIZE, Page};
 use crate::segment::class_of;
 use crate::stats::PoolKind;
@@ -181,14 +181,14 @@ impl Pool {
         if entry.map(Entry::kind) != Some(Kind::Slot(old)) {
             return false;
         }
-        let holder = Holder::Chunk {
+        let backref = Backref::Chunk {
             pool: self.number,
             shard: shard as u8,
             chunk,
             offset,
         };
         let len = bytes.len() as u16;
-        let committed = self.arena.commit(len, encoding, holder.pack(), &mut held);
+        let committed = self.arena.commit(len, encoding, backref.pack(), &mut held);
         let Ok(new) = committed else {
             return false;
         };

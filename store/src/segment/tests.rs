@@ -3,7 +3,7 @@
 use super::*;
 
 /// Gets the frames that a slot misses, and takes it.
-fn alloc(segment: &mut Segment, slot: u16, backref: Backref) {
+fn alloc(segment: &mut Segment, slot: u16, backref: PackedBackref) {
     assert!(segment.grow(slot));
     let missing = segment.missing(slot);
     segment.begin_filling(missing);
