@@ -6,13 +6,13 @@ use crate::page::ObjectId;
 
 /// Hashes of a key: of its chunk, and of its object, which is only needed when a chunk comes or goes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Tags<'a> {
+pub(crate) struct KeyHash<'a> {
     pub(crate) chunk: u32,
     pub(crate) hasher: &'a hashbrown::DefaultHashBuilder,
 }
 
-impl Tags<'_> {
-    pub(crate) fn object(self, object: ObjectId) -> u32 {
+impl KeyHash<'_> {
+    pub(crate) fn of_object(self, object: ObjectId) -> u32 {
         self.hasher.hash_one(object.0) as u32
     }
 }

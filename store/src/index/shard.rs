@@ -6,7 +6,7 @@
 //! stay until somebody takes them out, a few at a time.
 
 use super::chunk::{Chunk, NONE};
-use super::hash::Tags;
+use super::hash::KeyHash;
 use super::node::Node;
 use super::slab::Slab;
 use super::table::{Item, Table};
@@ -46,9 +46,9 @@ impl Shard {
         self.charged + self.table.charged() + self.names.charged()
     }
 
-    pub(crate) fn find(&self, tags: Tags<'_>, key: Key) -> Option<u32> {
+    pub(crate) fn find(&self, key_hash: KeyHash<'_>, key: Key) -> Option<u32> {
         let (number, _) = key.chunk();
-        self.table.find(tags.chunk, |chunk| {
+        self.table.find(key_hash.chunk, |chunk| {
             self.chunks.get(chunk).is_some_and(|chunk| {
                 chunk.number == number && self.is_object(chunk.object, key.object)
             })
@@ -93,9 +93,9 @@ impl Shard {
     }
 
     /// What the index says of a page: its chunk, and its entry (that of the node, if it has one).
-    pub(crate) fn get(&self, tags: Tags<'_>, key: Key) -> Option<(u32, Entry)> {
+    pub(crate) fn get(&self, key_hash: KeyHash<'_>, key: Key) -> Option<(u32, Entry)> {
         let (_, offset) = key.chunk();
-        let chunk = self.find(tags, key)?;
+        let chunk = self.find(key_hash, key)?;
         let entry = self.chunks.get(chunk)?.get(offset);
         (!entry.is_empty()).then_some((chunk, entry))
     }
@@ -107,7 +107,7 @@ impl Shard {
     }
 
     /// Takes an entry out, and the chunk with its last entry.
-    pub(crate) fn remove(&mut self, quota: &Quota, chunk: u32, offset: u8, tags: Tags<'_>) {
+    pub(crate) fn remove(&mut self, quota: &Quota, chunk: u32, offset: u8, key_hash: KeyHash<'_>) {
         if let Some(chunk) = self.chunks.get_mut(chunk) {
             chunk.remove(offset);
             if chunk.present() != 0 {
@@ -116,21 +116,21 @@ impl Shard {
                 return;
             }
         }
-        self.remove_if_empty(quota, chunk, tags);
+        self.remove_if_empty(quota, chunk, key_hash);
     }
 
     /// Makes room for an entry, and the chunk for it if there is none.
     pub(crate) fn prepare(
         &mut self,
         quota: &Quota,
-        tags: Tags<'_>,
+        key_hash: KeyHash<'_>,
         key: Key,
         known: Option<u32>,
     ) -> Result<u32, AllocError> {
         let (number, offset) = key.chunk();
         let chunk = match known {
             Some(chunk) => chunk,
-            None => self.insert(quota, tags, key.object, number)?,
+            None => self.insert(quota, key_hash, key.object, number)?,
         };
         let Some(found) = self.chunks.get_mut(chunk) else {
             return Err(AllocError::NoMemory);
@@ -146,7 +146,7 @@ impl Shard {
                 }
             });
             if let Err(error) = grown {
-                self.remove_if_empty(quota, chunk, tags);
+                self.remove_if_empty(quota, chunk, key_hash);
                 return Err(error);
             }
             self.charged += growth;
@@ -157,22 +157,22 @@ impl Shard {
     fn insert(
         &mut self,
         quota: &Quota,
-        tags: Tags<'_>,
+        key_hash: KeyHash<'_>,
         id: ObjectId,
         number: u32,
     ) -> Result<u32, AllocError> {
-        self.table.reserve(quota, tags.chunk)?;
-        let object = self.object(quota, tags, id)?;
+        self.table.reserve(quota, key_hash.chunk)?;
+        let object = self.object(quota, key_hash, id)?;
         let chunk = Chunk::new(object, number);
         let chunk = match add(&mut self.chunks, &mut self.charged, quota, chunk) {
             Ok(chunk) => chunk,
             Err(error) => {
-                self.remove_object_if_empty(quota, object, tags);
+                self.remove_object_if_empty(quota, object, key_hash);
                 return Err(error);
             }
         };
         self.table.insert(Item {
-            tag: tags.chunk,
+            tag: key_hash.chunk,
             number: chunk,
         });
         self.link(object, chunk);
@@ -180,8 +180,13 @@ impl Shard {
     }
 
     /// The object of this id, which is made if there is none.
-    fn object(&mut self, quota: &Quota, tags: Tags<'_>, id: ObjectId) -> Result<u32, AllocError> {
-        let tag = tags.object(id);
+    fn object(
+        &mut self,
+        quota: &Quota,
+        key_hash: KeyHash<'_>,
+        id: ObjectId,
+    ) -> Result<u32, AllocError> {
+        let tag = key_hash.of_object(id);
         if let Some(found) = self.named(tag, id) {
             return Ok(found);
         }
@@ -216,14 +221,14 @@ impl Shard {
     }
 
     /// Removes the chunk if it is empty.
-    pub(crate) fn remove_if_empty(&mut self, quota: &Quota, chunk: u32, tags: Tags<'_>) {
+    pub(crate) fn remove_if_empty(&mut self, quota: &Quota, chunk: u32, key_hash: KeyHash<'_>) {
         if self.chunks.get(chunk).is_none_or(|c| c.present() != 0) {
             return;
         }
         self.table.remove(
             quota,
             Item {
-                tag: tags.chunk,
+                tag: key_hash.chunk,
                 number: chunk,
             },
         );
@@ -240,19 +245,19 @@ impl Shard {
             previous.next = removed.next;
         } else if let Some(object) = self.objects.get_mut(removed.object) {
             object.first = removed.next;
-            self.remove_object_if_empty(quota, removed.object, tags);
+            self.remove_object_if_empty(quota, removed.object, key_hash);
         }
     }
 
     /// Removes an object without chunks; one that is cut loose goes when it is the first of those.
-    fn remove_object_if_empty(&mut self, quota: &Quota, number: u32, tags: Tags<'_>) {
+    fn remove_object_if_empty(&mut self, quota: &Quota, number: u32, key_hash: KeyHash<'_>) {
         let Some(object) = self.objects.get(number) else {
             return;
         };
         if object.first != NONE || object.loose {
             return;
         }
-        let tag = tags.object(object.id);
+        let tag = key_hash.of_object(object.id);
         self.names.remove(quota, Item { tag, number });
         self.remove_object(quota, number);
     }
@@ -279,15 +284,15 @@ impl Shard {
     }
 
     /// The first chunk of an object's list.
-    pub(crate) fn first_of(&self, tags: Tags<'_>, id: ObjectId) -> Option<u32> {
-        let object = self.named(tags.object(id), id)?;
+    pub(crate) fn first_of(&self, key_hash: KeyHash<'_>, id: ObjectId) -> Option<u32> {
+        let object = self.named(key_hash.of_object(id), id)?;
         self.objects.get(object).map(|object| object.first)
     }
 
     /// Cuts an object loose, however many pages it has: nobody finds them from now on, and pages that are stored
     /// under the same keys are those of a new object.
-    pub(crate) fn cut_loose(&mut self, quota: &Quota, tags: Tags<'_>, id: ObjectId) {
-        let tag = tags.object(id);
+    pub(crate) fn cut_loose(&mut self, quota: &Quota, key_hash: KeyHash<'_>, id: ObjectId) {
+        let tag = key_hash.of_object(id);
         let Some(number) = self.named(tag, id) else {
             return;
         };

@@ -59,7 +59,7 @@ impl Pool {
         let chunk = locked.shard.nodes.get(node).map(|node| node.chunk);
         chunk
             .and_then(|chunk| locked.shard.key(chunk))
-            .map_or(0, |key| self.tags(key).0)
+            .map_or(0, |key| self.key_hash(key).0)
     }
 
     /// Evicts pages of a member from one shard, `most` at most. Returns pages and bytes of slots.
@@ -98,16 +98,16 @@ impl Pool {
     ) -> Option<u64> {
         let node = locked.shard.nodes.get(number)?;
         let (chunk, offset, entry) = (node.chunk, node.offset, node.entry);
-        let (_, tags) = self.tags(locked.shard.key(chunk)?);
+        let (_, key_hash) = self.key_hash(locked.shard.key(chunk)?);
         if let Some((_, queue)) = locked.queues.iter_mut().find(|(m, _)| *m == member) {
-            queue.evicted(&locked.shard.nodes, number, fingerprint(tags, offset));
+            queue.evicted(&locked.shard.nodes, number, fingerprint(key_hash, offset));
         }
         let bytes = match self.payload_len(entry) {
             0 => 0,
             len => slot_bytes(class_of(len)) as u64,
         };
         self.discard(cell, locked, Entry::node(number));
-        locked.shard.remove(self.quota(), chunk, offset, tags);
+        locked.shard.remove(self.quota(), chunk, offset, key_hash);
         cell.counters.evictions.add(1);
         cell.counters.metadata.set(locked.shard.charged());
         Some(bytes)

@@ -7,7 +7,7 @@ use super::{Locked, Pool, ShardCell};
 use crate::entry::{Encoding, Entry, Kind, Slot};
 use crate::error::LoadError;
 use crate::evict::Policy;
-use crate::index::hash::Tags;
+use crate::index::hash::KeyHash;
 use crate::page::{Key, Page, fill_page};
 use crate::stats::PoolKind;
 
@@ -33,10 +33,10 @@ struct Location {
 impl Pool {
     /// Brings a page back.
     pub(crate) fn load(&self, key: Key, page: &mut Page) -> Result<(), LoadError> {
-        let (number, tags) = self.tags(key);
+        let (number, key_hash) = self.key_hash(key);
         let cell = &self.shards[number];
         with_scratch(|scratch| {
-            let whole = match self.find(cell, tags, key, scratch)? {
+            let whole = match self.find(cell, key_hash, key, scratch)? {
                 Found::Fill(word) => {
                     fill_page(page, word);
                     true
@@ -107,13 +107,13 @@ impl Pool {
     fn find<'a>(
         &'a self,
         cell: &'a ShardCell,
-        tags: Tags<'_>,
+        key_hash: KeyHash<'_>,
         key: Key,
         scratch: &mut [u8],
     ) -> Result<Found<'a>, LoadError> {
         let mut guard = cell.locked.lock();
         let locked = &mut *guard;
-        let Some((chunk, indexed)) = locked.shard.get(tags, key) else {
+        let Some((chunk, indexed)) = locked.shard.get(key_hash, key) else {
             cell.counters.load_misses.add(1);
             return Err(LoadError::NotFound);
         };
@@ -136,7 +136,7 @@ impl Pool {
         cell.counters.loads.add(1);
         if self.kind == PoolKind::Ephemeral {
             let detached = self.detach(cell, locked, indexed);
-            locked.shard.remove(self.quota(), chunk, offset, tags);
+            locked.shard.remove(self.quota(), chunk, offset, key_hash);
             cell.counters.metadata.set(locked.shard.charged());
             return Ok(match detached.kind() {
                 Kind::Fill(word) => Found::Fill(word),

@@ -43,7 +43,7 @@ use crate::evict::Policy;
 use crate::evict::s3fifo::S3Fifo;
 use crate::index::SHARDS;
 use crate::index::backref::Backref;
-use crate::index::hash::Tags;
+use crate::index::hash::KeyHash;
 use crate::index::node::{Links, Node};
 use crate::index::shard::Shard;
 use crate::page::Key;
@@ -170,14 +170,14 @@ impl Pool {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "parts of a hash")]
-    fn tags(&self, key: Key) -> (usize, Tags<'_>) {
+    fn key_hash(&self, key: Key) -> (usize, KeyHash<'_>) {
         let (chunk, _) = key.chunk();
         let hash = self.hasher.hash_one((key.object.0, chunk));
-        let tags = Tags {
+        let key_hash = KeyHash {
             chunk: hash as u32,
             hasher: &self.hasher,
         };
-        ((hash >> 32) as usize % SHARDS, tags)
+        ((hash >> 32) as usize % SHARDS, key_hash)
     }
 
     /// Puts an encoded page under a key, in place of what was there; in the slot that is held, to which its bytes were
@@ -189,7 +189,7 @@ impl Pool {
         encoded: &Encoded<'_>,
         held: &mut Option<Held<'_>>,
     ) -> Result<(), PutError> {
-        let (number, tags) = self.tags(key);
+        let (number, key_hash) = self.key_hash(key);
         let cell = &self.shards[number];
         let mut guard = cell.locked.lock();
         let locked = &mut *guard;
@@ -199,14 +199,14 @@ impl Pool {
         self.help(cell, locked, number);
         // The old page goes first, whatever becomes of the new one; its entry in the chunk stays.
         let (_, offset) = key.chunk();
-        let known = locked.shard.find(tags, key);
+        let known = locked.shard.find(key_hash, key);
         if let Some(found) = known.and_then(|chunk| locked.shard.chunk(chunk)) {
             let old = found.get(offset);
             if !old.is_empty() {
                 self.discard(cell, locked, old);
             }
         }
-        let chunk = match locked.shard.prepare(self.quota(), tags, key, known) {
+        let chunk = match locked.shard.prepare(self.quota(), key_hash, key, known) {
             Ok(chunk) => chunk,
             Err(error) => {
                 cell.counters.metadata.set(locked.shard.charged());
@@ -214,7 +214,7 @@ impl Pool {
             }
         };
         let put = if self.is_ephemeral() {
-            let fingerprint = fingerprint(tags, offset);
+            let fingerprint = fingerprint(key_hash, offset);
             self.put_node(
                 cell,
                 locked,
@@ -238,7 +238,7 @@ impl Pool {
                 locked.shard.set(chunk, offset, entry);
                 cell.counters.stores.add(1);
             }
-            Err(_) => locked.shard.remove(self.quota(), chunk, offset, tags),
+            Err(_) => locked.shard.remove(self.quota(), chunk, offset, key_hash),
         }
         cell.counters.metadata.set(locked.shard.charged());
         put.map(drop).map_err(PutError::Alloc)
@@ -356,13 +356,19 @@ impl Pool {
     }
 
     /// Removes what is under a key. Returns whether a page was there.
-    fn take_out(&self, cell: &ShardCell, locked: &mut Locked, tags: Tags<'_>, key: Key) -> bool {
-        let Some((chunk, entry)) = locked.shard.get(tags, key) else {
+    fn take_out(
+        &self,
+        cell: &ShardCell,
+        locked: &mut Locked,
+        key_hash: KeyHash<'_>,
+        key: Key,
+    ) -> bool {
+        let Some((chunk, entry)) = locked.shard.get(key_hash, key) else {
             return false;
         };
         let (_, offset) = key.chunk();
         self.discard(cell, locked, entry);
-        locked.shard.remove(self.quota(), chunk, offset, tags);
+        locked.shard.remove(self.quota(), chunk, offset, key_hash);
         cell.counters.metadata.set(locked.shard.charged());
         true
     }
@@ -420,10 +426,10 @@ impl Pool {
 
     /// A store that ends in a refusal: nothing stays under the key.
     pub(crate) fn refuse(&self, key: Key, error: StoreError) {
-        let (number, tags) = self.tags(key);
+        let (number, key_hash) = self.key_hash(key);
         let cell = &self.shards[number];
         let mut locked = cell.locked.lock();
-        self.take_out(cell, &mut locked, tags, key);
+        self.take_out(cell, &mut locked, key_hash, key);
         match error {
             StoreError::NoSpace => cell.counters.refused_no_space.add(1),
             StoreError::Frozen => cell.counters.refused_frozen.add(1),
@@ -485,8 +491,9 @@ fn dedup_table(
 }
 
 /// Names a page to the eviction policy; not zero.
-fn fingerprint(tags: Tags<'_>, offset: u8) -> u32 {
-    tags.chunk
+fn fingerprint(key_hash: KeyHash<'_>, offset: u8) -> u32 {
+    key_hash
+        .chunk
         .wrapping_add(u32::from(offset))
         .wrapping_mul(0x9e37_79b1)
         | 1

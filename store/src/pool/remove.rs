@@ -24,28 +24,28 @@ const HELP: usize = 2;
 impl Pool {
     /// Removes a page, if it is there.
     pub(crate) fn invalidate_page(&self, key: Key) {
-        let (number, tags) = self.tags(key);
+        let (number, key_hash) = self.key_hash(key);
         let cell = &self.shards[number];
         let mut locked = cell.locked.lock();
-        if self.take_out(cell, &mut locked, tags, key) {
+        if self.take_out(cell, &mut locked, key_hash, key) {
             cell.counters.invalidates.add(1);
         }
     }
 
     /// Removes the pages of an object: some at once, and of the rest nobody finds one any more.
     pub(crate) fn invalidate_object(&self, object: ObjectId) {
-        let (_, tags) = self.tags(Key { object, index: 0 });
+        let (_, key_hash) = self.key_hash(Key { object, index: 0 });
         let mut left = INLINE;
         let mut loose = false;
         for (number, cell) in self.shards.iter().enumerate() {
             loop {
                 let mut guard = cell.locked.lock();
                 let locked = &mut *guard;
-                let Some(chunk) = locked.shard.first_of(tags, object) else {
+                let Some(chunk) = locked.shard.first_of(key_hash, object) else {
                     break;
                 };
                 if left == 0 {
-                    locked.shard.cut_loose(self.quota(), tags, object);
+                    locked.shard.cut_loose(self.quota(), key_hash, object);
                     cell.counters.metadata.set(locked.shard.charged());
                     self.mark_loose(number);
                     loose = true;
@@ -123,7 +123,7 @@ impl Pool {
         let Some(key) = locked.shard.key(chunk) else {
             return 0;
         };
-        let (_, tags) = self.tags(key);
+        let (_, key_hash) = self.key_hash(key);
         let mut present = locked.shard.chunk(chunk).map_or(0, |found| found.present());
         let mut removed = 0;
         while present != 0 && removed < most {
@@ -134,7 +134,7 @@ impl Pool {
                 .chunk(chunk)
                 .map_or(Entry::EMPTY, |found| found.get(offset));
             self.discard(cell, locked, entry);
-            locked.shard.remove(self.quota(), chunk, offset, tags);
+            locked.shard.remove(self.quota(), chunk, offset, key_hash);
             removed += 1;
         }
         cell.counters.invalidates.add(removed as u64);
