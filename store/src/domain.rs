@@ -25,26 +25,26 @@ pub(crate) struct DomainInner {
     frozen: AtomicBool,
     cold: AtomicBool,
     groups: Vec<String>,
-    pools: Box<[ArcSwapOption<Joined>]>,
+    pools: Box<[ArcSwapOption<PoolRef>]>,
     /// Held while pools are created and destroyed.
-    changing: Mutex<Changing>,
-    destroyed: Mutex<Destroyed>,
+    pools_lock: Mutex<PoolsLock>,
+    retired: Mutex<Retired>,
     /// The domain was removed: its memory goes as a whole.
     gone: AtomicBool,
 }
 
 /// Pools that the domain no longer has.
 #[derive(Debug, Default)]
-struct Destroyed {
+struct Retired {
     /// What the private pools that are gone had counted.
     counted: PoolStats,
     /// Pools that nobody finds any more, whose pages are being freed.
-    dying: VecDeque<Arc<Joined>>,
+    dying: VecDeque<Arc<PoolRef>>,
 }
 
 /// A pool as a domain knows it.
 #[derive(Debug)]
-pub(crate) struct Joined {
+pub(crate) struct PoolRef {
     pub(crate) id: u32,
     pub(crate) pool: Arc<Pool>,
     /// The domain's number among the members of a shared pool, 0 in its own.
@@ -54,7 +54,7 @@ pub(crate) struct Joined {
 }
 
 #[derive(Debug)]
-struct Changing {
+struct PoolsLock {
     /// Times that each cell of `pools` was used.
     used: Vec<u32>,
     removed: bool,
@@ -76,30 +76,30 @@ impl DomainInner {
             cold: AtomicBool::new(config.cold),
             groups: config.groups.clone(),
             pools: (0..cells).map(|_| ArcSwapOption::empty()).collect(),
-            changing: Mutex::new(Changing {
+            pools_lock: Mutex::new(PoolsLock {
                 used: vec![0; cells],
                 removed: false,
             }),
-            destroyed: Mutex::default(),
+            retired: Mutex::default(),
             gone: AtomicBool::new(false),
         }
     }
 
-    pub(crate) fn joined(&self, pool: PoolId) -> Option<arc_swap::Guard<Option<Arc<Joined>>>> {
+    pub(crate) fn pool_ref(&self, pool: PoolId) -> Option<arc_swap::Guard<Option<Arc<PoolRef>>>> {
         let guard = self.pools.get(pool.0 as usize & 0xff)?.load();
         guard
             .as_ref()
-            .is_some_and(|joined| joined.id == pool.0)
+            .is_some_and(|pool_ref| pool_ref.id == pool.0)
             .then_some(guard)
     }
 
     /// Puts a pool in a free cell. `make` gets the id and the number that it has there.
     pub(crate) fn add_pool(
         &self,
-        make: impl FnOnce(u32, u8) -> Result<Joined, CreatePoolError>,
+        make: impl FnOnce(u32, u8) -> Result<PoolRef, CreatePoolError>,
     ) -> Result<PoolId, CreatePoolError> {
-        let mut changing = self.changing.lock();
-        if changing.removed {
+        let mut lock = self.pools_lock.lock();
+        if lock.removed {
             return Err(CreatePoolError::Removed);
         }
         let cell = self
@@ -108,9 +108,9 @@ impl DomainInner {
             .position(|cell| cell.load().is_none())
             .ok_or(CreatePoolError::TooMany)?;
         let number = u8::try_from(cell).map_err(|_| CreatePoolError::TooMany)?;
-        let id = changing.used[cell] << 8 | u32::from(number);
+        let id = lock.used[cell] << 8 | u32::from(number);
         self.pools[cell].store(Some(Arc::new(make(id, number)?)));
-        changing.used[cell] = (changing.used[cell] + 1) & 0x00ff_ffff;
+        lock.used[cell] = (lock.used[cell] + 1) & 0x00ff_ffff;
         Ok(PoolId(id))
     }
 
@@ -121,26 +121,26 @@ impl DomainInner {
 
     /// Destroys a pool and frees about `most` of its pages. Returns whether none is left.
     pub(crate) fn destroy_pool(&self, pool: PoolId, most: usize) -> Result<bool, UnknownPool> {
-        let destroyed = {
-            let _changing = self.changing.lock();
-            drop(self.joined(pool).ok_or(UnknownPool)?);
+        let retired = {
+            let _lock = self.pools_lock.lock();
+            drop(self.pool_ref(pool).ok_or(UnknownPool)?);
             let cell = self.pools.get(pool.0 as usize & 0xff);
             cell.and_then(|cell| self.destroy(cell))
         };
-        Ok(destroyed.is_none_or(|joined| self.free(&joined, most)))
+        Ok(retired.is_none_or(|pool_ref| self.free(&pool_ref, most)))
     }
 
     /// The pools that the domain has now.
-    pub(crate) fn pools(&self) -> impl Iterator<Item = Arc<Joined>> {
+    pub(crate) fn pools(&self) -> impl Iterator<Item = Arc<PoolRef>> {
         self.pools.iter().filter_map(ArcSwapOption::load_full)
     }
 
     /// The domain's own pool of this number.
-    pub(crate) fn own_pool(&self, number: u8) -> Option<Arc<Joined>> {
+    pub(crate) fn own_pool(&self, number: u8) -> Option<Arc<PoolRef>> {
         self.pools
             .get(usize::from(number))?
             .load_full()
-            .filter(|joined| joined.group.is_none())
+            .filter(|pool_ref| pool_ref.group.is_none())
     }
 
     pub(crate) fn is_cold(&self) -> bool {
@@ -163,8 +163,8 @@ impl DomainInner {
     /// Bytes of slots of ephemeral pages in own pools.
     pub(crate) fn own_freeable(&self) -> u64 {
         self.pools()
-            .filter(|joined| joined.pool.kind == PoolKind::Ephemeral)
-            .map(|joined| joined.pool.slot_bytes())
+            .filter(|pool_ref| pool_ref.pool.kind == PoolKind::Ephemeral)
+            .map(|pool_ref| pool_ref.pool.slot_bytes())
             .sum()
     }
 
@@ -175,8 +175,8 @@ impl DomainInner {
 
     /// Ends all pools; none can be created afterwards.
     pub(crate) fn end(&self) {
-        let mut changing = self.changing.lock();
-        changing.removed = true;
+        let mut lock = self.pools_lock.lock();
+        lock.removed = true;
         self.gone.store(true, Ordering::Relaxed);
         for cell in &self.pools {
             self.destroy(cell);
@@ -184,14 +184,14 @@ impl DomainInner {
     }
 
     /// Cuts what is in a cell loose, without a moment in which its counters are missing.
-    fn destroy(&self, cell: &ArcSwapOption<Joined>) -> Option<Arc<Joined>> {
-        let joined = cell.load_full()?;
-        joined.cut_loose();
-        let mut destroyed = self.destroyed.lock();
+    fn destroy(&self, cell: &ArcSwapOption<PoolRef>) -> Option<Arc<PoolRef>> {
+        let pool_ref = cell.load_full()?;
+        pool_ref.cut_loose();
+        let mut retired = self.retired.lock();
         cell.store(None);
-        destroyed.dying.push_back(Arc::clone(&joined));
+        retired.dying.push_back(Arc::clone(&pool_ref));
         self.dying().fetch_add(1, Ordering::Relaxed);
-        Some(joined)
+        Some(pool_ref)
     }
 
     fn dying(&self) -> &AtomicUsize {
@@ -200,31 +200,31 @@ impl DomainInner {
 
     /// Frees about `most` pages of what was cut loose. `true` when there was something.
     pub(crate) fn free_some(&self, most: usize) -> bool {
-        let next = self.destroyed.lock().dying.front().cloned();
-        if let Some(joined) = next {
-            self.free(&joined, most);
+        let next = self.retired.lock().dying.front().cloned();
+        if let Some(pool_ref) = next {
+            self.free(&pool_ref, most);
             return true;
         }
-        self.pools().any(|joined| joined.pool.free_loose(most))
+        self.pools().any(|pool_ref| pool_ref.pool.free_loose(most))
     }
 
     /// Frees about `most` pages of a pool that was cut loose. Returns whether none is left.
-    fn free(&self, joined: &Arc<Joined>, most: usize) -> bool {
-        if !joined.free(most, self.gone.load(Ordering::Relaxed)) {
+    fn free(&self, pool_ref: &Arc<PoolRef>, most: usize) -> bool {
+        if !pool_ref.free(most, self.gone.load(Ordering::Relaxed)) {
             return false;
         }
-        let mut destroyed = self.destroyed.lock();
-        let found = destroyed
+        let mut retired = self.retired.lock();
+        let found = retired
             .dying
             .iter()
-            .position(|dying| Arc::ptr_eq(dying, joined));
+            .position(|dying| Arc::ptr_eq(dying, pool_ref));
         if let Some(at) = found {
-            destroyed.dying.remove(at);
-            joined.count_in(&mut destroyed.counted);
-            drop(destroyed);
+            retired.dying.remove(at);
+            pool_ref.count_in(&mut retired.counted);
+            drop(retired);
             self.dying().fetch_sub(1, Ordering::Relaxed);
-            if let Some(group) = &joined.group {
-                group.forget(joined.member);
+            if let Some(group) = &pool_ref.group {
+                group.forget(pool_ref.member);
             }
         }
         true
@@ -232,15 +232,15 @@ impl DomainInner {
 
     pub(crate) fn stats(&self) -> DomainStats {
         let usage = self.arena.usage();
-        let (pools, destroyed) = {
-            let list = self.destroyed.lock();
+        let (pools, retired) = {
+            let list = self.retired.lock();
             let mut counted = list.counted;
             for dying in &list.dying {
                 dying.count_in(&mut counted);
             }
             let mut pools: Vec<_> = self
                 .pools()
-                .map(|joined| joined.pool.stats(joined.id))
+                .map(|pool_ref| pool_ref.pool.stats(pool_ref.id))
                 .collect();
             pools.sort_by_key(|pool| pool.id);
             (pools, counted)
@@ -259,12 +259,12 @@ impl DomainInner {
             slot_bytes: usage.slots,
             freeable: self.freeable(),
             pools,
-            destroyed,
+            destroyed: retired,
         }
     }
 }
 
-impl Joined {
+impl PoolRef {
     /// A pool of the domain's own.
     pub(crate) fn own(id: u32, pool: Pool) -> Self {
         Self {

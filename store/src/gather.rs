@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::account::allotment::Allotment;
 use crate::account::ledger::{Account, Ledger};
-use crate::domain::{DomainInner, Joined};
+use crate::domain::{DomainInner, PoolRef};
 use crate::error::ConfigError;
 use crate::owners::Owners;
 use crate::reap;
@@ -74,7 +74,7 @@ fn gather(owners: &Owners) -> bool {
     for domain in reclaim::furthest_first(&list.domains) {
         // What a domain holds within its reserve is nobody else's to win.
         let own = domain.account.used() > domain.account.reserve();
-        let chosen = |joined: &Joined| own || joined.pool.kind == PoolKind::Shared;
+        let chosen = |pool_ref: &PoolRef| own || pool_ref.pool.kind == PoolKind::Shared;
         if reclaim::evict_where(domain, BATCH, chosen).pages > 0 {
             trim();
             return true;

@@ -13,7 +13,7 @@ pub(crate) struct Group {
     pub(crate) pool: Arc<Pool>,
     pub(crate) account: Arc<Account>,
     /// Held while members come and go.
-    changing: Mutex<()>,
+    members_lock: Mutex<()>,
 }
 
 impl Group {
@@ -21,13 +21,13 @@ impl Group {
         Self {
             pool: Arc::new(pool),
             account,
-            changing: Mutex::new(()),
+            members_lock: Mutex::new(()),
         }
     }
 
     /// Adds a member. Returns its number.
     pub(crate) fn join(&self, account: &Arc<Account>) -> Result<u8, CreatePoolError> {
-        let _changing = self.changing.lock();
+        let _lock = self.members_lock.lock();
         let mut members = self.pool.members();
         let index = match members.iter().position(Option::is_none) {
             Some(index) => index,
@@ -52,7 +52,7 @@ impl Group {
 
     /// Makes the number of a member free, of whom there is no page.
     pub(crate) fn forget(&self, member: u8) {
-        let _changing = self.changing.lock();
+        let _lock = self.members_lock.lock();
         let mut members = self.pool.members();
         if let Some(index) = members.get_mut(usize::from(member)) {
             *index = None;

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use crate::account::ledger::{PageOf, Short};
 use crate::account::quota::AllocError;
 use crate::arena::Arena;
-use crate::domain::{DomainInner, Joined};
+use crate::domain::{DomainInner, PoolRef};
 use crate::error::StoreError;
 use crate::index::SHARDS;
 use crate::index::backref::Backref;
@@ -58,11 +58,11 @@ const BACKGROUND_MOVES: usize = 64;
 pub(crate) fn put(
     owners: &Owners,
     domain: &Arc<DomainInner>,
-    joined: &Joined,
+    pool_ref: &PoolRef,
     key: Key,
     encoded: &Encoded<'_>,
 ) -> Result<(), StoreError> {
-    let arena = &joined.pool.arena;
+    let arena = &pool_ref.pool.arena;
     let (class, bytes) = (encoded.class(), encoded.bytes());
     let (mut held, mut first) = (None, true);
     let (mut attempt, mut retries, mut yields) = (0, 0, 0);
@@ -75,7 +75,7 @@ pub(crate) fn put(
                 Err(why) => none = Some(why),
             }
         }
-        let mut error = match joined.pool.put(joined.member, key, encoded, &mut held) {
+        let mut error = match pool_ref.pool.put(pool_ref.member, key, encoded, &mut held) {
             Ok(()) => return Ok(()),
             Err(PutError::PoolGone) => return Err(StoreError::NoPool),
             Err(PutError::Alloc(error)) => error,
@@ -91,7 +91,7 @@ pub(crate) fn put(
         let AllocError::Short(short) = error else {
             return Err(StoreError::NoMemory);
         };
-        if attempt < ATTEMPTS && reclaim(owners, domain, joined, class, short, attempt) {
+        if attempt < ATTEMPTS && reclaim(owners, domain, pool_ref, class, short, attempt) {
             attempt += 1;
             continue;
         }
@@ -139,7 +139,7 @@ fn memory_came(
 fn reclaim(
     owners: &Owners,
     domain: &Arc<DomainInner>,
-    joined: &Joined,
+    pool_ref: &PoolRef,
     class: Option<usize>,
     short: Short,
     attempt: usize,
@@ -168,7 +168,7 @@ fn reclaim(
         Short::Host if attempt >= HOST_ATTEMPTS => false,
         Short::Budget | Short::Host => {
             compact_and_trim_domain(domain)
-                || (joined.pool.kind == PoolKind::Shared && compact_and_trim_pool(&joined.pool))
+                || (pool_ref.pool.kind == PoolKind::Shared && compact_and_trim_pool(&pool_ref.pool))
                 || reclaim_from_others(owners, domain, attempt)
         }
     }
@@ -251,16 +251,16 @@ fn evict_furthest(asking: &Arc<DomainInner>, attempt: usize, domains: &[Arc<Doma
         if attempt > 0 && own && evict_frame(victim) {
             return true;
         }
-        let evicted = evict_where(victim, EVICTIONS, |joined| {
-            own || joined.pool.kind == PoolKind::Shared
+        let evicted = evict_where(victim, EVICTIONS, |pool_ref| {
+            own || pool_ref.pool.kind == PoolKind::Shared
         });
         if evicted.pages > 0 {
             // What it wastes otherwise is the background's to win: no guest moves another's slots. Those of a group are
             // no guest's own, and evicting one member's pages seldom empties a frame: the slots of one are moved.
             victim.arena.trim(TRIM_FRAMES);
-            for joined in victim.pools() {
-                if joined.pool.kind == PoolKind::Shared {
-                    compact_and_trim_pool(&joined.pool);
+            for pool_ref in victim.pools() {
+                if pool_ref.pool.kind == PoolKind::Shared {
+                    compact_and_trim_pool(&pool_ref.pool);
                 }
             }
             return true;
@@ -341,7 +341,7 @@ fn evict_looking(domain: &DomainInner, class: usize, tries: &mut usize) -> bool 
             };
             domain
                 .own_pool(backref.pool())
-                .is_some_and(|joined| joined.pool.evict_slot(backref, victim.slot))
+                .is_some_and(|pool_ref| pool_ref.pool.evict_slot(backref, victim.slot))
         })
 }
 
@@ -350,23 +350,23 @@ fn evict_looking(domain: &DomainInner, class: usize, tries: &mut usize) -> bool 
 pub(crate) fn evict_where(
     domain: &DomainInner,
     most: usize,
-    choose: impl Fn(&Joined) -> bool,
+    choose: impl Fn(&PoolRef) -> bool,
 ) -> Evicted {
     let pools: Vec<_> = domain
         .pools()
-        .filter(|joined| joined.pool.kind != PoolKind::Persistent && choose(joined))
+        .filter(|pool_ref| pool_ref.pool.kind != PoolKind::Persistent && choose(pool_ref))
         .collect();
     let mut evicted = Evicted::default();
     // Pages that were there at a look, and gone when their turn came: other threads evict, too.
     let mut lost = 0;
     while evicted.pages < most as u64 && lost < pools.len() * SHARDS {
         let mut some = false;
-        for joined in &pools {
-            let Some(shard) = joined.pool.next_shard(joined.member) else {
+        for pool_ref in &pools {
+            let Some(shard) = pool_ref.pool.next_shard(pool_ref.member) else {
                 continue;
             };
             some = true;
-            let (pages, bytes) = joined.pool.evict(joined.member, shard, 1);
+            let (pages, bytes) = pool_ref.pool.evict(pool_ref.member, shard, 1);
             evicted.pages += pages;
             evicted.bytes += bytes;
             lost = if pages == 0 { lost + 1 } else { 0 };
@@ -383,7 +383,7 @@ fn own_pools(domain: &DomainInner) -> impl Fn(u8) -> Option<Arc<Pool>> {
     |number| {
         domain
             .own_pool(number)
-            .map(|joined| Arc::clone(&joined.pool))
+            .map(|pool_ref| Arc::clone(&pool_ref.pool))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::arena::Arena;
 use crate::background::{Background, ColdWork, REST, Work};
 use crate::codec::codecs::Codecs;
 use crate::config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig};
-use crate::domain::{DomainInner, Joined};
+use crate::domain::{DomainInner, PoolRef};
 use crate::error::{ConfigError, CreatePoolError};
 use crate::gather;
 use crate::group::Group;
@@ -243,7 +243,7 @@ impl StoreInner {
                         return Err(CreatePoolError::Denied);
                     }
                     let (group, member) = self.join_group(group, domain, dedup)?;
-                    return Ok(Joined::shared(id, group, member));
+                    return Ok(PoolRef::shared(id, group, member));
                 }
             };
             let new = || {
@@ -261,7 +261,7 @@ impl StoreInner {
                 Err(AllocError::Short(_)) if domain.arena.trim(POOL_FRAMES) > 0 => new(),
                 made => made,
             };
-            Ok(Joined::own(id, pool.map_err(refused)?))
+            Ok(PoolRef::own(id, pool.map_err(refused)?))
         })
     }
 
@@ -408,8 +408,8 @@ impl StoreInner {
         let mut coming = false;
         for domain in &self.owners.list().domains {
             if domain.is_cold() {
-                for joined in domain.pools() {
-                    coming |= joined.pool.sweep(&mut buffers, &mut pause);
+                for pool_ref in domain.pools() {
+                    coming |= pool_ref.pool.sweep(&mut buffers, &mut pause);
                 }
             }
         }

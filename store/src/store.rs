@@ -185,25 +185,25 @@ impl Domain {
         index: u32,
         page: &Page,
     ) -> Result<(), StoreError> {
-        let joined = self.inner.joined(pool).ok_or(StoreError::NoPool)?;
-        let Some(joined) = joined.as_deref() else {
+        let pool_ref = self.inner.pool_ref(pool).ok_or(StoreError::NoPool)?;
+        let Some(pool_ref) = pool_ref.as_deref() else {
             return Err(StoreError::NoPool);
         };
         let key = Key { object, index };
         let refuse = |error| {
-            self.ringing(|| joined.pool.refuse(key, error));
+            self.ringing(|| pool_ref.pool.refuse(key, error));
             Err(error)
         };
         if self.inner.is_frozen() {
             return refuse(StoreError::Frozen);
         }
         // What may vanish is the first to be done without.
-        if joined.pool.kind != PoolKind::Persistent && self.store.is_host_short() {
+        if pool_ref.pool.kind != PoolKind::Persistent && self.store.is_host_short() {
             return refuse(StoreError::NoMemory);
         }
         let stored = self.ringing(|| {
-            joined.pool.with_encoded(page, |encoded| {
-                reclaim::put(&self.store.owners, &self.inner, joined, key, encoded)
+            pool_ref.pool.with_encoded(page, |encoded| {
+                reclaim::put(&self.store.owners, &self.inner, pool_ref, key, encoded)
             })
         });
         match stored {
@@ -229,11 +229,11 @@ impl Domain {
         index: u32,
         page: &mut Page,
     ) -> Result<(), LoadError> {
-        let joined = self.inner.joined(pool).ok_or(LoadError::NoPool)?;
-        let Some(joined) = joined.as_deref() else {
+        let pool_ref = self.inner.pool_ref(pool).ok_or(LoadError::NoPool)?;
+        let Some(pool_ref) = pool_ref.as_deref() else {
             return Err(LoadError::NoPool);
         };
-        self.ringing(|| joined.pool.load(Key { object, index }, page))
+        self.ringing(|| pool_ref.pool.load(Key { object, index }, page))
     }
 
     /// Removes a page. Nothing to remove is no error.
@@ -246,9 +246,9 @@ impl Domain {
         object: ObjectId,
         index: u32,
     ) -> Result<(), UnknownPool> {
-        let joined = self.inner.joined(pool).ok_or(UnknownPool)?;
-        if let Some(joined) = joined.as_deref() {
-            self.ringing(|| joined.pool.invalidate_page(Key { object, index }));
+        let pool_ref = self.inner.pool_ref(pool).ok_or(UnknownPool)?;
+        if let Some(pool_ref) = pool_ref.as_deref() {
+            self.ringing(|| pool_ref.pool.invalidate_page(Key { object, index }));
         }
         Ok(())
     }
@@ -259,9 +259,9 @@ impl Domain {
     /// # Errors
     /// When there is no such pool.
     pub fn invalidate_object(&self, pool: PoolId, object: ObjectId) -> Result<(), UnknownPool> {
-        let joined = self.inner.joined(pool).ok_or(UnknownPool)?;
-        if let Some(joined) = joined.as_deref() {
-            self.ringing(|| joined.pool.invalidate_object(object));
+        let pool_ref = self.inner.pool_ref(pool).ok_or(UnknownPool)?;
+        if let Some(pool_ref) = pool_ref.as_deref() {
+            self.ringing(|| pool_ref.pool.invalidate_object(object));
         }
         Ok(())
     }
