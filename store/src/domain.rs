@@ -47,7 +47,7 @@ struct Retired {
 pub(crate) struct PoolRef {
     pub(crate) id: u32,
     pub(crate) pool: Arc<Pool>,
-    /// The domain's number among the members of a shared pool, 0 in its own.
+    /// The domain's index among the members of a shared pool, 0 in its own.
     pub(crate) member: u8,
     /// Kept so that the group lives while it has members.
     group: Option<Arc<Group>>,
@@ -93,7 +93,7 @@ impl DomainInner {
             .then_some(guard)
     }
 
-    /// Puts a pool in a free cell. `make` gets the id and the number that it has there.
+    /// Puts a pool in a free cell. `make` gets the id and the index that it has there.
     pub(crate) fn add_pool(
         &self,
         make: impl FnOnce(u32, u8) -> Result<PoolRef, CreatePoolError>,
@@ -107,9 +107,9 @@ impl DomainInner {
             .iter()
             .position(|cell| cell.load().is_none())
             .ok_or(CreatePoolError::TooMany)?;
-        let number = u8::try_from(cell).map_err(|_| CreatePoolError::TooMany)?;
-        let id = lock.used[cell] << 8 | u32::from(number);
-        self.pools[cell].store(Some(Arc::new(make(id, number)?)));
+        let pool_index = u8::try_from(cell).map_err(|_| CreatePoolError::TooMany)?;
+        let id = lock.used[cell] << 8 | u32::from(pool_index);
+        self.pools[cell].store(Some(Arc::new(make(id, pool_index)?)));
         lock.used[cell] = (lock.used[cell] + 1) & 0x00ff_ffff;
         Ok(PoolId(id))
     }
@@ -135,10 +135,10 @@ impl DomainInner {
         self.pools.iter().filter_map(ArcSwapOption::load_full)
     }
 
-    /// The domain's own pool of this number.
-    pub(crate) fn own_pool(&self, number: u8) -> Option<Arc<PoolRef>> {
+    /// The domain's own pool of this index.
+    pub(crate) fn own_pool(&self, pool_index: u8) -> Option<Arc<PoolRef>> {
         self.pools
-            .get(usize::from(number))?
+            .get(usize::from(pool_index))?
             .load_full()
             .filter(|pool_ref| pool_ref.group.is_none())
     }

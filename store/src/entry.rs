@@ -74,7 +74,7 @@ const INDEX_SHIFT: u32 = 20;
 const SEGMENT_SHIFT: u32 = 32;
 const CHECK_SHIFT: u32 = 54;
 
-/// Segments that an arena can number.
+/// Segments that an arena can have.
 pub(crate) const MAX_SEGMENTS: u32 = 1 << 22;
 /// Oldest age.
 pub(crate) const OLDEST: u8 = 3;

@@ -25,7 +25,7 @@ impl Group {
         }
     }
 
-    /// Adds a member. Returns its number.
+    /// Adds a member. Returns its index.
     pub(crate) fn join(&self, account: &Arc<Account>) -> Result<u8, CreatePoolError> {
         let _lock = self.members_lock.lock();
         let mut members = self.pool.members();
@@ -45,12 +45,12 @@ impl Group {
     }
 
     /// A member leaves: none of its pages comes or is found from now on. They are charged to it until
-    /// [`Pool::evict_member`] has evicted them, and [`Group::forget`] makes its number free.
+    /// [`Pool::evict_member`] has evicted them, and [`Group::forget`] makes its index free.
     pub(crate) fn leave(&self, member: u8) {
         self.pool.admit(member, false);
     }
 
-    /// Makes the number of a member free, of whom there is no page.
+    /// Makes the index of a member free, of whom there is no page.
     pub(crate) fn forget(&self, member: u8) {
         let _lock = self.members_lock.lock();
         let mut members = self.pool.members();

@@ -118,7 +118,7 @@ impl Drop for Extent {
     }
 }
 
-/// The extent of a segment and the number of the segment in it.
+/// The extent of a segment and the index of the segment in it.
 fn locate(segment: u32) -> (usize, usize) {
     let position = segment / FIRST_EXTENT + 1;
     let extent = position.ilog2();
@@ -145,17 +145,17 @@ impl Memory {
 
     /// Makes the segment addressable. Costs no memory yet.
     pub(crate) fn map(&self, segment: u32) -> io::Result<()> {
-        assert!(segment < MAX_SEGMENTS, "segment number out of range");
-        let (number, _) = locate(segment);
-        if self.extents[number].get().is_some() {
+        assert!(segment < MAX_SEGMENTS, "segment id out of range");
+        let (extent_index, _) = locate(segment);
+        if self.extents[extent_index].get().is_some() {
             return Ok(());
         }
         let _growing = self.growing.lock();
-        if self.extents[number].get().is_some() {
+        if self.extents[extent_index].get().is_some() {
             return Ok(());
         }
-        let bytes = (SEGMENT_BYTES * (FIRST_EXTENT as usize)) << number;
-        let offset = (SEGMENT_BYTES * (FIRST_EXTENT as usize) * ((1 << number) - 1)) as u64;
+        let bytes = (SEGMENT_BYTES * (FIRST_EXTENT as usize)) << extent_index;
+        let offset = (SEGMENT_BYTES * (FIRST_EXTENT as usize) * ((1 << extent_index) - 1)) as u64;
         rustix::fs::ftruncate(&self.file, offset + bytes as u64)?;
         // SAFETY: a new mapping at an address the kernel chooses; nothing else is affected.
         let base = unsafe {
@@ -175,15 +175,15 @@ impl Memory {
         let extent = Extent { base, bytes };
         extent.advise(self.locked)?;
         // Nobody else sets it: `growing` is held.
-        let _ = self.extents[number].set(extent);
+        let _ = self.extents[extent_index].set(extent);
         Ok(())
     }
 
     /// The words of a mapped range. `offset` and `bytes` are multiples of 8.
     fn words(&self, segment: u32, offset: usize, bytes: usize) -> &[AtomicU64] {
-        let (number, index) = locate(segment);
+        let (extent_index, index) = locate(segment);
         assert!(offset + bytes <= SEGMENT_BYTES && offset.is_multiple_of(8));
-        let extent = self.extents[number].get().expect("segment is mapped");
+        let extent = self.extents[extent_index].get().expect("segment is mapped");
         let start = index * SEGMENT_BYTES + offset;
         debug_assert!(start + bytes <= extent.bytes);
         // SAFETY: `index` is below the extent's number of segments (by `locate`) and the range lies in

@@ -378,11 +378,11 @@ pub(crate) fn evict_where(
     evicted
 }
 
-/// Finds the domain's own pool of a number.
+/// Finds the domain's own pool of an index.
 fn own_pools(domain: &DomainInner) -> impl Fn(u8) -> Option<Arc<Pool>> {
-    |number| {
+    |pool_index| {
         domain
-            .own_pool(number)
+            .own_pool(pool_index)
             .map(|pool_ref| Arc::clone(&pool_ref.pool))
     }
 }

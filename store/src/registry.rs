@@ -234,7 +234,7 @@ impl StoreInner {
         spec: PoolSpec<'_>,
         dedup: Dedup,
     ) -> Result<PoolId, CreatePoolError> {
-        domain.add_pool(|id, number| {
+        domain.add_pool(|id, pool_index| {
             let kind = match spec {
                 PoolSpec::Persistent => PoolKind::Persistent,
                 PoolSpec::Ephemeral => PoolKind::Ephemeral,
@@ -249,7 +249,7 @@ impl StoreInner {
             let new = || {
                 Pool::new(PoolParts {
                     kind,
-                    number,
+                    pool_index,
                     arena: Arc::clone(&domain.arena),
                     codecs: self.codecs.clone(),
                     hasher: self.hasher.clone(),
@@ -304,7 +304,7 @@ impl StoreInner {
             .map_err(|_| CreatePoolError::NoMemory)?;
         let pool = Pool::new(PoolParts {
             kind: PoolKind::Shared,
-            number: 0,
+            pool_index: 0,
             arena: Arc::new(arena),
             codecs: self.codecs.clone(),
             hasher: self.hasher.clone(),

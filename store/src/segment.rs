@@ -174,7 +174,7 @@ impl Segment {
 
     /// Bytes of bookkeeping of a new segment.
     pub(crate) fn base_bytes(class: usize) -> u64 {
-        // The segment in its table, the segment's number in four sets, the bit map.
+        // The segment in its table, the segment's id in four sets, the bit map.
         heap_bytes(size_of::<Self>()) + 64 + heap_bytes(slots_per_segment(class).div_ceil(64) * 8)
     }
 

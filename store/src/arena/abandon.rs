@@ -13,15 +13,15 @@ impl Arena {
         for (class, cell) in self.classes.iter().enumerate() {
             let mut guard = cell.locked.lock();
             let inner = &mut *guard;
-            let Some((number, segment)) = inner.segments.last_key_value() else {
+            let Some((segment_id, segment)) = inner.segments.last_key_value() else {
                 continue;
             };
-            let (number, live) = (*number, segment.live());
+            let (segment_id, live) = (*segment_id, segment.live());
             waits = true;
             // One with frames on the way stays until they are there.
             if segment.on_the_way() == 0 {
                 cell.gauges.live.sub(live as u64);
-                self.close(class, inner, number);
+                self.close(class, inner, segment_id);
             }
         }
         self.trim(FRAMES) == 0 && !waits

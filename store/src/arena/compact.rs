@@ -34,11 +34,11 @@ impl Arena {
     /// The slot at the highest address of the class.
     pub(crate) fn highest(&self, class: usize) -> Option<Movable> {
         let inner = self.classes[class].locked.lock();
-        let (number, segment) = inner.segments.last_key_value()?;
+        let (segment_id, segment) = inner.segments.last_key_value()?;
         let (slot, backref) = segment.highest()?;
         Some(Movable {
             slot: SlotId {
-                segment: *number,
+                segment: *segment_id,
                 index: slot,
             },
             backref,

@@ -86,7 +86,7 @@ impl Drop for Held<'_> {
 
 /// Frames that a thread begins to get.
 struct Filling {
-    number: u32,
+    segment_id: u32,
     frames: u64,
 }
 
@@ -124,8 +124,8 @@ impl Arena {
         loop {
             let mut guard = self.classes[class].locked.lock();
             let inner = &mut *guard;
-            if let Some(number) = inner.ready.first().copied() {
-                let taken = self.take_ready(class, inner, number, 0);
+            if let Some(segment_id) = inner.ready.first().copied() {
+                let taken = self.take_ready(class, inner, segment_id, 0);
                 drop(guard);
                 self.discard(class, fresh);
                 return taken.map(|id| Held {
@@ -137,9 +137,9 @@ impl Arena {
             }
             let mut id = free_slot(inner);
             if id.is_none()
-                && let Some((number, segment)) = fresh.take()
+                && let Some((segment_id, segment)) = fresh.take()
             {
-                self.insert(class, inner, number, segment);
+                self.insert(class, inner, segment_id, segment);
                 id = free_slot(inner);
             }
             let Some(id) = id else {
@@ -211,7 +211,7 @@ impl Arena {
         gauges.live.add(1);
         self.count_begun(class, frames);
         Ok(Filling {
-            number: id.segment,
+            segment_id: id.segment,
             frames,
         })
     }
@@ -233,10 +233,10 @@ impl Arena {
         &self,
         class: usize,
         id: SlotId,
-        Filling { number, frames }: Filling,
+        Filling { segment_id, frames }: Filling,
     ) -> Result<Held<'_>, AllocError> {
-        let got = self.populate(number, frames);
-        if self.end_filling(class, number, (frames, got), Some(id.index)) {
+        let got = self.populate(segment_id, frames);
+        if self.end_filling(class, segment_id, (frames, got), Some(id.index)) {
             Ok(Held {
                 arena: self,
                 class,
@@ -249,10 +249,10 @@ impl Arena {
     }
 
     /// Asks the kernel for frames. Returns those that it gave.
-    pub(super) fn populate(&self, number: u32, frames: u64) -> u64 {
+    pub(super) fn populate(&self, segment_id: u32, frames: u64) -> u64 {
         let mut got = 0;
         for (first, count) in runs(frames) {
-            if self.memory.populate(number, first, count).is_ok() {
+            if self.memory.populate(segment_id, first, count).is_ok() {
                 got |= frame_run(first, count);
             }
         }
@@ -264,14 +264,14 @@ impl Arena {
     pub(super) fn end_filling(
         &self,
         class: usize,
-        number: u32,
+        segment_id: u32,
         (frames, got): (u64, u64),
         slot: Option<u16>,
     ) -> bool {
         let refused = frames & !got;
         let mut guard = self.classes[class].locked.lock();
         let inner = &mut *guard;
-        let kept = self.change(class, inner, number, |segment| {
+        let kept = self.change(class, inner, segment_id, |segment| {
             let missing = slot.map_or(0, |slot| segment.missing(slot));
             let kept = missing & refused == 0;
             if let (false, Some(slot)) = (kept, slot) {
@@ -290,25 +290,25 @@ impl Arena {
         }
         let given = u64::from((frames & got).count_ones());
         self.on_the_way.fetch_sub(given, Ordering::Relaxed);
-        self.close_empty(class, inner, number);
+        self.close_empty(class, inner, segment_id);
         drop(guard);
         if refused != 0 {
-            self.expel(class, &[(number, refused)]);
+            self.expel(class, &[(segment_id, refused)]);
         }
         kept
     }
 
-    /// A segment for the class, which is charged and has a number.
+    /// A segment for the class, which is charged and has an id.
     fn new_segment(&self, class: usize) -> Result<(u32, Box<Segment>), AllocError> {
         let metadata = Segment::base_bytes(class);
         self.quota.charge(metadata)?;
-        let opened = self.spare_segment().and_then(|(number, resident)| {
-            let mapped = self.memory.map(number).ok();
+        let opened = self.spare_segment().and_then(|(segment_id, resident)| {
+            let mapped = self.memory.map(segment_id).ok();
             let segment = mapped.and_then(|()| Segment::new(class, resident));
             if segment.is_none() {
-                self.retire(number, resident);
+                self.retire(segment_id, resident);
             }
-            Some((number, Box::new(segment?)))
+            Some((segment_id, Box::new(segment?)))
         });
         if opened.is_none() {
             self.quota.uncharge(metadata);
@@ -316,7 +316,7 @@ impl Arena {
         opened.ok_or(AllocError::NoMemory)
     }
 
-    fn insert(&self, class: usize, inner: &mut SizeClass, number: u32, segment: Box<Segment>) {
+    fn insert(&self, class: usize, inner: &mut SizeClass, segment_id: u32, segment: Box<Segment>) {
         let gauges = &self.classes[class].gauges;
         gauges.metadata.add(segment.metadata_bytes());
         gauges
@@ -327,15 +327,15 @@ impl Arena {
         if inner.segments.is_empty() {
             self.occupied.fetch_or(1 << class, Ordering::Relaxed);
         }
-        inner.segments.insert(number, segment);
-        self.change(class, inner, number, |_| ());
+        inner.segments.insert(segment_id, segment);
+        self.change(class, inner, segment_id, |_| ());
     }
 
     /// Somebody else opened a segment in the meantime, and this one is not needed.
     fn discard(&self, class: usize, fresh: Option<(u32, Box<Segment>)>) {
-        if let Some((number, segment)) = fresh {
+        if let Some((segment_id, segment)) = fresh {
             self.quota.uncharge(Segment::base_bytes(class));
-            self.retire(number, segment.resident());
+            self.retire(segment_id, segment.resident());
         }
     }
 

@@ -119,10 +119,10 @@ struct SizeClass {
 /// Segments of no class.
 #[derive(Debug, Default)]
 struct Spare {
-    /// Numbers below this were used before.
+    /// Ids below this were used before.
     next: u32,
     /// Without memory.
-    numbers: Vec<u32>,
+    free_ids: Vec<u32>,
     /// With frames that are still charged.
     retired: Vec<(u32, u64)>,
 }
@@ -190,16 +190,16 @@ impl Arena {
         &self,
         class: usize,
         inner: &mut SizeClass,
-        number: u32,
+        segment_id: u32,
         backref: PackedBackref,
     ) -> Result<SlotId, AllocError> {
-        let taken = self.change(class, inner, number, |segment| {
+        let taken = self.change(class, inner, segment_id, |segment| {
             let slot = segment.find_ready().ok_or(AllocError::Frames)?;
             self.grow(class, segment, slot)?;
             segment.alloc(slot, backref);
             self.request_prefault(class, segment, slot);
             Ok(SlotId {
-                segment: number,
+                segment: segment_id,
                 index: slot,
             })
         });
@@ -227,7 +227,7 @@ impl Arena {
         &self,
         class: usize,
         inner: &mut SizeClass,
-        number: u32,
+        segment_id: u32,
         act: impl FnOnce(&mut Segment) -> R,
     ) -> Option<R> {
         let SizeClass {
@@ -237,7 +237,7 @@ impl Arena {
             idle,
             ..
         } = inner;
-        let segment = segments.get_mut(&number)?;
+        let segment = segments.get_mut(&segment_id)?;
         let before = segment.ready();
         let result = act(segment);
         let after = segment.ready();
@@ -246,11 +246,11 @@ impl Arena {
         let (was, is) = (segment.listed, segment.lists());
         segment.listed = is;
         if was != is {
-            enlist(open, number, was & OPEN, is & OPEN);
-            enlist(ready, number, was & READY, is & READY);
+            enlist(open, segment_id, was & OPEN, is & OPEN);
+            enlist(ready, segment_id, was & READY, is & READY);
             if (was ^ is) & IDLE != 0 {
                 let none_before = idle.is_empty();
-                enlist(idle, number, was & IDLE, is & IDLE);
+                enlist(idle, segment_id, was & IDLE, is & IDLE);
                 self.mark_idle(class, none_before, idle.is_empty());
             }
         }
@@ -321,8 +321,8 @@ impl Arena {
         if let Some(retired) = self.pop_retired(&mut spare) {
             return Some(retired);
         }
-        if let Some(number) = spare.numbers.pop() {
-            return Some((number, 0));
+        if let Some(segment_id) = spare.free_ids.pop() {
+            return Some((segment_id, 0));
         }
         if spare.next == MAX_SEGMENTS {
             return None;
@@ -331,28 +331,28 @@ impl Arena {
         Some((spare.next - 1, 0))
     }
 
-    fn retire(&self, number: u32, resident: u64) {
+    fn retire(&self, segment_id: u32, resident: u64) {
         let mut spare = self.spare.lock();
         if resident == 0 {
-            spare.numbers.push(number);
+            spare.free_ids.push(segment_id);
         } else {
             self.retired_frames.add(u64::from(resident.count_ones()));
             if spare.retired.is_empty() {
                 self.add_source();
             }
-            spare.retired.push((number, resident));
+            spare.retired.push((segment_id, resident));
             drop(spare);
             self.quota.wakes().background.ask_soon();
         }
     }
 
     fn pop_retired(&self, spare: &mut Spare) -> Option<(u32, u64)> {
-        let (number, resident) = spare.retired.pop()?;
+        let (segment_id, resident) = spare.retired.pop()?;
         self.retired_frames.sub(u64::from(resident.count_ones()));
         if spare.retired.is_empty() {
             self.remove_source();
         }
-        Some((number, resident))
+        Some((segment_id, resident))
     }
 
     /// Gives a slot back. Its frames stay charged until [`Arena::trim`].
@@ -391,18 +391,18 @@ impl Arena {
     }
 
     /// Closes a segment without slots in use, unless frames of it are on the way: then whoever has them does.
-    fn close_empty(&self, class: usize, inner: &mut SizeClass, number: u32) {
-        let Some(segment) = inner.segments.get(&number) else {
+    fn close_empty(&self, class: usize, inner: &mut SizeClass, segment_id: u32) {
+        let Some(segment) = inner.segments.get(&segment_id) else {
             return;
         };
         if segment.live() == 0 && segment.on_the_way() == 0 {
-            self.close(class, inner, number);
+            self.close(class, inner, segment_id);
         }
     }
 
     /// Takes a segment from its class, whatever is in it.
-    fn close(&self, class: usize, inner: &mut SizeClass, number: u32) {
-        let Some(segment) = inner.segments.get(&number) else {
+    fn close(&self, class: usize, inner: &mut SizeClass, segment_id: u32) {
+        let Some(segment) = inner.segments.get(&segment_id) else {
             return;
         };
         let resident = segment.resident();
@@ -411,17 +411,17 @@ impl Arena {
         gauges.ready.sub(segment.ready());
         gauges.metadata.sub(metadata);
         gauges.frames.sub(u64::from(resident.count_ones()));
-        inner.segments.remove(&number);
-        inner.open.remove(&number);
-        inner.ready.remove(&number);
+        inner.segments.remove(&segment_id);
+        inner.open.remove(&segment_id);
+        inner.ready.remove(&segment_id);
         let none_before = inner.idle.is_empty();
-        inner.idle.remove(&number);
+        inner.idle.remove(&segment_id);
         self.mark_idle(class, none_before, inner.idle.is_empty());
         if inner.segments.is_empty() {
             self.occupied.fetch_and(!(1 << class), Ordering::Relaxed);
         }
         self.quota.uncharge(metadata);
-        self.retire(number, resident);
+        self.retire(segment_id, resident);
     }
 
     /// Whether moving slots of the class would free more than `fraction` of its frames.
@@ -449,27 +449,27 @@ impl Arena {
         let mut guard = self.classes[class].locked.lock();
         let inner = &mut *guard;
         let SlotId {
-            segment: number,
+            segment: segment_id,
             index: from,
         } = inner.hand;
-        let here = inner.segments.range(number..=number);
-        let behind = inner.segments.range(number.saturating_add(1)..);
-        let around = inner.segments.range(..=number);
-        let (number, (slot, backref)) = here
-            .filter_map(|(number, segment)| Some((*number, segment.next_used(from)?)))
+        let here = inner.segments.range(segment_id..=segment_id);
+        let behind = inner.segments.range(segment_id.saturating_add(1)..);
+        let around = inner.segments.range(..=segment_id);
+        let (segment_id, (slot, backref)) = here
+            .filter_map(|(segment_id, segment)| Some((*segment_id, segment.next_used(from)?)))
             .chain(
                 behind
                     .chain(around)
-                    .filter_map(|(number, segment)| Some((*number, segment.next_used(0)?))),
+                    .filter_map(|(segment_id, segment)| Some((*segment_id, segment.next_used(0)?))),
             )
             .next()?;
         inner.hand = SlotId {
-            segment: number,
+            segment: segment_id,
             index: slot + 1,
         };
         Some(Movable {
             slot: SlotId {
-                segment: number,
+                segment: segment_id,
                 index: slot,
             },
             backref,
@@ -529,11 +529,11 @@ fn free_slot(inner: &mut SizeClass) -> Option<SlotId> {
     })
 }
 
-fn enlist(list: &mut BTreeSet<u32>, number: u32, was: u8, is: u8) {
+fn enlist(list: &mut BTreeSet<u32>, segment_id: u32, was: u8, is: u8) {
     if was == 0 && is != 0 {
-        list.insert(number);
+        list.insert(segment_id);
     } else if was != 0 && is == 0 {
-        list.remove(&number);
+        list.remove(&segment_id);
     }
 }
 

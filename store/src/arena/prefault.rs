@@ -42,9 +42,9 @@ impl Arena {
     }
 
     fn prefault_class(&self, class: usize) {
-        if let Some((number, frames)) = self.begin_filling(class) {
-            let got = self.populate(number, frames);
-            self.end_filling(class, number, (frames, got), None);
+        if let Some((segment_id, frames)) = self.begin_filling(class) {
+            let got = self.populate(segment_id, frames);
+            self.end_filling(class, segment_id, (frames, got), None);
             self.finish_if_ended();
         }
     }
@@ -53,8 +53,8 @@ impl Arena {
     fn begin_filling(&self, class: usize) -> Option<(u32, u64)> {
         let mut guard = self.classes[class].locked.lock();
         let inner = &mut *guard;
-        let number = *inner.open.first()?;
-        let segment = inner.segments.get_mut(&number)?;
+        let segment_id = *inner.open.first()?;
+        let segment = inner.segments.get_mut(&segment_id)?;
         if self.ended.load(Ordering::Relaxed) {
             return None;
         }
@@ -63,11 +63,11 @@ impl Arena {
         if frames == 0 || self.charge_frames(frames).is_err() {
             return None;
         }
-        self.change(class, inner, number, |segment| {
+        self.change(class, inner, segment_id, |segment| {
             segment.begin_filling(frames)
         });
         self.count_begun(class, frames);
-        Some((number, frames))
+        Some((segment_id, frames))
     }
 }
 
@@ -154,7 +154,7 @@ mod tests {
     fn a_frame_on_its_way_is_nobody_elses_and_goes_back_when_the_kernel_refuses() {
         let (ledger, arena) = arena(u64::MAX);
         fill(&arena, &ledger, 64 * 5 + 1);
-        let (number, frames) = arena.begin_filling(RAW).expect("frames");
+        let (segment_id, frames) = arena.begin_filling(RAW).expect("frames");
         assert_eq!(frames.count_ones(), 5);
         assert_eq!(arena.begin_filling(RAW), None, "they are on their way");
         let slot = store(&arena).expect("room");
@@ -162,7 +162,12 @@ mod tests {
         assert!(arena.has_frames_on_the_way());
         while arena.trim(64) > 0 {}
         assert_eq!(idle(&arena, &ledger), 5, "what is on its way stays");
-        arena.end_filling(RAW, number, (frames, 0b11 << frames.trailing_zeros()), None);
+        arena.end_filling(
+            RAW,
+            segment_id,
+            (frames, 0b11 << frames.trailing_zeros()),
+            None,
+        );
         assert!(arena.fetch(slot, &mut [0; 4096]));
         assert_eq!(idle(&arena, &ledger), 2);
         assert!(arena.usage().frames < taken);
@@ -174,7 +179,7 @@ mod tests {
         for ends in [false, true] {
             let (ledger, arena) = arena(u64::MAX);
             let slots = fill(&arena, &ledger, 70);
-            let (number, frames) = arena.begin_filling(RAW).expect("frames");
+            let (segment_id, frames) = arena.begin_filling(RAW).expect("frames");
             for slot in slots {
                 arena.free(slot);
             }
@@ -183,7 +188,7 @@ mod tests {
             }
             while arena.trim(64) > 0 {}
             assert!(idle(&arena, &ledger) > 0);
-            arena.end_filling(RAW, number, (frames, frames), None);
+            arena.end_filling(RAW, segment_id, (frames, frames), None);
             if ends {
                 arena.finish_if_ended();
             } else {

@@ -25,17 +25,20 @@ impl Arena {
         if missing == 0 || self.ended.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        let Some(number) = self.unused_segment() else {
+        let Some(segment_id) = self.unused_segment() else {
             return Ok(false);
         };
         let frames = frame_run(0, missing.min(FRAMES) as usize);
-        let mapped = self.memory.map(number).map_err(|_| AllocError::NoMemory);
+        let mapped = self
+            .memory
+            .map(segment_id)
+            .map_err(|_| AllocError::NoMemory);
         if let Err(error) = mapped.and_then(|()| self.charge_frames(frames)) {
-            self.retire(number, 0);
+            self.retire(segment_id, 0);
             return Err(error);
         }
-        let got = self.populate(number, frames);
-        self.retire(number, got);
+        let got = self.populate(segment_id, frames);
+        self.retire(segment_id, got);
         let refused = u64::from((frames & !got).count_ones());
         if refused > 0 {
             self.quota.uncharge(refused * FRAME_BYTES as u64);
@@ -47,8 +50,8 @@ impl Arena {
     /// A segment without memory.
     fn unused_segment(&self) -> Option<u32> {
         let mut spare = self.spare.lock();
-        if let Some(number) = spare.numbers.pop() {
-            return Some(number);
+        if let Some(segment_id) = spare.free_ids.pop() {
+            return Some(segment_id);
         }
         if spare.next == MAX_SEGMENTS {
             return None;

@@ -42,7 +42,7 @@ fn recount(arena: &Arena, ledger: &Ledger) {
             let listed = inner.segments.iter();
             listed
                 .filter(|(_, segment)| segment.lists() & list != 0)
-                .map(|(number, _)| *number)
+                .map(|(segment_id, _)| *segment_id)
                 .collect::<BTreeSet<_>>()
         });
         for segment in inner.segments.values() {
@@ -154,15 +154,16 @@ fn what_an_arena_lists_is_what_a_recount_finds_after_any_operations() {
                         segment.missing(slot.index) != 0 && known & frames == 0
                     });
                     if let Some(SlotId {
-                        segment: number, ..
+                        segment: segment_id,
+                        ..
                     }) = free
                         && arena.charge_frames(frames).is_ok()
                     {
-                        arena.change(class, &mut inner, number, |s| s.begin_filling(frames));
+                        arena.change(class, &mut inner, segment_id, |s| s.begin_filling(frames));
                         arena.count_begun(class, frames);
                         drop(inner);
-                        let got = arena.populate(number, frames & rng.random::<u64>());
-                        arena.end_filling(class, number, (frames, got), None);
+                        let got = arena.populate(segment_id, frames & rng.random::<u64>());
+                        arena.end_filling(class, segment_id, (frames, got), None);
                     }
                 }
                 _ => {

@@ -79,14 +79,14 @@ impl Arena {
     fn trim_retired(&self, most: usize) -> usize {
         let mut frames = 0;
         while frames < most {
-            let Some((number, resident)) = self.pop_retired(&mut self.spare.lock()) else {
+            let Some((segment_id, resident)) = self.pop_retired(&mut self.spare.lock()) else {
                 break;
             };
             let count = u64::from(resident.count_ones());
             self.on_the_way.fetch_add(count, Ordering::Relaxed);
-            let left = self.punch(number, resident);
+            let left = self.punch(segment_id, resident);
             frames += (resident & !left).count_ones() as usize;
-            self.retire(number, left);
+            self.retire(segment_id, left);
             self.on_the_way.fetch_sub(count, Ordering::Relaxed);
             if left != 0 {
                 break;
@@ -128,14 +128,14 @@ impl Arena {
         let mut below = u32::MAX;
         // From the top: low frames are the next to be used again.
         while frames < most && segments < AT_A_TIME {
-            let Some(number) = inner.idle.range(..below).next_back().copied() else {
+            let Some(segment_id) = inner.idle.range(..below).next_back().copied() else {
                 break;
             };
-            below = number;
+            below = segment_id;
             let most = most - frames;
-            let taken = self.change(class, inner, number, |segment| {
+            let taken = self.change(class, inner, segment_id, |segment| {
                 let mut idle = segment.idle();
-                if spared > 0 && lowest == Some(number) {
+                if spared > 0 && lowest == Some(segment_id) {
                     idle &= !segment.next_frames(spared);
                 }
                 while idle.count_ones() as usize > most {
@@ -146,7 +146,7 @@ impl Arena {
             });
             let taken = taken.unwrap_or(0);
             if taken != 0 {
-                picked[segments] = (number, taken);
+                picked[segments] = (segment_id, taken);
                 segments += 1;
                 frames += taken.count_ones() as usize;
             }
@@ -158,8 +158,8 @@ impl Arena {
     /// Gives frames that leave their segments to the kernel. Returns how many it took.
     pub(super) fn expel(&self, class: usize, leaving: &[(u32, u64)]) -> usize {
         let mut left = [0; AT_A_TIME];
-        for (left, (number, frames)) in left.iter_mut().zip(leaving) {
-            *left = self.punch(*number, *frames);
+        for (left, (segment_id, frames)) in left.iter_mut().zip(leaving) {
+            *left = self.punch(*segment_id, *frames);
         }
         if leaving.is_empty() {
             return 0;
@@ -167,11 +167,11 @@ impl Arena {
         let mut gone = 0;
         let mut guard = self.classes[class].locked.lock();
         let inner = &mut *guard;
-        for ((number, frames), left) in leaving.iter().zip(left) {
-            self.change(class, inner, *number, |segment| {
+        for ((segment_id, frames), left) in leaving.iter().zip(left) {
+            self.change(class, inner, *segment_id, |segment| {
                 segment.end_leaving(*frames, left);
             });
-            self.close_empty(class, inner, *number);
+            self.close_empty(class, inner, *segment_id);
             let count = u64::from((frames & !left).count_ones());
             self.classes[class].gauges.frames.sub(count);
             gone += count as usize;
@@ -182,10 +182,10 @@ impl Arena {
     }
 
     /// Punches frames and takes them off the account. Returns those that the kernel did not take.
-    fn punch(&self, number: u32, frames: u64) -> u64 {
+    fn punch(&self, segment_id: u32, frames: u64) -> u64 {
         let mut left = 0;
         for (first, count) in runs(frames) {
-            if self.memory.punch(number, first, count).is_ok() {
+            if self.memory.punch(segment_id, first, count).is_ok() {
                 self.quota.uncharge_returned((count * FRAME_BYTES) as u64);
             } else {
                 left |= frame_run(first, count);

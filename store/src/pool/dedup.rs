@@ -74,8 +74,8 @@ impl HasPins for Records {
 
 impl Records {
     fn find(&self, hash: [u64; 2]) -> Option<u32> {
-        self.table.find(hash[0] as u32, |number| {
-            self.records.get(number).is_some_and(|r| r.hash == hash)
+        self.table.find(hash[0] as u32, |record| {
+            self.records.get(record).is_some_and(|r| r.hash == hash)
         })
     }
 }
@@ -148,12 +148,12 @@ impl DedupTable {
         (arena, codecs): (&Arena, &Codecs),
         scratch: &mut [u8],
     ) -> Result<Option<(u32, u16)>, ()> {
-        let number = Self::shard(hash);
+        let shard_index = Self::shard(hash);
         let found = {
-            let mut shard = self.shards[number].lock();
+            let mut shard = self.shards[shard_index].lock();
             shard.find(hash).and_then(|local| {
                 shard.records.get_mut(local)?.references += 1;
-                Some(local << SHARD_BITS | number as u32)
+                Some(local << SHARD_BITS | shard_index as u32)
             })
         };
         self.decide(found.is_some());
@@ -212,9 +212,9 @@ impl DedupTable {
         arena: &Arena,
         held: &mut Option<Held<'_>>,
     ) -> Result<Inserted, AllocError> {
-        let number = Self::shard(hash);
-        let gauges = &self.gauges[number];
-        let mut guard = self.shards[number].lock();
+        let shard_index = Self::shard(hash);
+        let gauges = &self.gauges[shard_index];
+        let mut guard = self.shards[shard_index].lock();
         if guard.find(hash).is_some() {
             return Ok(Inserted::Taken);
         }
@@ -242,7 +242,7 @@ impl DedupTable {
             return Err(AllocError::NoMemory);
         };
         gauges.metadata.add(growth);
-        let record = local << SHARD_BITS | number as u32;
+        let record = local << SHARD_BITS | shard_index as u32;
         let backref = Backref::Record { pool, record };
         match arena.commit(len, encoding, backref.pack(), held) {
             Ok(slot) => {
@@ -265,9 +265,9 @@ impl DedupTable {
     /// One reference less; the slot goes with the last. Returns the payload's length and whether it
     /// went.
     pub(crate) fn release(&self, record: u32, arena: &Arena) -> (u16, bool) {
-        let number = record as usize % SHARDS;
-        let gauges = &self.gauges[number];
-        let mut guard = self.shards[number].lock();
+        let shard_index = record as usize % SHARDS;
+        let gauges = &self.gauges[shard_index];
+        let mut guard = self.shards[shard_index].lock();
         let Records {
             table,
             records,
@@ -365,8 +365,8 @@ impl DedupTable {
                 arena.quota().uncharge(gauges.metadata.get());
                 gauges.metadata.set(0);
                 let left = if whole { 0 } else { records.end() };
-                for number in 0..left {
-                    if let Some(record) = records.remove(number) {
+                for record in 0..left {
+                    if let Some(record) = records.remove(record) {
                         pins.free(record.slot, arena);
                     }
                 }

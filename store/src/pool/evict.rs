@@ -84,8 +84,8 @@ impl Pool {
         member: u8,
     ) -> Option<u64> {
         let (_, queue) = locked.queues.iter_mut().find(|(m, _)| *m == member)?;
-        let number = queue.victim(&mut locked.shard.nodes)?;
-        self.evict_node(cell, locked, member, number)
+        let node_id = queue.victim(&mut locked.shard.nodes)?;
+        self.evict_node(cell, locked, member, node_id)
     }
 
     /// Evicts a page that a member of the pool has, and counts it. Returns the bytes of its slot.
@@ -94,19 +94,19 @@ impl Pool {
         cell: &ShardCell,
         locked: &mut Locked,
         member: u8,
-        number: u32,
+        node_id: u32,
     ) -> Option<u64> {
-        let node = locked.shard.nodes.get(number)?;
+        let node = locked.shard.nodes.get(node_id)?;
         let (chunk, offset, entry) = (node.chunk, node.offset, node.entry);
         let (_, key_hash) = self.key_hash(locked.shard.key(chunk)?);
         if let Some((_, queue)) = locked.queues.iter_mut().find(|(m, _)| *m == member) {
-            queue.evicted(&locked.shard.nodes, number, fingerprint(key_hash, offset));
+            queue.evicted(&locked.shard.nodes, node_id, fingerprint(key_hash, offset));
         }
         let bytes = match self.payload_len(entry) {
             0 => 0,
             len => slot_bytes(class_of(len)) as u64,
         };
-        self.discard(cell, locked, Entry::node(number));
+        self.discard(cell, locked, Entry::node(node_id));
         locked.shard.remove(self.quota(), chunk, offset, key_hash);
         cell.counters.evictions.add(1);
         cell.counters.metadata.set(locked.shard.charged());

@@ -33,8 +33,8 @@ struct Location {
 impl Pool {
     /// Brings a page back.
     pub(crate) fn load(&self, key: Key, page: &mut Page) -> Result<(), LoadError> {
-        let (number, key_hash) = self.key_hash(key);
-        let cell = &self.shards[number];
+        let (shard_index, key_hash) = self.key_hash(key);
+        let cell = &self.shards[shard_index];
         with_scratch(|scratch| {
             let whole = match self.find(cell, key_hash, key, scratch)? {
                 Found::Fill(word) => {
@@ -45,7 +45,7 @@ impl Pool {
                     let slot = pinned.slot();
                     let whole = self.read(slot, |bytes| pinned.read(bytes), scratch, page);
                     if whole && location.promote {
-                        let spot = (number, location.chunk, location.offset);
+                        let spot = (shard_index, location.chunk, location.offset);
                         self.promote(cell, &pinned, spot, page);
                     }
                     whole
@@ -119,8 +119,8 @@ impl Pool {
         };
         let (_, offset) = key.chunk();
         let mut entry = indexed;
-        if let Kind::Node(number) = indexed.kind() {
-            let node = locked.shard.nodes.get(number).ok_or(LoadError::NotFound)?;
+        if let Kind::Node(node_id) = indexed.kind() {
+            let node = locked.shard.nodes.get(node_id).ok_or(LoadError::NotFound)?;
             let member = node.member;
             entry = node.entry;
             if !self.is_admitted(locked, member) {
@@ -130,7 +130,7 @@ impl Pool {
             if self.kind == PoolKind::Shared
                 && let Some((_, queue)) = locked.queues.iter_mut().find(|(m, _)| *m == member)
             {
-                queue.touch(&mut locked.shard.nodes, number);
+                queue.touch(&mut locked.shard.nodes, node_id);
             }
         }
         cell.counters.loads.add(1);

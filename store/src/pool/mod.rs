@@ -60,8 +60,8 @@ pub(crate) const MOST_MEMBERS: usize = 255;
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) kind: PoolKind,
-    /// The pool's number among those of its owner, for [`Backref`].
-    number: u8,
+    /// The index of the pool among those of its owner, for [`Backref`].
+    pool_index: u8,
     pub(crate) arena: Arc<Arena>,
     codecs: Codecs,
     hasher: hashbrown::DefaultHashBuilder,
@@ -127,7 +127,7 @@ impl From<AllocError> for PutError {
 /// What a pool is made of.
 pub(crate) struct PoolParts {
     pub(crate) kind: PoolKind,
-    pub(crate) number: u8,
+    pub(crate) pool_index: u8,
     pub(crate) arena: Arc<Arena>,
     pub(crate) codecs: Codecs,
     pub(crate) hasher: hashbrown::DefaultHashBuilder,
@@ -145,7 +145,7 @@ impl Pool {
         parts.arena.quota().charge_for(base_bytes, Want::Pool)?;
         Ok(Self {
             kind: parts.kind,
-            number: parts.number,
+            pool_index: parts.pool_index,
             arena: parts.arena,
             codecs: parts.codecs,
             dedup: dedup_table(parts.kind, parts.dedup, &parts.hasher),
@@ -189,14 +189,14 @@ impl Pool {
         encoded: &Encoded<'_>,
         held: &mut Option<Held<'_>>,
     ) -> Result<(), PutError> {
-        let (number, key_hash) = self.key_hash(key);
-        let cell = &self.shards[number];
+        let (shard_index, key_hash) = self.key_hash(key);
+        let cell = &self.shards[shard_index];
         let mut guard = cell.locked.lock();
         let locked = &mut *guard;
         if locked.dead || !self.is_admitted(locked, member) {
             return Err(PutError::PoolGone);
         }
-        self.help(cell, locked, number);
+        self.help(cell, locked, shard_index);
         // The old page goes first, whatever becomes of the new one; its entry in the chunk stays.
         let (_, offset) = key.chunk();
         let known = locked.shard.find(key_hash, key);
@@ -219,13 +219,13 @@ impl Pool {
                 cell,
                 locked,
                 (member, fingerprint),
-                (number, chunk, offset),
+                (shard_index, chunk, offset),
                 (encoded, held),
             )
         } else {
             let backref = Backref::Chunk {
-                pool: self.number,
-                shard: number as u8,
+                pool: self.pool_index,
+                shard: shard_index as u8,
                 chunk,
                 offset,
             };
@@ -261,7 +261,7 @@ impl Pool {
                 let len = bytes.len() as u16;
                 if let (Some(dedup), Some(hash)) = (&self.dedup, hash)
                     && let Inserted::Record(record) =
-                        dedup.insert(*hash, (len, *encoding), self.number, &self.arena, held)?
+                        dedup.insert(*hash, (len, *encoding), self.pool_index, &self.arena, held)?
                 {
                     return Ok(Entry::record(record));
                 }
@@ -281,7 +281,7 @@ impl Pool {
         cell: &ShardCell,
         locked: &mut Locked,
         (member, fingerprint): (u8, u32),
-        (number, chunk, offset): (usize, u32, u8),
+        (shard_index, chunk, offset): (usize, u32, u8),
         (encoded, held): (&Encoded<'_>, &mut Option<Held<'_>>),
     ) -> Result<Entry, AllocError> {
         let shared = self.member(member)?;
@@ -293,7 +293,7 @@ impl Pool {
             cell,
             locked,
             (member, fingerprint),
-            (number, chunk, offset),
+            (shard_index, chunk, offset),
             (encoded, held),
         );
         if let (Err(_), Some(account)) = (&put, &shared) {
@@ -307,7 +307,7 @@ impl Pool {
         cell: &ShardCell,
         locked: &mut Locked,
         (member, fingerprint): (u8, u32),
-        (number, chunk, offset): (usize, u32, u8),
+        (shard_index, chunk, offset): (usize, u32, u8),
         (encoded, held): (&Encoded<'_>, &mut Option<Held<'_>>),
     ) -> Result<Entry, AllocError> {
         let node = locked.shard.add_node(
@@ -321,8 +321,8 @@ impl Pool {
             },
         )?;
         let backref = Backref::Node {
-            pool: self.number,
-            shard: number as u8,
+            pool: self.pool_index,
+            shard: shard_index as u8,
             node,
         };
         let entry = match self.entry(encoded, backref, held) {
@@ -348,7 +348,7 @@ impl Pool {
             queue.grow();
         }
         if queue.is_empty() {
-            self.mark_queued(member, number, true);
+            self.mark_queued(member, shard_index, true);
         }
         queue.insert(&mut locked.shard.nodes, node, fingerprint);
         cell.counters.count(entry, true);
@@ -385,17 +385,17 @@ impl Pool {
     /// Takes an entry of the index off all counts and queues. What it returns names the bytes, which are the caller's.
     fn detach(&self, cell: &ShardCell, locked: &mut Locked, entry: Entry) -> Entry {
         let mut entry = entry;
-        if let Kind::Node(number) = entry.kind() {
-            let Some(member) = locked.shard.nodes.get(number).map(|node| node.member) else {
+        if let Kind::Node(node_id) = entry.kind() {
+            let Some(member) = locked.shard.nodes.get(node_id).map(|node| node.member) else {
                 return Entry::EMPTY;
             };
             if let Some((_, queue)) = locked.queues.iter_mut().find(|(m, _)| *m == member) {
-                queue.remove(&mut locked.shard.nodes, number);
+                queue.remove(&mut locked.shard.nodes, node_id);
                 if queue.is_empty() {
-                    self.mark_queued(member, self.shard_of(locked, number), false);
+                    self.mark_queued(member, self.shard_of(locked, node_id), false);
                 }
             }
-            let Some(node) = locked.shard.remove_node(self.quota(), number) else {
+            let Some(node) = locked.shard.remove_node(self.quota(), node_id) else {
                 return Entry::EMPTY;
             };
             entry = node.entry;
@@ -426,8 +426,8 @@ impl Pool {
 
     /// A store that ends in a refusal: nothing stays under the key.
     pub(crate) fn refuse(&self, key: Key, error: StoreError) {
-        let (number, key_hash) = self.key_hash(key);
-        let cell = &self.shards[number];
+        let (shard_index, key_hash) = self.key_hash(key);
+        let cell = &self.shards[shard_index];
         let mut locked = cell.locked.lock();
         self.take_out(cell, &mut locked, key_hash, key);
         match error {

@@ -182,7 +182,7 @@ impl Pool {
             return false;
         }
         let backref = Backref::Chunk {
-            pool: self.number,
+            pool: self.pool_index,
             shard: shard as u8,
             chunk,
             offset,

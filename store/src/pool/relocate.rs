@@ -16,7 +16,7 @@ impl Pool {
         to: &mut Option<Held<'_>>,
     ) -> bool {
         if let (Backref::Record { record, .. }, Some(dedup)) = (backref, &self.dedup) {
-            return dedup.relocate(record, from, self.number, &self.arena, to);
+            return dedup.relocate(record, from, self.pool_index, &self.arena, to);
         }
         let (Backref::Chunk { shard, .. } | Backref::Node { shard, .. }) = backref else {
             return false;

@@ -24,8 +24,8 @@ const HELP: usize = 2;
 impl Pool {
     /// Removes a page, if it is there.
     pub(crate) fn invalidate_page(&self, key: Key) {
-        let (number, key_hash) = self.key_hash(key);
-        let cell = &self.shards[number];
+        let (shard_index, key_hash) = self.key_hash(key);
+        let cell = &self.shards[shard_index];
         let mut locked = cell.locked.lock();
         if self.take_out(cell, &mut locked, key_hash, key) {
             cell.counters.invalidates.add(1);
@@ -37,7 +37,7 @@ impl Pool {
         let (_, key_hash) = self.key_hash(Key { object, index: 0 });
         let mut left = INLINE;
         let mut loose = false;
-        for (number, cell) in self.shards.iter().enumerate() {
+        for (shard_index, cell) in self.shards.iter().enumerate() {
             loop {
                 let mut guard = cell.locked.lock();
                 let locked = &mut *guard;
@@ -47,7 +47,7 @@ impl Pool {
                 if left == 0 {
                     locked.shard.cut_loose(self.quota(), key_hash, object);
                     cell.counters.metadata.set(locked.shard.charged());
-                    self.mark_loose(number);
+                    self.mark_loose(shard_index);
                     loose = true;
                     break;
                 }
@@ -62,16 +62,16 @@ impl Pool {
     }
 
     /// The shard has objects that were cut loose. Its lock is held.
-    fn mark_loose(&self, number: usize) {
-        let bit = 1 << number;
+    fn mark_loose(&self, shard_index: usize) {
+        let bit = 1 << shard_index;
         if self.loose.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
             self.quota().wakes().dying.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// The shard has no more of them. Its lock is held.
-    fn clear_loose(&self, number: usize) {
-        let bit = 1 << number;
+    fn clear_loose(&self, shard_index: usize) {
+        let bit = 1 << shard_index;
         if self.loose.fetch_and(!bit, Ordering::Relaxed) & bit != 0 {
             self.quota().wakes().dying.fetch_sub(1, Ordering::Relaxed);
         }
@@ -86,9 +86,14 @@ impl Pool {
             if shards == 0 {
                 break;
             }
-            let number = shards.trailing_zeros() as usize;
-            let cell = &self.shards[number];
-            self.free_loose_in(cell, &mut cell.locked.lock(), number, AT_A_TIME.min(left));
+            let shard_index = shards.trailing_zeros() as usize;
+            let cell = &self.shards[shard_index];
+            self.free_loose_in(
+                cell,
+                &mut cell.locked.lock(),
+                shard_index,
+                AT_A_TIME.min(left),
+            );
             left -= AT_A_TIME.min(left);
             any = true;
         }
@@ -96,20 +101,26 @@ impl Pool {
     }
 
     /// A store frees a little of what was cut loose in its shard.
-    pub(super) fn help(&self, cell: &ShardCell, locked: &mut Locked, number: usize) {
+    pub(super) fn help(&self, cell: &ShardCell, locked: &mut Locked, shard_index: usize) {
         if locked.shard.has_loose() {
-            self.free_loose_in(cell, locked, number, HELP);
+            self.free_loose_in(cell, locked, shard_index, HELP);
         }
     }
 
-    fn free_loose_in(&self, cell: &ShardCell, locked: &mut Locked, number: usize, most: usize) {
+    fn free_loose_in(
+        &self,
+        cell: &ShardCell,
+        locked: &mut Locked,
+        shard_index: usize,
+        most: usize,
+    ) {
         let mut left = most;
         while left > 0 {
             match locked.shard.loose_chunk(self.quota()) {
                 Some(chunk) => left -= self.empty_some(cell, locked, chunk, left).clamp(1, left),
                 None if locked.shard.has_loose() => left -= 1,
                 None => {
-                    self.clear_loose(number);
+                    self.clear_loose(shard_index);
                     break;
                 }
             }
@@ -153,8 +164,8 @@ impl Pool {
     pub(crate) fn free_dead(&self, most: usize, whole: bool) -> bool {
         let mut left = most;
         loop {
-            let number = self.emptied.load(Ordering::Relaxed);
-            let Some(cell) = self.shards.get(number) else {
+            let shard_index = self.emptied.load(Ordering::Relaxed);
+            let Some(cell) = self.shards.get(shard_index) else {
                 self.finish(whole);
                 return true;
             };
@@ -181,8 +192,8 @@ impl Pool {
                     cell.counters.metadata.set(locked.shard.charged());
                     continue;
                 }
-                self.clear_loose(number);
-                self.forget_queues(number);
+                self.clear_loose(shard_index);
+                self.forget_queues(shard_index);
                 // With it go tables that grew for a page that was refused.
                 self.quota().uncharge(locked.shard.charged());
                 cell.counters.metadata.set(0);
@@ -192,7 +203,7 @@ impl Pool {
                 )
             };
             drop(gone);
-            self.emptied.fetch_max(number + 1, Ordering::Relaxed);
+            self.emptied.fetch_max(shard_index + 1, Ordering::Relaxed);
         }
     }
 
@@ -211,10 +222,10 @@ impl Pool {
 impl Drop for Pool {
     /// Pages that are left go with the arena.
     fn drop(&mut self) {
-        for number in 0..SHARDS {
-            let charged = self.shards[number].locked.lock().shard.charged();
-            self.clear_loose(number);
-            self.forget_queues(number);
+        for shard_index in 0..SHARDS {
+            let charged = self.shards[shard_index].locked.lock().shard.charged();
+            self.clear_loose(shard_index);
+            self.forget_queues(shard_index);
             self.quota().uncharge(charged);
         }
         self.finish(true);
