@@ -3,49 +3,14 @@
 //! every lock.
 #![cfg(shuttle)]
 
+mod common;
 mod slots;
 
+use common::{OBJECT, cold_page, end, page, raw_page, store};
 use shuttle::thread;
-use slots::raw_page;
 use tmem_store::{
-    Dedup, Domain, DomainChange, DomainConfig, LoadError, ObjectId, PAGE_SIZE, Page, PoolId,
-    PoolSpec, Store, StoreConfig,
+    Dedup, Domain, DomainChange, DomainConfig, LoadError, PAGE_SIZE, Page, PoolId, PoolSpec, Store,
 };
-
-const OBJECT: ObjectId = ObjectId([7, 0, 0]);
-
-fn page(seed: u8) -> Page {
-    std::array::from_fn(|at| seed ^ (at / 64) as u8)
-}
-
-/// A page that Zstandard makes smaller than LZ4 does, so that the cold tier takes it.
-fn cold_page(seed: u8) -> Page {
-    let mut state = u32::from(seed) + 1;
-    std::array::from_fn(|_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 28) as u8
-    })
-}
-
-fn store(budget: u64) -> (Store, Domain) {
-    let store = Store::new(StoreConfig {
-        budget,
-        background: false,
-        ..StoreConfig::default()
-    })
-    .expect("store");
-    let domain = store
-        .add_domain("guest", DomainConfig::default())
-        .expect("domain");
-    (store, domain)
-}
-
-/// Removes the last domain: nothing is charged any more.
-fn end(store: &Store, domain: &Domain) {
-    domain.remove();
-    while store.maintain() {}
-    assert_eq!(store.stats().used, 0);
-}
 
 fn loads_one_of(domain: &Domain, pool: PoolId, index: u32, seeds: &[u8]) {
     let mut back = [0; PAGE_SIZE];

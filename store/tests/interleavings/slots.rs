@@ -1,18 +1,9 @@
 //! Slots that are held, read and moved while no lock is held.
 
 use shuttle::thread;
-use tmem_store::{Dedup, DomainConfig, ObjectId, PAGE_SIZE, Page, PoolSpec};
+use tmem_store::{Dedup, DomainConfig, ObjectId, PAGE_SIZE, PoolSpec};
 
-use crate::{OBJECT, end, store};
-
-/// A page that no codec makes smaller, so that it takes a frame of its own.
-pub(crate) fn raw_page(seed: u32) -> Page {
-    let mut state = seed + 1;
-    std::array::from_fn(|_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    })
-}
+use crate::common::{OBJECT, end, raw_page, store};
 
 #[test]
 fn prefaulted_frames_meet_stores_and_removals_and_lose_no_page() {

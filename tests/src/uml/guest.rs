@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use crate::console::Console;
 use crate::paths;
-use crate::process::Process;
+use crate::process::{self, Process};
 
 /// How to start a guest.
 pub struct Setup<'a> {
@@ -113,13 +113,13 @@ impl Guest {
         self.process.wait_for(prefix, |_| ())
     }
 
-    /// Waits until `condition` is true, and not longer than the guest lives, see [`super::eventually_with`].
+    /// Waits until `condition` is true, and not longer than the guest lives, see [`eventually_with`].
     pub fn eventually(
         &mut self,
         what: &str,
         condition: impl FnMut() -> Result<bool>,
     ) -> Result<()> {
-        super::eventually_with(&mut [self], what, condition)
+        eventually_with(&mut [self], what, condition)
     }
 
     /// Sends a line to the console: a guest in `pause` goes on.
@@ -147,4 +147,19 @@ impl Guest {
     pub fn console(&self) -> Console {
         Console::new(self.process.log().to_vec())
     }
+}
+
+/// Waits until `condition` is true, and for no guest that has ended. It takes what time it needs as long as one of the
+/// guests says something new.
+///
+/// # Errors
+/// One of the guests ended before, or all said nothing new for [`PATIENCE`].
+pub fn eventually_with(
+    guests: &mut [&mut Guest],
+    what: &str,
+    condition: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let mut processes: Vec<&mut Process> =
+        guests.iter_mut().map(|guest| &mut guest.process).collect();
+    process::eventually(&mut processes, what, condition)
 }
