@@ -13,7 +13,7 @@ fn root() -> PathBuf {
 fn sources() -> String {
     let mut text = String::new();
     let mut folders: Vec<PathBuf> = [
-        "protocol", "store", "device", "control", "vmm", "tmem", "tests", "serve",
+        "base", "protocol", "store", "device", "control", "vmm", "tmem", "tests", "serve",
     ]
     .iter()
     .map(|folder| root().join(folder))

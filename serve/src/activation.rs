@@ -149,7 +149,7 @@ mod tests {
         let guest = "name=vm1,socket=/run/vm1".parse::<crate::GuestFile>();
         let guests = vec![guest.expect("a guest")];
         Config::try_from(crate::ConfigFile {
-            memory: Some(crate::Size(1 << 20)),
+            memory: Some(tmem_base::Size(1 << 20)),
             guests,
             ..crate::ConfigFile::default()
         })

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
+
+use tmem_base::{Size, SizeError};
 
 use crate::access::Access;
 
@@ -151,8 +152,8 @@ pub enum ConfigError {
         message: String,
     },
     /// A size is not a number with one of the known units.
-    #[error("{0:?} is not a size: write bytes, or a number with K, M, G or T")]
-    Size(String),
+    #[error(transparent)]
+    Size(#[from] SizeError),
     /// Not a mode, or not a group.
     #[error("{0:?} is not {1}")]
     Access(String, &'static str),
@@ -193,35 +194,6 @@ pub enum ConfigError {
         /// The budget.
         memory: u64,
     },
-}
-
-/// A number of bytes: in TOML an integer, or a string as on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size(
-    /// Bytes.
-    pub u64,
-);
-
-impl FromStr for Size {
-    type Err = ConfigError;
-
-    /// Reads `4096`, `64K`, `256M`, `4G`, `1T`; the units are powers of 1024, in either case, and may
-    /// end with `iB` or `B`.
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let bad = || ConfigError::Size(text.to_owned());
-        let digits = text.trim().trim_end_matches(|c: char| !c.is_ascii_digit());
-        let unit = text.trim().get(digits.len()..).unwrap_or_default();
-        let shift = match unit.to_ascii_lowercase().as_str() {
-            "" | "b" => 0,
-            "k" | "kb" | "kib" => 10,
-            "m" | "mb" | "mib" => 20,
-            "g" | "gb" | "gib" => 30,
-            "t" | "tb" | "tib" => 40,
-            _ => return Err(bad()),
-        };
-        let number: u64 = digits.parse().map_err(|_| bad())?;
-        number.checked_mul(1 << shift).map(Self).ok_or_else(bad)
-    }
 }
 
 /// The TOML file, before it is checked.

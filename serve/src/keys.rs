@@ -4,10 +4,9 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use tmem_base::Size;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
-
-use crate::config::Size;
 
 /// What a key of a size takes.
 pub(crate) const SIZE: &str = "a size: bytes, or a number with K, M, G or T as in \"64M\"";

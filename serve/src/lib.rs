@@ -45,7 +45,7 @@ pub mod signals;
 pub use access::Access;
 pub use config::{
     Compression, Config, ConfigError, ConfigFile, Dedup, GUEST_KEYS, GuestConfig, GuestFile,
-    MemoryBacking, Size,
+    MemoryBacking,
 };
 pub use memory::MemoryReport;
 pub use service::{GuestReport, Service, StartError};

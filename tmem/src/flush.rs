@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
+use tmem_base::{Bytes, Size};
 use tmem_control::Client;
 use tmem_control::operate::Flushed;
-use tmem_serve::Size;
 
-use crate::reply::{self, Bytes, Target, name_width, plain};
+use crate::reply::{self, Target, name_width, plain};
 
 /// Arguments of `tmem flush`.
 #[derive(clap::Args)]

@@ -1,8 +1,9 @@
 //! The keys of a guest: as words of a command, and as the fields of a request to add one. Both directions take every key by its
 //! name, so a key that is new in the configuration does not compile until a request has it, too.
 
+use tmem_base::Size;
 use tmem_control::operate::{self, NewGuest};
-use tmem_serve::{Compression, Dedup, GuestFile, MemoryBacking, Size};
+use tmem_serve::{Compression, Dedup, GuestFile, MemoryBacking};
 
 /// What follows `--guest`, and `tmem guest add`.
 pub(crate) const KEYS: &str = "name=NAME,socket=PATH[,socket-mode=OCTAL][,socket-group=GROUP][,reserve=SIZE][,limit=SIZE][,weight=N][,swap=SIZE][,queues=N][,keep-seconds=N][,group=NAME]...[,compression=fast|dense][,dedup=auto|off|on|adaptive][,frozen=true][,memory=SIZE][,first-touch=SIZE][,memory-backing=kernel|any]";

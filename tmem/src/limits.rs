@@ -2,9 +2,9 @@
 //! refused.
 
 use rustix::process::{Resource, getrlimit};
+use tmem_base::Bytes;
 
 use crate::host_memory::figures::{Figures, Room};
-use crate::stats::Bytes;
 
 /// Says what makes a budget of so many bytes impossible.
 pub(crate) fn warn(budget: u64, figures: &Figures) {

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use tmem_base::Bytes;
 use tmem_control::{Client, stats::Domain};
 
-use crate::reply::{self, Bytes, Target, name_width, plain};
+use crate::reply::{self, Target, name_width, plain};
 
 /// Arguments of `tmem list`.
 #[derive(clap::Args)]

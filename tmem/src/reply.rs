@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use serde::Serialize;
 use tmem_control::ClientError;
 
-pub(crate) use crate::stats::Bytes;
 use crate::stats::{explain, print};
 
 /// Exit code for arguments that cannot be meant.

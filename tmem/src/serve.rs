@@ -11,11 +11,12 @@ use rustix::process::DumpableBehavior;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXCPU};
 use signal_hook::iterator::Signals;
+use tmem_base::Size;
 use tmem_control::{Role, Server, Source};
 use tmem_serve::activation::{Sockets, address};
 use tmem_serve::listen::listen_for;
 use tmem_serve::seccomp::{Thread, confine, confine_or_abort, prepare};
-use tmem_serve::{Access, Config, ConfigError, ConfigFile, GuestFile, Service, Size};
+use tmem_serve::{Access, Config, ConfigError, ConfigFile, GuestFile, Service};
 
 use crate::guest_keys::KEYS;
 use crate::host_memory::figures::Figures;

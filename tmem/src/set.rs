@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
+use tmem_base::{Bytes, Size};
 use tmem_control::Client;
 use tmem_control::operate::{Change, Compression};
 use tmem_control::stats::Domain;
-use tmem_serve::Size;
 
-use crate::reply::{self, Bytes, Target, plain};
+use crate::reply::{self, Target, plain};
 
 /// Arguments of `tmem set`.
 #[derive(clap::Args)]

@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::reply::{self, Target, plain};
+use tmem_base::Bytes;
 use tmem_control::{
     Client, ClientError, Stats,
     stats::{Counters, Device, Domain, Histogram, Host, PAGE_SIZE, Service},
@@ -288,24 +289,6 @@ impl Display for Latency<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Binary units from KiB on, one digit after the point.
-pub(crate) struct Bytes(pub(crate) u64);
-
-impl Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const KIB: u64 = 1 << 10;
-        const MIB: u64 = 1 << 20;
-        const GIB: u64 = 1 << 30;
-        let (unit, name) = match self.0 {
-            0..KIB => return write!(f, "{} B", self.0),
-            KIB..MIB => (KIB, "KiB"),
-            MIB..GIB => (MIB, "MiB"),
-            _ => (GIB, "GiB"),
-        };
-        write!(f, "{:.1} {name}", self.0 as f64 / unit as f64)
     }
 }
 

@@ -280,15 +280,3 @@ fn a_guest_on_a_socket_that_is_there_names_no_other() {
     let error = GuestFile::on_socket("name=a,socket=/b", "/a").expect_err("two");
     assert!(error.to_string().contains("twice"), "{error}");
 }
-
-#[test]
-fn sizes_have_binary_units_and_do_not_wrap() {
-    let size = |text: &str| text.parse::<Size>().map(|size| size.0).ok();
-    assert_eq!(size("1k"), Some(1024));
-    assert_eq!(size("3 G"), None);
-    assert_eq!(size("16T"), Some(16 << 40));
-    assert_eq!(size("99999999T"), None);
-    assert_eq!(size("-1"), None);
-    assert_eq!(size(""), None);
-    assert_eq!(size("G"), None);
-}

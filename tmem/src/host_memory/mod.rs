@@ -18,10 +18,9 @@ use std::time::{Duration, Instant};
 
 use figures::{Figures, Room};
 use rustix::event::{EventfdFlags, eventfd};
+use tmem_base::Bytes;
 use tmem_control::stats::Host;
 use tmem_store::{Gate, Want};
-
-use crate::stats::Bytes;
 
 /// Part of what may be taken that is granted until the next measurement: others take memory too.
 const GRANT_PART: u64 = 4;

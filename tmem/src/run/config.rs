@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tmem_base::{Size, SizeError};
 use tmem_serve::Access;
 use tmem_vmm::{ConsoleConfig, MAX_CPUS, MAX_DEVICES, MAX_MEMORY, MIN_CONSOLE_LIMIT, MIN_MEMORY};
 
@@ -153,26 +154,10 @@ impl TryFrom<Args> for Config {
     }
 }
 
-/// Bytes, or a number with a binary suffix: `96M`, `96MiB`, `96m`.
+/// Bytes of an option.
 fn size(option: &'static str, text: &str) -> Result<u64, ConfigError> {
-    let bad = || ConfigError::Size {
-        option,
-        value: text.to_owned(),
-    };
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    let factor = match unit.to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
-        "t" | "tib" => 1 << 40,
-        _ => return Err(bad()),
-    };
-    number.checked_mul(factor).ok_or_else(bad)
+    let parsed = text.parse::<Size>().map(|size| size.0);
+    parsed.map_err(|SizeError(value)| ConfigError::Size { option, value })
 }
 
 /// `path=FILE[,readonly]`. A comma in a file name is not supported.
@@ -350,10 +335,8 @@ mod tests {
             "-1",
             "+1",
             "1.5G",
-            "1MB",
             "0x10",
             "1 M",
-            " 1",
             "99999999999999999999",
             "99999999999T",
         ] {

@@ -5,10 +5,11 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::Widget;
+use tmem_base::Bytes;
 
 use super::column::{Column, GAP};
 use super::model::{Model, Sort};
-use crate::reply::{Bytes, plain};
+use crate::reply::plain;
 use crate::stats::Duration;
 
 /// Longest budget bar.

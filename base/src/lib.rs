@@ -1,0 +1,11 @@
+//! What several crates of tmem need of the system, and of the operator's notation. Knows nothing of pages.
+//!
+//! A module is here because two crates use it.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`size`] | numbers of bytes: how they are read and shown |
+
+pub mod size;
+
+pub use size::{Bytes, Size, SizeError};
