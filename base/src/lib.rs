@@ -4,8 +4,10 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`name`] | names of guests and share groups |
 //! | [`size`] | numbers of bytes: how they are read and shown |
 
+pub mod name;
 pub mod size;
 
 pub use size::{Bytes, Size, SizeError};

@@ -11,11 +11,12 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
+use tmem_base::name::is_guest_name;
 use tokio::{net::UnixStream, time};
 
 use crate::{
     operate::{Change, Flush, Flushed, Freeable, NewGuest},
-    route, socket,
+    socket,
     stats::{Domain, ErrorReply, Stats},
     stream::{Slot, Stream},
 };
@@ -280,7 +281,7 @@ impl Client {
 
 /// A name that needs no escapes in a path.
 fn checked(name: &str) -> Result<&str, ClientError> {
-    if route::is_name(name) {
+    if is_guest_name(name) {
         Ok(name)
     } else {
         Err(ClientError::Name(name.to_owned()))

@@ -1,6 +1,7 @@
 //! Method and path to a typed request. Pure: no I/O.
 
 use hyper::{Method, StatusCode};
+use tmem_base::name::is_guest_name;
 
 /// What a client may ask for. Bodies are not decoded yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,14 +57,14 @@ pub(crate) fn decode<'a>(method: &Method, path: &'a str) -> Result<Request<'a>, 
         ["metrics"] => (read.then_some(Request::Metrics), GET),
         ["v1", "domains"] => (read.then_some(Request::Domains), GET),
         ["v1", "freeable"] => (read.then_some(Request::Freeable), GET),
-        ["v1", "domains", name] if is_name(name) => {
+        ["v1", "domains", name] if is_guest_name(name) => {
             let request = match *method {
                 Method::PATCH => Some(Request::Change(name)),
                 _ => read.then_some(Request::Domain(name)),
             };
             (request, "GET, HEAD, PATCH")
         }
-        ["v1", "domains", name, "flush"] if is_name(name) => {
+        ["v1", "domains", name, "flush"] if is_guest_name(name) => {
             let request = (*method == Method::POST).then_some(Request::Flush(name));
             (request, "POST")
         }
@@ -71,7 +72,7 @@ pub(crate) fn decode<'a>(method: &Method, path: &'a str) -> Result<Request<'a>, 
             let request = (*method == Method::POST).then_some(Request::AddGuest);
             (request, "POST")
         }
-        ["v1", "guests", name] if is_name(name) => {
+        ["v1", "guests", name] if is_guest_name(name) => {
             let request = (*method == Method::DELETE).then_some(Request::RemoveGuest(name));
             (request, "DELETE")
         }
@@ -98,14 +99,6 @@ fn segments(path: &str) -> Vec<&str> {
     path.strip_prefix('/')
         .map(|path| path.splitn(6, '/').collect())
         .unwrap_or_default()
-}
-
-/// Names of guests need no escapes; what is not one cannot exist.
-pub(crate) fn is_name(text: &str) -> bool {
-    (1..=64).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tmem_base::name::{MAX_GUEST_NAME, is_guest_name, is_name};
 use tmem_base::{Size, SizeError};
 
 use crate::access::Access;
@@ -19,8 +20,6 @@ pub const MAX_REQUEST_QUEUES: u16 = 64;
 /// Most memory of one guest, in bytes. What is mapped takes address space of the process, and [`MAX_GUESTS`] guests of
 /// this size still fit.
 pub const MAX_GUEST_BYTES: u64 = 1 << 40;
-/// Longest name of a guest, in bytes.
-pub const MAX_NAME: usize = 64;
 
 /// Most share groups of one guest.
 pub const MAX_GROUPS: usize = 16;
@@ -164,7 +163,7 @@ pub enum ConfigError {
     #[error("Memory is missing or 0: nothing could be stored")]
     NoMemory,
     /// A name that does not do.
-    #[error("Guest name {0:?} is not 1 to {MAX_NAME} letters, digits, '.', '_' and '-'")]
+    #[error("Guest name {0:?} is not 1 to {MAX_GUEST_NAME} letters, digits, '.', '_' and '-'")]
     Name(String),
     /// Two guests with one name.
     #[error("There are two guests named {0:?}")]
@@ -312,7 +311,7 @@ impl TryFrom<GuestFile> for GuestConfig {
     type Error = ConfigError;
 
     fn try_from(file: GuestFile) -> Result<Self, ConfigError> {
-        if file.name.is_empty() || file.name.len() > MAX_NAME || !file.name.chars().all(is_plain) {
+        if !is_guest_name(&file.name) {
             return Err(ConfigError::Name(file.name));
         }
         check_socket(&file.socket)?;
@@ -365,13 +364,9 @@ impl TryFrom<GuestFile> for GuestConfig {
     }
 }
 
-fn is_plain(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
-}
-
 /// What a guest can name in a request ([`tmem_protocol::GROUP_LEN`]), and an operator can read.
 fn is_group(name: &str) -> bool {
-    (1..=tmem_protocol::GROUP_LEN).contains(&name.len()) && name.chars().all(is_plain)
+    is_name(name, tmem_protocol::GROUP_LEN)
 }
 
 fn check_socket(path: &Path) -> Result<(), ConfigError> {
