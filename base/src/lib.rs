@@ -5,9 +5,11 @@
 //! | module | holds |
 //! |---|---|
 //! | [`name`] | names of guests and share groups |
+//! | [`rate_limit`] | how often something may happen, such as a line in the log |
 //! | [`size`] | numbers of bytes: how they are read and shown |
 
 pub mod name;
+pub mod rate_limit;
 pub mod size;
 
 pub use size::{Bytes, Size, SizeError};

@@ -26,7 +26,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueT;
 
-use crate::journal::Journal;
+use crate::log::RateLimitedLog;
 use crate::memory::{Account, GuestRam};
 use crate::ring::{MAX_QUEUE_SIZE, Ring};
 use crate::sigbus::Broken;
@@ -45,7 +45,7 @@ pub(crate) const FIRST_RING_TOKEN: u64 = 16;
 pub(crate) struct Backend {
     device: Arc<TmemDevice>,
     events: Arc<OwnedFd>,
-    journal: Arc<Journal>,
+    log: Arc<RateLimitedLog>,
     account: Arc<Account>,
     rings: Vec<Ring>,
     ram: Option<GuestRam>,
@@ -62,7 +62,7 @@ impl Backend {
         request_queues: u16,
         next: &[u16],
         events: Arc<OwnedFd>,
-        journal: Arc<Journal>,
+        log: Arc<RateLimitedLog>,
         account: Arc<Account>,
     ) -> Result<Self, virtio_queue::Error> {
         let rings = (0..=usize::from(request_queues))
@@ -72,7 +72,7 @@ impl Backend {
         Ok(Self {
             device,
             events,
-            journal,
+            log,
             account,
             rings,
             ram: None,
@@ -214,7 +214,7 @@ impl Backend {
     }
 
     fn fail(&mut self, index: u16, error: &QueueCorrupt) {
-        self.journal.warn(format_args!(
+        self.log.warn(format_args!(
             "Ring {index} cannot be served, the device needs a reset: {error}"
         ));
         self.needs_reset = true;

@@ -17,9 +17,9 @@ use tmem_protocol::feature;
 use tmem_store::{Domain, Gate};
 
 use crate::config::GuestConfig;
-use crate::journal::Journal;
 use crate::link::Link;
 use crate::listen::SocketFile;
+use crate::log::RateLimitedLog;
 use crate::memory::Account;
 use crate::seccomp;
 use crate::session::{self, Disconnect};
@@ -74,7 +74,7 @@ impl Guest {
             listener,
             device: Arc::clone(&device),
             link: Arc::clone(&link),
-            journal: Arc::new(Journal::new(&config.name)),
+            log: Arc::new(RateLimitedLog::new(&config.name)),
             account: Arc::clone(&account),
             request_queues: config.queues,
             keep: config.keep,
@@ -172,7 +172,7 @@ struct Server {
     listener: UnixListener,
     device: Arc<TmemDevice>,
     link: Arc<Link>,
-    journal: Arc<Journal>,
+    log: Arc<RateLimitedLog>,
     account: Arc<Account>,
     request_queues: u16,
     keep: Duration,
@@ -187,7 +187,7 @@ impl Server {
             let accepted = self.accept(kept_until);
             // First of all: who comes in the moment in which the time is over comes too late.
             if kept_until.is_some_and(|until| Instant::now() >= until) {
-                self.journal.info(format_args!("Its pools are freed"));
+                self.log.info(format_args!("Its pools are freed"));
                 kept_until = None;
                 self.forget();
             }
@@ -195,7 +195,7 @@ impl Server {
                 Ok(Some(stream)) => stream,
                 Ok(None) => continue,
                 Err(error) => {
-                    self.journal.warn(format_args!("Cannot accept: {error}"));
+                    self.log.warn(format_args!("Cannot accept: {error}"));
                     self.rest(PAUSE);
                     continue;
                 }
@@ -223,10 +223,10 @@ impl Server {
             self.link.disconnected();
             match end {
                 Disconnect::Closed | Disconnect::Stopped => {
-                    self.journal.info(format_args!("{end}"));
+                    self.log.info(format_args!("{end}"));
                 }
                 end => {
-                    self.journal.warn(format_args!("{end}"));
+                    self.log.warn(format_args!("{end}"));
                     self.rest(PAUSE);
                 }
             }
@@ -249,14 +249,14 @@ impl Server {
             Ok(clone) => self.link.connected(clone),
             Err(error) => return Disconnect::Host(error),
         }
-        self.journal.info(format_args!("Connected"));
+        self.log.info(format_args!("Connected"));
         session::run(
             stream,
             session::Guest {
                 device: &self.device,
                 request_queues: self.request_queues,
                 link: &self.link,
-                journal: &self.journal,
+                log: &self.log,
                 account: &self.account,
                 vring_bases: &mut self.vring_bases,
             },

@@ -19,7 +19,7 @@
 //! | [`signals`] | signals that do not end the process |
 //! | `link` | how other threads reach the thread of a guest |
 //! | [`mod@listen`] | the sockets |
-//! | `journal` | log lines, no more than one can read |
+//! | `log` | the rate-limited log of one guest |
 //!
 //! README.md tells of threads, locks and assumptions.
 
@@ -28,10 +28,10 @@ pub mod activation;
 mod backend;
 pub mod config;
 mod guest;
-mod journal;
 mod keys;
 mod link;
 pub mod listen;
+mod log;
 mod memory;
 mod peek;
 mod regular;

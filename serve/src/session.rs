@@ -14,8 +14,8 @@ use tmem_protocol::EVENT_QUEUE;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use crate::backend::{Backend, FIRST_RING_TOKEN};
-use crate::journal::Journal;
 use crate::link::Link;
+use crate::log::RateLimitedLog;
 use crate::memory::Account;
 use crate::peek::{Next, peek};
 use crate::sigbus::Broken;
@@ -73,7 +73,7 @@ pub(crate) struct Guest<'a> {
     pub(crate) device: &'a Arc<TmemDevice>,
     pub(crate) request_queues: u16,
     pub(crate) link: &'a Link,
-    pub(crate) journal: &'a Arc<Journal>,
+    pub(crate) log: &'a Arc<RateLimitedLog>,
     pub(crate) account: &'a Arc<Account>,
     /// Where the rings went on when the last connection ended.
     pub(crate) vring_bases: &'a mut Vec<u16>,
@@ -93,7 +93,7 @@ pub(crate) fn run(stream: UnixStream, guest: Guest<'_>) -> Disconnect {
         backend,
         handler,
         link,
-        journal: guest.journal,
+        log: guest.log,
         waits: false,
     };
     let end = session.run(&events);
@@ -119,7 +119,7 @@ fn start(stream: &UnixStream, guest: &Guest<'_>) -> io::Result<Arc<Mutex<Backend
         guest.request_queues,
         guest.vring_bases,
         Arc::new(events),
-        Arc::clone(guest.journal),
+        Arc::clone(guest.log),
         Arc::clone(guest.account),
     )
     .map_err(io::Error::other)?;
@@ -131,7 +131,7 @@ struct Session<'a> {
     backend: Arc<Mutex<Backend>>,
     handler: BackendReqHandler<Mutex<Backend>>,
     link: &'a Link,
-    journal: &'a Journal,
+    log: &'a RateLimitedLog,
     /// The next message waits for room for its descriptors. Its connection is not watched meanwhile.
     waits: bool,
 }
@@ -204,7 +204,7 @@ impl Session<'_> {
             return Ok(());
         }
         if waits {
-            self.journal.warn(format_args!(
+            self.log.warn(format_args!(
                 "A message waits: the process has no room for its descriptors (RLIMIT_NOFILE)"
             ));
         }

@@ -9,6 +9,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::Level;
+use tmem_base::rate_limit::RateLimit;
 
 /// Lines of one source in one period; the rest is counted.
 const LINES: u32 = 10;
@@ -19,31 +20,20 @@ const PERIOD: Duration = Duration::from_secs(10);
 const SOURCES: usize = 256;
 
 struct Logger {
-    windows: Mutex<Windows>,
+    limits: Mutex<Limits>,
     /// Asked once: a confined thread may not ask a terminal anything.
     terminal: OnceLock<bool>,
 }
 
 /// The allowances, by target and level.
-struct Windows {
-    of: BTreeMap<(String, Level), Window>,
-    shared: Window,
+struct Limits {
+    of: BTreeMap<(String, Level), RateLimit>,
+    shared: RateLimit,
 }
 
-#[derive(Clone, Copy)]
-struct Window {
-    start: Option<Instant>,
-    lines: u32,
-    suppressed: u64,
-}
+const FRESH: RateLimit = RateLimit::new(LINES, PERIOD);
 
-const FRESH: Window = Window {
-    start: None,
-    lines: 0,
-    suppressed: 0,
-};
-
-impl Windows {
+impl Limits {
     const fn new() -> Self {
         Self {
             of: BTreeMap::new(),
@@ -66,9 +56,9 @@ impl Windows {
 
     /// Drops the allowances whose period is over. What they did not say, the shared one says.
     fn forget(&mut self, now: Instant) {
-        self.of.retain(|_, window| {
-            if window.is_over(now) {
-                self.shared.suppressed += window.suppressed;
+        self.of.retain(|_, limit| {
+            if limit.is_over(now) {
+                self.shared.add_suppressed(limit.suppressed());
                 return false;
             }
             true
@@ -76,28 +66,8 @@ impl Windows {
     }
 }
 
-impl Window {
-    fn is_over(&self, now: Instant) -> bool {
-        self.start
-            .is_none_or(|start| now.saturating_duration_since(start) >= PERIOD)
-    }
-
-    fn admit(&mut self, now: Instant) -> Option<u64> {
-        if self.is_over(now) {
-            self.start = Some(now);
-            self.lines = 0;
-        }
-        if self.lines >= LINES {
-            self.suppressed += 1;
-            return None;
-        }
-        self.lines += 1;
-        Some(std::mem::take(&mut self.suppressed))
-    }
-}
-
 static LOGGER: Logger = Logger {
-    windows: Mutex::new(Windows::new()),
+    limits: Mutex::new(Limits::new()),
     terminal: OnceLock::new(),
 };
 
@@ -124,7 +94,7 @@ impl log::Log for Logger {
             return;
         }
         let admitted = self
-            .windows
+            .limits
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .admit(record.target(), record.level(), Instant::now());
@@ -150,9 +120,9 @@ mod tests {
 
     #[test]
     fn a_flood_is_cut_and_counted() {
-        let mut windows = Windows::new();
+        let mut limits = Limits::new();
         let start = Instant::now();
-        let mut admit = |now| windows.admit("guest a", Level::Warn, now);
+        let mut admit = |now| limits.admit("guest a", Level::Warn, now);
         for _ in 0..LINES {
             assert_eq!(admit(start), Some(0));
         }
@@ -164,35 +134,35 @@ mod tests {
 
     #[test]
     fn a_flood_takes_nothing_from_another_source_or_level() {
-        let mut windows = Windows::new();
+        let mut limits = Limits::new();
         let now = Instant::now();
         for _ in 0..1000 {
-            windows.admit("guest a", Level::Warn, now);
+            limits.admit("guest a", Level::Warn, now);
         }
-        assert_eq!(windows.admit("guest a", Level::Warn, now), None);
-        assert_eq!(windows.admit("guest a", Level::Error, now), Some(0));
-        assert_eq!(windows.admit("guest b", Level::Warn, now), Some(0));
+        assert_eq!(limits.admit("guest a", Level::Warn, now), None);
+        assert_eq!(limits.admit("guest a", Level::Error, now), Some(0));
+        assert_eq!(limits.admit("guest b", Level::Warn, now), Some(0));
     }
 
     #[test]
     fn sources_without_number_cost_neither_memory_nor_log() {
-        let mut windows = Windows::new();
+        let mut limits = Limits::new();
         let start = Instant::now();
         let mut lines = 0;
         for number in 0..10_000 {
             let source = format!("guest {number}");
-            lines += usize::from(windows.admit(&source, Level::Warn, start).is_some());
+            lines += usize::from(limits.admit(&source, Level::Warn, start).is_some());
         }
-        assert_eq!(windows.of.len(), SOURCES);
+        assert_eq!(limits.of.len(), SOURCES);
         assert_eq!(lines, SOURCES + LINES as usize);
         // The next of those that share an allowance says how many were left out.
         let left_out = (10_000 - lines) as u64;
         for number in 0..SOURCES {
             let source = format!("guest {number}");
-            windows.admit(&source, Level::Warn, start + PERIOD);
+            limits.admit(&source, Level::Warn, start + PERIOD);
         }
-        let next = windows.admit("one more", Level::Warn, start + PERIOD);
+        let next = limits.admit("one more", Level::Warn, start + PERIOD);
         assert_eq!(next, Some(left_out));
-        assert!(windows.of.len() <= SOURCES);
+        assert!(limits.of.len() <= SOURCES);
     }
 }
