@@ -7,9 +7,11 @@
 //! | [`name`] | names of guests and share groups |
 //! | [`rate_limit`] | how often something may happen, such as a line in the log |
 //! | [`size`] | numbers of bytes: how they are read and shown |
+//! | [`socket`] | listening sockets in the file system |
 
 pub mod name;
 pub mod rate_limit;
 pub mod size;
+pub mod socket;
 
 pub use size::{Bytes, Size, SizeError};

@@ -28,6 +28,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::de::DeserializeOwned;
+use tmem_base::socket::SocketFile;
 use tokio::{
     net::{UnixListener, UnixStream},
     runtime::Runtime,
@@ -42,7 +43,7 @@ use crate::{
     },
     prometheus::{self, Format},
     route::{self, Refusal, Request},
-    socket::{self, BindError, SocketFile},
+    socket::{self, BindError},
     stats::{ErrorReply, Stats},
     stream::{self, Slot, Stream},
     workers::Workers,

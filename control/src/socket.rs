@@ -3,10 +3,7 @@
 use std::{
     io,
     os::fd::OwnedFd,
-    os::unix::{
-        fs::{FileTypeExt, MetadataExt},
-        net::UnixListener,
-    },
+    os::unix::net::UnixListener,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -14,11 +11,8 @@ use std::{
 use rustix::{
     fs::{FlockOperation, Mode, OFlags},
     io::Errno,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
-
-/// Longest path of a unix socket: `sun_path` of unix(7) is 108 bytes with its NUL.
-const MAX_PATH_BYTES: usize = 107;
+use tmem_base::socket::{self, MAX_PATH_BYTES, SocketFile, Taken};
 
 /// Connections the kernel keeps waiting while all slots of the server are taken.
 const BACKLOG: i32 = 64;
@@ -56,14 +50,6 @@ pub enum BindError {
     Start(#[source] io::Error),
 }
 
-/// A socket file that goes away with this value, unless somebody replaced it.
-#[derive(Debug)]
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
 /// Refuses a path that does not fit `sun_path`.
 pub(crate) fn path_fits(path: &Path) -> bool {
     path.as_os_str().len() <= MAX_PATH_BYTES
@@ -76,7 +62,15 @@ pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError>
     }
     // From the look at what is there until we listen: a socket that another is just making looks as one that is dead.
     let _turn = take_turn(path)?;
-    remove_dead(path)?;
+    // Where nobody listens, nobody is about to: we have our turn.
+    socket::remove_stale(path).map_err(|taken| match taken {
+        Taken::InUse => BindError::InUse(path.to_owned()),
+        Taken::NotASocket => BindError::NotASocket(path.to_owned()),
+        Taken::Io(source) => BindError::Io {
+            path: path.to_owned(),
+            source,
+        },
+    })?;
     bind_errno(path).map_err(|errno| match errno {
         Errno::ADDRINUSE => BindError::InUse(path.to_owned()),
         errno => BindError::Io {
@@ -108,90 +102,21 @@ fn take_turn(path: &Path) -> Result<Option<OwnedFd>, BindError> {
     }
 }
 
-/// Removes the socket of a process that is gone.
-fn remove_dead(path: &Path) -> Result<(), BindError> {
-    let Ok(found) = path.symlink_metadata() else {
-        return Ok(());
-    };
-    if !found.file_type().is_socket() {
-        return Err(BindError::NotASocket(path.to_owned()));
-    }
-    match connected(path) {
-        // Nobody listens, and with our turn nobody is about to.
-        Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(|source| BindError::Io {
-            path: path.to_owned(),
-            source,
-        }),
-        // Gone meanwhile.
-        Err(Errno::NOENT) => Ok(()),
-        // Listening, too busy to say so, or not for us to know.
-        _ => Err(BindError::InUse(path.to_owned())),
-    }
-}
-
-/// A connection, if somebody listens. A listener whose queue is full is not waited for.
-fn connected(path: &Path) -> Result<OwnedFd, Errno> {
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket)
-}
-
 fn bind_errno(path: &Path) -> Result<(UnixListener, SocketFile), Errno> {
-    let address = SocketAddrUnix::new(path)?;
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )?;
-    // Linux gives the new file the mode of the unbound socket, less the umask: no moment passes in
-    // which another user could connect, and the process-wide umask stays as it is.
-    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    rustix::net::bind(&socket, &address)?;
-    let file = SocketFile::of(path);
+    let mode = Mode::RUSR | Mode::WUSR;
+    let (socket, file) = socket::bind(path, mode)?;
     // With an umask that takes more than group and others, the mode would lack bits of ours.
-    let ready = rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR)
-        .and_then(|()| rustix::net::listen(&socket, BACKLOG));
-    let file = file?;
-    ready?;
+    rustix::fs::chmod(path, mode)?;
+    rustix::net::listen(&socket, BACKLOG)?;
     Ok((UnixListener::from(socket), file))
-}
-
-impl SocketFile {
-    fn of(path: &Path) -> Result<Self, Errno> {
-        let stat = rustix::fs::lstat(path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            device: stat.st_dev,
-            inode: stat.st_ino,
-        })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let Ok(now) = self.path.symlink_metadata() else {
-            return;
-        };
-        if (now.dev(), now.ino()) == (self.device, self.inode)
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            log::warn!(
-                "Cannot remove control socket {}: {error}",
-                self.path.display()
-            );
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::{fs::PermissionsExt, net::UnixStream};
+    use std::os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        net::UnixStream,
+    };
     use std::sync::Barrier;
 
     use super::*;
@@ -273,13 +198,13 @@ mod tests {
         };
         refused();
         let mut waiting = Vec::new();
-        while let Ok(socket) = connected(&path) {
+        while let Ok(socket) = socket::connect(&path) {
             waiting.push(socket);
         }
         assert!(!waiting.is_empty());
         refused();
-        let inode = path.symlink_metadata().expect("still there").ino();
-        assert_eq!(inode, bound.1.inode);
+        let now = path.symlink_metadata().expect("still there");
+        assert!(bound.1.is(now.dev(), now.ino()));
     }
 
     #[test]
@@ -304,8 +229,8 @@ mod tests {
                 results.filter_map(Result::ok).collect()
             });
             assert_eq!(bound.len(), 1);
-            let inode = path.symlink_metadata().expect("is there").ino();
-            assert_eq!(bound[0].1.inode, inode);
+            let now = path.symlink_metadata().expect("is there");
+            assert!(bound[0].1.is(now.dev(), now.ino()));
             UnixStream::connect(&path).expect("connects");
         }
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tmem_base::name::{MAX_GUEST_NAME, is_guest_name, is_name};
+use tmem_base::socket::MAX_PATH_BYTES;
 use tmem_base::{Size, SizeError};
 
 use crate::access::Access;
@@ -23,8 +24,6 @@ pub const MAX_GUEST_BYTES: u64 = 1 << 40;
 
 /// Most share groups of one guest.
 pub const MAX_GROUPS: usize = 16;
-/// What fits `sun_path` with its terminator.
-const MAX_SOCKET_PATH: usize = 107;
 
 /// A service, ready to be started. Everything in it has been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,7 +171,7 @@ pub enum ConfigError {
     #[error("Socket {} is used twice", .0.display())]
     SameSocket(PathBuf),
     /// A path that no socket can have.
-    #[error("Socket path {} is empty or longer than {MAX_SOCKET_PATH} bytes", .0.display())]
+    #[error("Socket path {} is empty or longer than {MAX_PATH_BYTES} bytes", .0.display())]
     SocketPath(PathBuf),
     /// More guests than the service takes.
     #[error("{0} guests, at most {MAX_GUESTS}")]
@@ -371,7 +370,7 @@ fn is_group(name: &str) -> bool {
 
 fn check_socket(path: &Path) -> Result<(), ConfigError> {
     let len = path.as_os_str().len();
-    if len == 0 || len > MAX_SOCKET_PATH {
+    if len == 0 || len > MAX_PATH_BYTES {
         return Err(ConfigError::SocketPath(path.to_owned()));
     }
     Ok(())

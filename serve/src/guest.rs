@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::Timespec;
+use tmem_base::socket::SocketFile;
 use tmem_device::{TmemConfig, TmemDevice};
 use tmem_protocol::feature;
 use tmem_store::{Domain, Gate};
 
 use crate::config::GuestConfig;
 use crate::link::Link;
-use crate::listen::SocketFile;
 use crate::log::RateLimitedLog;
 use crate::memory::Account;
 use crate::seccomp;

@@ -1,14 +1,12 @@
 //! The sockets that guests connect to.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tmem_base::socket::{self, SocketFile, Taken};
 
 use crate::access::Access;
 
@@ -52,27 +50,6 @@ pub enum ListenError {
     },
 }
 
-/// The file of a socket. Dropping this removes it, unless something else took its place.
-#[derive(Debug)]
-pub struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let Ok(now) = self.path.symlink_metadata() else {
-            return;
-        };
-        if (now.dev(), now.ino()) == (self.device, self.inode)
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            log::warn!("Cannot remove socket {}: {error}", self.path.display());
-        }
-    }
-}
-
 /// Makes the listening socket of a guest. A socket that a dead process left behind is replaced.
 ///
 /// # Errors
@@ -98,7 +75,8 @@ pub fn listen_for(
             source: errno.into(),
         },
     };
-    let (socket, file) = bind(path, access).map_err(refused)?;
+    // `prepare` takes the umask away.
+    let (socket, file) = socket::bind(path, Mode::from_raw_mode(access.mode)).map_err(refused)?;
     if let Some(group) = access.group {
         give(path, group).map_err(|errno| ListenError::Group {
             path: path.to_owned(),
@@ -108,7 +86,7 @@ pub fn listen_for(
     }
     // A folder can have rules of its own for what is made in it.
     let now = rustix::fs::lstat(path).map_err(refused)?;
-    if (now.st_dev, now.st_ino) != (file.device, file.inode)
+    if !file.is(now.st_dev, now.st_ino)
         || now.st_mode & 0o7777 != access.mode
         || access.group.is_some_and(|group| group != now.st_gid)
     {
@@ -133,47 +111,21 @@ fn give(path: &Path, group: u32) -> Result<(), Errno> {
 /// # Errors
 /// [`ListenError::InUse`] and [`ListenError::NotASocket`] when there is something else.
 pub fn remove_stale(path: &Path) -> Result<(), ListenError> {
-    let Ok(found) = path.symlink_metadata() else {
-        return Ok(());
-    };
-    if !found.file_type().is_socket() {
-        return Err(ListenError::NotASocket(path.to_owned()));
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(|source| ListenError::Io {
-                path: path.to_owned(),
-                source,
-            })
-        }
-        // Listening, or not for us to say: in both cases not ours.
-        _ => Err(ListenError::InUse(path.to_owned())),
-    }
-}
-
-/// A socket that has a name and to which nobody can connect yet.
-fn bind(path: &Path, access: Access) -> Result<(OwnedFd, SocketFile), Errno> {
-    let address = SocketAddrUnix::new(path)?;
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )?;
-    // Linux gives the new file the mode of the unbound socket, less the umask, which `prepare` takes away.
-    rustix::fs::fchmod(&socket, Mode::from_raw_mode(access.mode))?;
-    rustix::net::bind(&socket, &address)?;
-    let stat = rustix::fs::lstat(path)?;
-    let file = SocketFile {
-        path: path.to_owned(),
-        device: stat.st_dev,
-        inode: stat.st_ino,
-    };
-    Ok((socket, file))
+    socket::remove_stale(path).map_err(|taken| match taken {
+        Taken::InUse => ListenError::InUse(path.to_owned()),
+        Taken::NotASocket => ListenError::NotASocket(path.to_owned()),
+        Taken::Io(source) => ListenError::Io {
+            path: path.to_owned(),
+            source,
+        },
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
     use crate::seccomp::prepare;
 

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
+use tmem_base::socket::SocketFile;
 use tmem_device::TmemDevice;
 use tmem_device::tmem::MetricsSnapshot;
 use tmem_store::{Domain, DomainConfig, Gate, Store, StoreConfig};
@@ -15,7 +16,7 @@ use tmem_store::{Domain, DomainConfig, Gate, Store, StoreConfig};
 use crate::activation;
 use crate::config::{Compression, Config, GuestConfig, MAX_GUESTS};
 use crate::guest::{Guest, MAX_POOLS};
-use crate::listen::{ListenError, SocketFile, listen};
+use crate::listen::{ListenError, listen};
 use crate::memory::MemoryReport;
 use crate::seccomp::{Thread, confine_or_abort, prepare};
 

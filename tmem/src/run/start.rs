@@ -7,10 +7,11 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use rustix::fs::Mode;
+use tmem_base::socket::SocketFile;
 use tmem_control::stats::Service;
 use tmem_control::{Done, Live, Operation, Refused, Role, Server, Source, Stats};
 use tmem_device::{TmemConfig, TmemDevice};
-use tmem_serve::listen::{ListenError, SocketFile, listen_for};
+use tmem_serve::listen::{ListenError, listen_for};
 use tmem_store::{DomainConfig, Store, StoreConfig};
 use tmem_vmm::virtio::VirtioDevice;
 use tmem_vmm::virtio::block::{Block, Disk};
