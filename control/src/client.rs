@@ -15,9 +15,8 @@ use tmem_base::name::is_guest_name;
 use tokio::{net::UnixStream, time};
 
 use crate::{
-    operate::{Change, Flush, Flushed, Freeable, NewGuest},
+    api::{Change, Domain, ErrorReply, Flush, Flushed, Freeable, NewGuest, Stats},
     socket,
-    stats::{Domain, ErrorReply, Stats},
     stream::{Slot, Stream},
 };
 

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::{server::Role, stats::Connections};
+use crate::{api::Connections, server::Role};
 
 /// What happened to a connection. The first is no end, all others are reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`stats`] | the replies: plain types that serialize to the JSON of `docs/control-api.yaml` |
+//! | [`api`] | bodies and replies: plain types that serialize to the JSON of `docs/control-api.yaml` |
 //! | [`snapshot`] | the same types taken from a running store and its devices |
-//! | [`operate`] | what a client can have done: bodies, replies, refusals |
+//! | [`operation`] | what a client can have done, and why it is refused |
 //! | [`server`] | [`Server`]: one thread, bounded connections, deadlines; all rights, or to look only |
 //! | `workers` | threads for what takes its time |
 //! | [`clients`] | counts of connections and of what they came to |
@@ -16,21 +16,21 @@
 //!
 //! See README.md for what is promised about slow and hostile clients.
 
+pub mod api;
 pub mod client;
 pub mod clients;
-pub mod operate;
+pub mod operation;
 pub mod prometheus;
 mod route;
 pub mod server;
 pub mod snapshot;
 mod socket;
-pub mod stats;
 mod stream;
 mod workers;
 
+pub use api::Stats;
 pub use client::{Client, ClientError};
-pub use operate::{Done, Operation, Refused};
+pub use operation::{Done, Operation, Refused};
 pub use server::{MAX_OPERATIONS, Role, Server, Source};
 pub use snapshot::Live;
 pub use socket::BindError;
-pub use stats::Stats;

@@ -17,7 +17,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::stats::{Connections, Device, Domain, Histogram, Host, Pool, Stats};
+use crate::api::{Connections, Device, Domain, Histogram, Host, Pool, Stats};
 
 mod format;
 mod table;
@@ -272,7 +272,7 @@ mod tests {
             budget: 1 << 20,
             used: 4096,
             clients: crate::clients::Clients::default().report(),
-            process: Some(crate::stats::Process {
+            process: Some(crate::api::Process {
                 descriptors_limit: Some(1024),
                 mappings_limit: Some(65530),
                 ..Default::default()
@@ -282,7 +282,7 @@ mod tests {
                 name: "guest \"one\"\n".into(),
                 limit: Some(77),
                 connections: Some(1),
-                counters: crate::stats::Counters {
+                counters: crate::api::Counters {
                     stores: 5,
                     refusals: BTreeMap::from([("no_space".into(), 3)]),
                     ..Default::default()
@@ -293,7 +293,7 @@ mod tests {
                     store_latency: Histogram::new(vec![1000, 2500], vec![1, 2, 4], 9000),
                     ..Default::default()
                 }),
-                front_end: Some(crate::stats::FrontEnd::default()),
+                front_end: Some(crate::api::FrontEnd::default()),
                 pools: vec![Pool {
                     id: 7,
                     ..Default::default()

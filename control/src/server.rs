@@ -37,14 +37,12 @@ use tokio::{
 };
 
 use crate::{
+    api::{Accepted, Domains, ErrorReply, Flush, Flushed, Freeable, NewGuest, Stats},
     clients::{Clients, Outcome},
-    operate::{
-        Accepted, Domains, Done, Flush, Flushed, Freeable, NewGuest, Operation, Passed, Refused,
-    },
+    operation::{Done, Operation, Passed, Refused},
     prometheus::{self, Format},
     route::{self, Refusal, Request},
     socket::{self, BindError},
-    stats::{ErrorReply, Stats},
     stream::{self, Slot, Stream},
     workers::Workers,
 };

@@ -15,10 +15,10 @@ use tmem_protocol::Status;
 use tmem_store::{ConfigError, DomainChange, DomainStats, PoolStats, Store, StoreStats};
 
 use crate::{
+    api::{Compression, Counters, Device, Domain, Histogram, Pool, PoolKind, Stats},
     clients::Clients,
-    operate::{Compression, Done, Operation, Refused},
+    operation::{Done, Operation, Refused},
     server::Source,
-    stats::{Counters, Device, Domain, Histogram, Pool, PoolKind, Stats},
 };
 
 /// Buckets of a device histogram that are reported each for itself: from 128 ns to 8.6 s. What lies

@@ -13,9 +13,10 @@ use std::{
 };
 
 use tmem_control::{
-    Client, ClientError, Server, Source, Stats, client,
+    Client, ClientError, Server, Source, Stats,
+    api::{Device, Domain, Pool},
+    client,
     server::{CONNECTION_TIMEOUT, HEADER_TIMEOUT, MAX_CONNECTIONS, MAX_HEADER_BYTES},
-    stats::{Device, Domain, Pool},
 };
 
 /// Counts how often it is asked; `domains` makes its replies as long as wanted.

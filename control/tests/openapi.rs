@@ -7,9 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use tmem_control::api::{
+    Change, Compression, Counters, Dedup, Device, Domain, Flush, Histogram, MemoryBacking,
+    NewGuest, Pool, Process, Service,
+};
 use tmem_control::clients::Clients;
-use tmem_control::operate::{Change, Compression, Dedup, Flush, MemoryBacking, NewGuest};
-use tmem_control::stats::{Counters, Device, Domain, Histogram, Pool, Process, Service};
 use tmem_control::{Done, Operation, Refused, Role, Server, Source, Stats};
 
 const METHODS: [&str; 5] = ["get", "put", "post", "patch", "delete"];

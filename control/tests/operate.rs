@@ -9,8 +9,7 @@ use std::{
 
 use tmem_control::{
     Client, ClientError, Done, Live, MAX_OPERATIONS, Operation, Refused, Server, Source, Stats,
-    operate::{Change, Compression, NewGuest},
-    stats::Domain,
+    api::{Change, Compression, Domain, NewGuest},
 };
 use tmem_store::{DomainConfig, ObjectId, PAGE_SIZE, PoolSpec, Store, StoreConfig};
 
@@ -146,7 +145,7 @@ struct Guests(std::sync::Mutex<BTreeSet<String>>);
 impl Source for Guests {
     fn stats(&self) -> Stats {
         let names = self.0.lock().expect("not poisoned");
-        let domains = names.iter().map(|name| tmem_control::stats::Domain {
+        let domains = names.iter().map(|name| tmem_control::api::Domain {
             name: name.clone(),
             ..Default::default()
         });

@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::io::{FdFlags, fcntl_getfd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tmem_control::api::{Domain, NewGuest};
 use tmem_control::clients::Clients;
-use tmem_control::operate::NewGuest;
-use tmem_control::stats::Domain;
 use tmem_control::{Client, Done, Operation, Refused, Role, Server, Source, Stats};
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use tmem_base::{Bytes, Size};
 use tmem_control::Client;
-use tmem_control::operate::Flushed;
+use tmem_control::api::Flushed;
 
 use crate::reply::{self, Target, name_width, plain};
 

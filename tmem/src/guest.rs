@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
 use tmem_control::Client;
-use tmem_control::operate::NewGuest;
+use tmem_control::api::NewGuest;
 use tmem_serve::{ConfigError, GuestConfig, GuestFile, activation};
 
 use crate::guest_keys::{KEYS, request};

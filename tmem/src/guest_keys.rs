@@ -2,7 +2,7 @@
 //! name, so a key that is new in the configuration does not compile until a request has it, too.
 
 use tmem_base::Size;
-use tmem_control::operate::{self, NewGuest};
+use tmem_control::api::{self, NewGuest};
 use tmem_serve::{Compression, Dedup, GuestFile, MemoryBacking};
 
 /// What follows `--guest`, and `tmem guest add`.
@@ -43,21 +43,21 @@ pub(crate) fn request(guest: GuestFile, socket: String) -> NewGuest {
         keep_seconds,
         groups,
         compression: compression.map(|compression| match compression {
-            Compression::Fast => operate::Compression::Fast,
-            Compression::Dense => operate::Compression::Dense,
+            Compression::Fast => api::Compression::Fast,
+            Compression::Dense => api::Compression::Dense,
         }),
         dedup: dedup.map(|dedup| match dedup {
-            Dedup::Auto => operate::Dedup::Auto,
-            Dedup::Off => operate::Dedup::Off,
-            Dedup::On => operate::Dedup::On,
-            Dedup::Adaptive => operate::Dedup::Adaptive,
+            Dedup::Auto => api::Dedup::Auto,
+            Dedup::Off => api::Dedup::Off,
+            Dedup::On => api::Dedup::On,
+            Dedup::Adaptive => api::Dedup::Adaptive,
         }),
         frozen,
         memory: bytes(memory),
         first_touch: bytes(first_touch),
         memory_backing: memory_backing.map(|backing| match backing {
-            MemoryBacking::Kernel => operate::MemoryBacking::Kernel,
-            MemoryBacking::Any => operate::MemoryBacking::Any,
+            MemoryBacking::Kernel => api::MemoryBacking::Kernel,
+            MemoryBacking::Any => api::MemoryBacking::Any,
         }),
     }
 }
@@ -96,21 +96,21 @@ pub(crate) fn requested(guest: NewGuest) -> GuestFile {
         keep_seconds,
         groups,
         compression: compression.map(|compression| match compression {
-            operate::Compression::Fast => Compression::Fast,
-            operate::Compression::Dense => Compression::Dense,
+            api::Compression::Fast => Compression::Fast,
+            api::Compression::Dense => Compression::Dense,
         }),
         dedup: dedup.map(|dedup| match dedup {
-            operate::Dedup::Auto => Dedup::Auto,
-            operate::Dedup::Off => Dedup::Off,
-            operate::Dedup::On => Dedup::On,
-            operate::Dedup::Adaptive => Dedup::Adaptive,
+            api::Dedup::Auto => Dedup::Auto,
+            api::Dedup::Off => Dedup::Off,
+            api::Dedup::On => Dedup::On,
+            api::Dedup::Adaptive => Dedup::Adaptive,
         }),
         frozen,
         memory: memory.map(Size),
         first_touch: first_touch.map(Size),
         memory_backing: memory_backing.map(|backing| match backing {
-            operate::MemoryBacking::Kernel => MemoryBacking::Kernel,
-            operate::MemoryBacking::Any => MemoryBacking::Any,
+            api::MemoryBacking::Kernel => MemoryBacking::Kernel,
+            api::MemoryBacking::Any => MemoryBacking::Any,
         }),
     }
 }

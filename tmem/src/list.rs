@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use tmem_base::Bytes;
-use tmem_control::{Client, stats::Domain};
+use tmem_control::{Client, api::Domain};
 
 use crate::reply::{self, Target, name_width, plain};
 

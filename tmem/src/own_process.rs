@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::RawDir;
 use rustix::process::{Resource, getrlimit};
-use tmem_control::stats::Process;
+use tmem_control::api::Process;
 
 /// Bytes read at a time.
 const CHUNK: usize = 16 << 10;

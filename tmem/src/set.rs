@@ -4,8 +4,7 @@ use std::process::ExitCode;
 
 use tmem_base::{Bytes, Size};
 use tmem_control::Client;
-use tmem_control::operate::{Change, Compression};
-use tmem_control::stats::Domain;
+use tmem_control::api::{Change, Compression, Domain};
 
 use crate::reply::{self, Target, plain};
 

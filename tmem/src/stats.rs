@@ -11,7 +11,7 @@ use crate::reply::{self, Target, plain};
 use tmem_base::Bytes;
 use tmem_control::{
     Client, ClientError, Stats,
-    stats::{Counters, Device, Domain, Histogram, Host, PAGE_SIZE, Service},
+    api::{Counters, Device, Domain, Histogram, Host, PAGE_SIZE, Service},
 };
 
 /// Arguments of `tmem stats`.
@@ -322,7 +322,7 @@ impl Display for Duration {
 mod tests {
     use std::collections::BTreeMap;
 
-    use tmem_control::stats::{Pool, PoolKind};
+    use tmem_control::api::{Pool, PoolKind};
 
     use super::*;
 

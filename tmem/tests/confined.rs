@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tmem_control::Client;
-use tmem_control::operate::{Change, NewGuest};
+use tmem_control::api::{Change, NewGuest};
 use tmem_protocol::{Op, Status};
 use tmem_testkit::corpus::page;
 use tmem_testkit::frontend::{TestGuest, eventually};
@@ -271,7 +271,7 @@ fn everything_works_confined_and_as_a_user_that_owns_nothing() {
         assert_eq!(new.load(group, 1), Ok(page(1)));
         let change = Change {
             limit: Some(Some(1 << 30)),
-            compression: Some(tmem_control::operate::Compression::Dense),
+            compression: Some(tmem_control::api::Compression::Dense),
             ..Change::default()
         };
         client.change(&name, &change).expect("changed");

@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use rustix::process::{Pid, Signal, kill_process};
 use service::{Serve, eventually};
 use tmem_control::Client;
-use tmem_control::operate::{MemoryBacking, NewGuest};
+use tmem_control::api::{MemoryBacking, NewGuest};
 use tmem_protocol::Status;
 use tmem_testkit::corpus::page;
 use tmem_testkit::frontend::{MEMORY, TestGuest, memfd};

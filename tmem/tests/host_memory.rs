@@ -10,8 +10,7 @@ use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 use service::{GUESTS, Serve, configuration, eventually};
-use tmem_control::operate::NewGuest;
-use tmem_control::stats::{Domain, Host};
+use tmem_control::api::{Domain, Host, NewGuest};
 use tmem_control::{Client, Stats};
 use tmem_protocol::{Event, Op, Pressure, Status};
 use tmem_testkit::corpus::page;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit, setrlimit};
 use service::{GUESTS, Serve, eventually};
-use tmem_control::operate::NewGuest;
+use tmem_control::api::NewGuest;
 use tmem_control::{Client, ClientError};
 use tmem_protocol::Status;
 use tmem_testkit::corpus::page;

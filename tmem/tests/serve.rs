@@ -324,7 +324,7 @@ fn an_operator_can_list_change_freeze_and_flush() {
 /// What a client over HTTP can get wrong about a new guest, and what it is told.
 #[test]
 fn a_new_guest_that_cannot_be_is_refused_with_the_right_status() {
-    use tmem_control::{ClientError, operate::NewGuest};
+    use tmem_control::{ClientError, api::NewGuest};
     let serve = Serve::start();
     let client = Client::new(serve.path("control"));
     let refused = |socket: &str, reserve, limit| {

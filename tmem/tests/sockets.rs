@@ -12,7 +12,7 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, getegid, geteuid, kill_process};
 use service::{Serve, command, configuration, eventually};
 use tmem_control::Client;
-use tmem_control::operate::NewGuest;
+use tmem_control::api::NewGuest;
 use tmem_protocol::Status;
 use tmem_testkit::corpus::page;
 use tmem_testkit::frontend::TestGuest;

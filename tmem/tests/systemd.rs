@@ -12,7 +12,7 @@ use rustix::process::{
     Pid, Signal, getegid, geteuid, kill_process, set_parent_process_death_signal,
 };
 use tmem_control::Client;
-use tmem_control::operate::NewGuest;
+use tmem_control::api::NewGuest;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use figures::{Figures, Room};
 use rustix::event::{EventfdFlags, eventfd};
 use tmem_base::Bytes;
-use tmem_control::stats::Host;
+use tmem_control::api::Host;
 use tmem_store::{Gate, Want};
 
 /// Part of what may be taken that is granted until the next measurement: others take memory too.

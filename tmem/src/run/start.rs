@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::fs::Mode;
 use tmem_base::socket::SocketFile;
-use tmem_control::stats::Service;
+use tmem_control::api::Service;
 use tmem_control::{Done, Live, Operation, Refused, Role, Server, Source, Stats};
 use tmem_device::{TmemConfig, TmemDevice};
 use tmem_serve::listen::{ListenError, listen_for};

@@ -5,9 +5,9 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tmem_control::api::{FrontEnd, NewGuest};
 use tmem_control::clients::Clients;
-use tmem_control::operate::{NewGuest, Passed};
-use tmem_control::stats::FrontEnd;
+use tmem_control::operation::Passed;
 use tmem_control::{Done, Live, Operation, Refused, Source, Stats};
 use tmem_serve::activation::{address, listener};
 use tmem_serve::listen::ListenError;

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tmem_control::operate::{self, Change};
+use tmem_control::api::{self, Change};
 use tmem_control::{Operation, Refused, Source};
 use tmem_serve::{Compression, Config, ConfigError, ConfigFile, GuestConfig};
 
@@ -180,8 +180,8 @@ fn change(old: &GuestConfig, new: &GuestConfig) -> Change {
         reserve: (old.reserve != new.reserve).then_some(new.reserve),
         limit: (old.limit != new.limit).then_some(new.limit),
         compression: (old.compression != new.compression).then_some(match new.compression {
-            Compression::Fast => operate::Compression::Fast,
-            Compression::Dense => operate::Compression::Dense,
+            Compression::Fast => api::Compression::Fast,
+            Compression::Dense => api::Compression::Dense,
         }),
         frozen: (old.frozen != new.frozen).then_some(new.frozen),
     }

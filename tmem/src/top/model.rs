@@ -4,7 +4,7 @@ use std::cmp::{Ordering, Reverse};
 
 use serde::Serialize;
 use tmem_control::Stats;
-use tmem_control::stats::{Counters, Domain, Histogram, PAGE_SIZE};
+use tmem_control::api::{Counters, Domain, Histogram, PAGE_SIZE};
 
 /// What the screen shows of one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -251,7 +251,7 @@ fn total(guests: &[Row], now: &Stats) -> Row {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use tmem_control::stats::Device;
+    use tmem_control::api::Device;
 
     use super::*;
 

@@ -1,4 +1,4 @@
-//! The reply of `GET /v1/stats`.
+//! Replies that show what there is: `GET /v1/stats`, `GET /v1/domains`, `GET /v1/freeable`.
 //!
 //! Sizes are bytes, unless the name says pages (of 4096 bytes) or nanoseconds. What counts events
 //! only grows while the thing it counts for exists, which for a domain are the pools it has; reading
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::operate::Compression;
+use super::guest::Compression;
 
 /// Size of a guest page in bytes.
 pub const PAGE_SIZE: u64 = 4096;
@@ -341,11 +341,20 @@ impl Histogram {
     }
 }
 
-/// Body of every reply with a status of 400 or more.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErrorReply {
-    /// What was wrong, for people.
-    pub error: String,
+/// Reply of `GET /v1/domains`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Domains {
+    /// The guests, in the order of their names.
+    pub domains: Vec<Domain>,
+}
+
+/// Reply of `GET /v1/freeable`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freeable {
+    /// Bytes held by ephemeral pages of all guests, which the host can have back at once.
+    pub freeable: u64,
+    /// The same for each guest.
+    pub domains: BTreeMap<String, u64>,
 }
 
 #[cfg(test)]

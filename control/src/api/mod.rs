@@ -1,0 +1,20 @@
+//! Bodies and replies of the HTTP API: plain types that serialize to the JSON of `docs/control-api.yaml`.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `stats` | replies that show what there is |
+//! | `change` | bodies of requests that change something, and their replies |
+//! | `guest` | the settings of a guest |
+//! | `number` | how numbers are read |
+
+mod change;
+mod guest;
+mod number;
+mod stats;
+
+pub use change::{Accepted, Change, ErrorReply, Flush, Flushed};
+pub use guest::{Compression, Dedup, MemoryBacking, NewGuest};
+pub use stats::{
+    Connections, Counters, Device, Domain, Domains, Freeable, FrontEnd, Histogram, Host, PAGE_SIZE,
+    Pool, PoolKind, Process, Service, Stats,
+};
