@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::{api::Connections, server::Role};
+use crate::{api::Connections, role::Role};
 
 /// What happened to a connection. The first is no end, all others are reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

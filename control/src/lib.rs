@@ -5,7 +5,9 @@
 //! | [`api`] | bodies and replies: plain types that serialize to the JSON of `docs/control-api.yaml` |
 //! | [`snapshot`] | the same types taken from a running store and its devices |
 //! | [`operation`] | what a client can have done, and why it is refused |
-//! | [`server`] | [`Server`]: one thread, bounded connections, deadlines; all rights, or to look only |
+//! | `role` | [`Role`]: what the clients of a socket may ask for |
+//! | `source` | [`Source`]: what a server reports on, and acts on |
+//! | [`server`] | [`Server`]: one thread, bounded connections, deadlines |
 //! | `workers` | threads for what takes its time |
 //! | [`clients`] | counts of connections and of what they came to |
 //! | `stream` | a connection that carries a descriptor beside its bytes |
@@ -21,16 +23,20 @@ pub mod client;
 pub mod clients;
 pub mod operation;
 pub mod prometheus;
+mod role;
 mod route;
 pub mod server;
 pub mod snapshot;
 mod socket;
+mod source;
 mod stream;
 mod workers;
 
 pub use api::Stats;
 pub use client::{Client, ClientError};
 pub use operation::{Done, Operation, Refused};
-pub use server::{MAX_OPERATIONS, Role, Server, Source};
+pub use role::Role;
+pub use server::{MAX_OPERATIONS, Server};
 pub use snapshot::Live;
 pub use socket::BindError;
+pub use source::Source;

@@ -37,12 +37,14 @@ use tokio::{
 };
 
 use crate::{
-    api::{Accepted, Domains, ErrorReply, Flush, Flushed, Freeable, NewGuest, Stats},
-    clients::{Clients, Outcome},
+    api::{Accepted, Domains, ErrorReply, Flush, Flushed, Freeable, NewGuest},
+    clients::Outcome,
     operation::{Done, Operation, Passed, Refused},
     prometheus::{self, Format},
+    role::Role,
     route::{self, Refusal, Request},
     socket::{self, BindError},
+    source::Source,
     stream::{self, Slot, Stream},
     workers::Workers,
 };
@@ -77,47 +79,6 @@ const OPERATION_THREADS: usize = 4;
 /// Rest after the system refused to accept (out of descriptors, out of memory), which it would
 /// refuse again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-
-/// What the clients of a socket may ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Everything.
-    Operator,
-    /// Figures. What changes something is refused.
-    Monitor,
-}
-
-impl Role {
-    /// Name of the thread that answers them; the kernel keeps 15 bytes.
-    fn thread(self) -> &'static str {
-        match self {
-            Self::Operator => "tmem-control",
-            Self::Monitor => "tmem-statistics",
-        }
-    }
-}
-
-/// What the server reports on.
-pub trait Source: Send + Sync + 'static {
-    /// Takes a snapshot. MUST NOT hold a lock that a guest's request waits on for longer than it
-    /// takes to copy a few counters.
-    fn stats(&self) -> Stats;
-
-    /// Does something. Changes nothing when it refuses. The same rule for locks. It may take its time: several
-    /// threads call it, and [`Self::stats`] meanwhile.
-    ///
-    /// # Errors
-    /// See [`Refused`].
-    fn operate(&self, operation: Operation) -> Result<Done, Refused> {
-        drop(operation);
-        Err(Refused::Unsupported("it has no page store"))
-    }
-
-    /// Where the servers of a process count their clients, if somebody wants to know.
-    fn clients(&self) -> Option<&Clients> {
-        None
-    }
-}
 
 /// A running server. Dropping it ends all connections, joins the thread and removes the socket. An operation that goes on
 /// is left alone.

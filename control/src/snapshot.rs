@@ -18,7 +18,7 @@ use crate::{
     api::{Compression, Counters, Device, Domain, Histogram, Pool, PoolKind, Stats},
     clients::Clients,
     operation::{Done, Operation, Refused},
-    server::Source,
+    source::Source,
 };
 
 /// Buckets of a device histogram that are reported each for itself: from 128 ns to 8.6 s. What lies
