@@ -1,6 +1,6 @@
 //! Every metric family that the page has.
 
-use super::{Metric, Value};
+use super::metric::{Metric, Value};
 
 const fn metric(
     name: &'static str,
