@@ -15,7 +15,7 @@ use tmem_base::name::is_guest_name;
 use tokio::{net::UnixStream, time};
 
 use crate::{
-    api::{Change, Domain, ErrorReply, Flush, Flushed, Freeable, NewGuest, Stats},
+    api::{Change, Domain, ErrorReply, Flush, Flushed, Freeable, GuestSpec, Stats},
     socket,
     stream::{Slot, Stream},
 };
@@ -152,7 +152,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn add_guest(&self, guest: &NewGuest) -> Result<Domain, ClientError> {
+    pub fn add_guest(&self, guest: &GuestSpec) -> Result<Domain, ClientError> {
         self.decode(&self.request(Method::POST, "/v1/guests", self.encode(guest)?)?)
     }
 
@@ -160,7 +160,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn add_guest_on(&self, guest: &NewGuest, socket: OwnedFd) -> Result<Domain, ClientError> {
+    pub fn add_guest_on(&self, guest: &GuestSpec, socket: OwnedFd) -> Result<Domain, ClientError> {
         let body = self.encode(guest)?;
         self.decode(&self.request_with(Method::POST, "/v1/guests", body, Some(socket))?)
     }

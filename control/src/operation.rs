@@ -7,7 +7,7 @@ use std::{
 
 use hyper::StatusCode;
 
-use crate::api::{Change, NewGuest};
+use crate::api::{Change, GuestSpec};
 
 /// A descriptor that came with a request. Nothing is known of it yet.
 #[derive(Clone, Debug)]
@@ -50,11 +50,11 @@ pub enum Operation {
         bytes: u64,
     },
     /// Begin to serve a guest.
-    AddGuest(NewGuest),
+    AddGuest(GuestSpec),
     /// Begin to serve a guest that connects to a socket that the client made.
     AddGuestOn {
         /// The guest, without a path.
-        guest: NewGuest,
+        guest: GuestSpec,
         /// The listening socket.
         socket: Passed,
     },

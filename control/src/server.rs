@@ -37,7 +37,7 @@ use tokio::{
 };
 
 use crate::{
-    api::{Accepted, Domains, ErrorReply, Flush, Flushed, Freeable, NewGuest},
+    api::{Accepted, Domains, ErrorReply, Flush, Flushed, Freeable, GuestSpec},
     clients::Outcome,
     operation::{Done, Operation, Passed, Refused},
     prometheus::{self, Format},
@@ -372,7 +372,7 @@ async fn answer(
             }
             Err(refusal) => refuse(refusal),
         },
-        Request::AddGuest => match decode::<NewGuest>(body).await {
+        Request::AddGuest => match decode::<GuestSpec>(body).await {
             Ok(guest) => {
                 let name = guest.name.clone();
                 match passed(slot.take(), &guest) {
@@ -399,7 +399,7 @@ async fn answer(
 }
 
 /// The socket that came with the request for a guest, which then must name no other.
-fn passed(came: stream::Passed, guest: &NewGuest) -> Result<Option<Passed>, &'static str> {
+fn passed(came: stream::Passed, guest: &GuestSpec) -> Result<Option<Passed>, &'static str> {
     match came {
         stream::Passed::Nothing if guest.socket.is_empty() => {
             Err("There is no socket: name the path of one to make, or pass one that listens")

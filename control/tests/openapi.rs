@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tmem_control::api::{
-    Change, Compression, Counters, Dedup, Device, Domain, Flush, Histogram, MemoryBacking,
-    NewGuest, Pool, Process, Service,
+    Change, Compression, Counters, Dedup, Device, Domain, Flush, GuestSpec, Histogram,
+    MemoryBacking, Pool, Process, Service,
 };
 use tmem_control::clients::Clients;
 use tmem_control::{Done, Operation, Refused, Role, Server, Source, Stats};
@@ -349,7 +349,7 @@ fn bodies_have_the_documented_fields_and_no_others() {
         compression: Some(Compression::Fast),
         frozen: Some(true),
     };
-    let guest = NewGuest {
+    let guest = GuestSpec {
         name: "a".into(),
         socket: "/a".into(),
         socket_mode: Some(0o660),
@@ -395,6 +395,6 @@ fn bodies_have_the_documented_fields_and_no_others() {
     // What is required by the server is by the document.
     let (_, required) = properties(&document, of("/v1/guests", "post"));
     assert_eq!(required, BTreeSet::from(["name"]));
-    assert!(serde_json::from_value::<NewGuest>(json!({"socket": "/a"})).is_err());
-    assert!(serde_json::from_value::<NewGuest>(json!({"name": "a"})).is_ok());
+    assert!(serde_json::from_value::<GuestSpec>(json!({"socket": "/a"})).is_err());
+    assert!(serde_json::from_value::<GuestSpec>(json!({"name": "a"})).is_ok());
 }

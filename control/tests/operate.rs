@@ -9,7 +9,7 @@ use std::{
 
 use tmem_control::{
     Client, ClientError, Done, Live, MAX_OPERATIONS, Operation, Refused, Server, Source, Stats,
-    api::{Change, Compression, Domain, NewGuest},
+    api::{Change, Compression, Domain, GuestSpec},
 };
 use tmem_store::{DomainConfig, ObjectId, PAGE_SIZE, PoolSpec, Store, StoreConfig};
 
@@ -131,9 +131,9 @@ fn a_flush_gives_back_what_was_freeable() {
 #[test]
 fn guests_are_not_for_a_process_that_runs_one() {
     let host = Host::new();
-    let guest = NewGuest {
+    let guest = GuestSpec {
         socket: "/run/vm1".into(),
-        ..NewGuest::default()
+        ..GuestSpec::default()
     };
     assert_eq!(status(host.client.add_guest(&guest)), 501);
     assert_eq!(status(host.client.remove_guest("vm1")), 501);
@@ -177,10 +177,10 @@ fn guests(dir: &Path) -> (Server, Client) {
 fn guests_are_added_and_removed() {
     let dir = tempfile::tempdir().expect("temporary folder");
     let (_server, client) = guests(dir.path());
-    let guest = NewGuest {
+    let guest = GuestSpec {
         name: "vm1".into(),
         socket: "/run/vm1".into(),
-        ..NewGuest::default()
+        ..GuestSpec::default()
     };
     assert_eq!(client.add_guest(&guest).expect("added").name, "vm1");
     assert_eq!(status(client.add_guest(&guest)), 409);

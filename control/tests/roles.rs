@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::{FdFlags, fcntl_getfd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use tmem_control::api::{Domain, NewGuest};
+use tmem_control::api::{Domain, GuestSpec};
 use tmem_control::clients::Clients;
 use tmem_control::{Client, Done, Operation, Refused, Role, Server, Source, Stats};
 
@@ -251,10 +251,10 @@ fn what_clients_come_to_is_counted_for_each_socket() {
 fn a_socket_that_is_passed_with_a_request_arrives_whole() {
     let both = Both::new(None);
     let listener = UnixListener::bind(both.path("vm1")).expect("binds");
-    let guest = NewGuest {
+    let guest = GuestSpec {
         name: "vm1".to_owned(),
         weight: Some(7),
-        ..NewGuest::default()
+        ..GuestSpec::default()
     };
     let client = Client::new(both.path("control"));
     client.add_guest_on(&guest, listener.into()).expect("added");

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use crate::config::ConfigError;
 use crate::keys::Value;
 use crate::regular;
 
@@ -14,6 +13,11 @@ pub(crate) const MODE: &str =
     "a mode in octal, from \"0600\" to \"0777\", that lets the owner read and write";
 /// What the key of a group takes.
 pub(crate) const GROUP: &str = "the name of a group in /etc/group, or its number";
+
+/// Not a mode, or not a group, and what it should be.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not {1}")]
+pub struct AccessError(String, &'static str);
 
 /// Mode and group of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,17 +47,17 @@ impl Access {
     /// Reads a mode of the command line.
     ///
     /// # Errors
-    /// [`ConfigError::Access`].
-    pub fn parse_mode(text: &str) -> Result<u32, ConfigError> {
-        mode(Value::Word(text)).ok_or_else(|| ConfigError::Access(text.to_owned(), MODE))
+    /// [`AccessError`].
+    pub fn parse_mode(text: &str) -> Result<u32, AccessError> {
+        mode(Value::Word(text)).ok_or_else(|| AccessError(text.to_owned(), MODE))
     }
 
     /// Reads a group of the command line.
     ///
     /// # Errors
-    /// [`ConfigError::Access`].
-    pub fn parse_group(text: &str) -> Result<u32, ConfigError> {
-        group(Value::Word(text)).ok_or_else(|| ConfigError::Access(text.to_owned(), GROUP))
+    /// [`AccessError`].
+    pub fn parse_group(text: &str) -> Result<u32, AccessError> {
+        group(Value::Word(text)).ok_or_else(|| AccessError(text.to_owned(), GROUP))
     }
 
     /// Whether a socket can have this mode: the owner can use it, and there are permission bits only.

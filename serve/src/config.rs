@@ -7,17 +7,16 @@ use std::time::Duration;
 use tmem_base::name::{MAX_GUEST_NAME, is_guest_name, is_name};
 use tmem_base::socket::MAX_PATH_BYTES;
 use tmem_base::{Size, SizeError};
+use tmem_control::api::{Compression, Dedup, GuestSpec, MAX_REQUEST_QUEUES, MemoryBacking};
 
-use crate::access::Access;
+use crate::access::{Access, AccessError};
 
 mod file;
 
-pub use file::GUEST_KEYS;
+pub use file::{parse_guest, parse_guest_on};
 
 /// Most guests of one service.
 pub const MAX_GUESTS: usize = 100;
-/// Most request queues of one guest.
-pub const MAX_REQUEST_QUEUES: u16 = 64;
 /// Most memory of one guest, in bytes. What is mapped takes address space of the process, and [`MAX_GUESTS`] guests of
 /// this size still fit.
 pub const MAX_GUEST_BYTES: u64 = 1 << 40;
@@ -83,49 +82,13 @@ pub struct GuestConfig {
     pub memory_backing: MemoryBacking,
 }
 
-/// What may be behind the memory of a front end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum MemoryBacking {
-    /// The kernel alone: memfd, tmpfs, hugetlbfs.
-    #[default]
-    Kernel,
-    /// Anything that can be mapped. Whoever answers for its pages, a disk, a server or a process, can stop the service.
-    Any,
-}
-
-/// How hard the pages of a guest are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Compression {
-    /// Once, when they are stored.
-    #[default]
-    Fast,
-    /// Again, and denser, when nobody has used them for a while.
-    Dense,
-}
-
-/// When the pools of a guest keep one copy of pages with the same bytes. Within a share group, the choice
-/// of the member that joined first holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Dedup {
-    /// Always in shared pools, and never in private ones.
-    #[default]
-    Auto,
-    /// Never.
-    Off,
-    /// Always.
-    On,
-    /// While it pays.
-    Adaptive,
-}
-
-impl From<Dedup> for tmem_store::Dedup {
-    fn from(dedup: Dedup) -> Self {
-        match dedup {
-            Dedup::Auto => Self::Default,
-            Dedup::Off => Self::Off,
-            Dedup::On => Self::On,
-            Dedup::Adaptive => Self::Adaptive,
-        }
+/// The same for the store, of which the control API knows nothing.
+pub(crate) fn store_dedup(dedup: Dedup) -> tmem_store::Dedup {
+    match dedup {
+        Dedup::Auto => tmem_store::Dedup::default(),
+        Dedup::Off => tmem_store::Dedup::Off,
+        Dedup::On => tmem_store::Dedup::On,
+        Dedup::Adaptive => tmem_store::Dedup::Adaptive,
     }
 }
 
@@ -153,8 +116,8 @@ pub enum ConfigError {
     #[error(transparent)]
     Size(#[from] SizeError),
     /// Not a mode, or not a group.
-    #[error("{0:?} is not {1}")]
-    Access(String, &'static str),
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// A `--guest` is not a list of `key=value`.
     #[error("Guest {0:?}: {1}")]
     GuestFlag(String, String),
@@ -214,46 +177,7 @@ pub struct ConfigFile {
     /// [`Config::mlock`]; not when absent.
     pub mlock: Option<bool>,
     /// [`Config::guests`].
-    pub guests: Vec<GuestFile>,
-}
-
-/// One `[[guest]]` of the file, or one `--guest`, before it is checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuestFile {
-    /// [`GuestConfig::name`].
-    pub name: String,
-    /// [`GuestConfig::socket`].
-    pub socket: PathBuf,
-    /// [`Access::mode`] of [`GuestConfig::access`]; 0600 when absent, or 0660 with a group.
-    pub socket_mode: Option<u32>,
-    /// [`Access::group`] of it; that of the process when absent.
-    pub socket_group: Option<u32>,
-    /// [`GuestConfig::reserve`]; 0 when absent.
-    pub reserve: Option<Size>,
-    /// [`GuestConfig::limit`].
-    pub limit: Option<Size>,
-    /// [`GuestConfig::weight`]; 100 when absent.
-    pub weight: Option<u32>,
-    /// [`GuestConfig::swap`]; 0 when absent.
-    pub swap: Option<Size>,
-    /// [`GuestConfig::queues`]; 4 when absent.
-    pub queues: Option<u16>,
-    /// [`GuestConfig::keep`] in seconds; 0 when absent.
-    pub keep_seconds: Option<u32>,
-    /// [`GuestConfig::groups`]; none when absent.
-    pub groups: Vec<String>,
-    /// [`GuestConfig::compression`]; fast when absent.
-    pub compression: Option<Compression>,
-    /// [`GuestConfig::dedup`]; auto when absent.
-    pub dedup: Option<Dedup>,
-    /// [`GuestConfig::frozen`]; not when absent.
-    pub frozen: Option<bool>,
-    /// [`GuestConfig::memory`].
-    pub memory: Option<Size>,
-    /// [`GuestConfig::first_touch`].
-    pub first_touch: Option<Size>,
-    /// [`GuestConfig::memory_backing`]; the kernel when absent.
-    pub memory_backing: Option<MemoryBacking>,
+    pub guests: Vec<GuestSpec>,
 }
 
 impl TryFrom<ConfigFile> for Config {
@@ -306,31 +230,31 @@ impl TryFrom<ConfigFile> for Config {
     }
 }
 
-impl TryFrom<GuestFile> for GuestConfig {
+impl TryFrom<GuestSpec> for GuestConfig {
     type Error = ConfigError;
 
-    fn try_from(file: GuestFile) -> Result<Self, ConfigError> {
-        if !is_guest_name(&file.name) {
-            return Err(ConfigError::Name(file.name));
+    fn try_from(spec: GuestSpec) -> Result<Self, ConfigError> {
+        if !is_guest_name(&spec.name) {
+            return Err(ConfigError::Name(spec.name));
         }
-        check_socket(&file.socket)?;
+        check_socket(Path::new(&spec.socket))?;
         let config = Self {
-            reserve: file.reserve.map_or(0, |size| size.0),
-            limit: file.limit.map(|size| size.0),
-            weight: file.weight.unwrap_or(100),
-            swap: file.swap.map_or(0, |size| size.0),
-            queues: file.queues.unwrap_or(4),
-            keep: Duration::from_secs(file.keep_seconds.unwrap_or(0).into()),
-            groups: file.groups,
-            compression: file.compression.unwrap_or_default(),
-            dedup: file.dedup.unwrap_or_default(),
-            frozen: file.frozen.unwrap_or(false),
-            access: Access::new(file.socket_mode, file.socket_group),
-            memory: file.memory.map(|size| size.0),
-            first_touch: file.first_touch.map(|size| size.0),
-            memory_backing: file.memory_backing.unwrap_or_default(),
-            name: file.name,
-            socket: file.socket,
+            reserve: spec.reserve.unwrap_or(0),
+            limit: spec.limit,
+            weight: spec.weight.unwrap_or(100),
+            swap: spec.swap.unwrap_or(0),
+            queues: spec.queues.unwrap_or(4),
+            keep: Duration::from_secs(spec.keep_seconds.unwrap_or(0).into()),
+            groups: spec.groups,
+            compression: spec.compression.unwrap_or_default(),
+            dedup: spec.dedup.unwrap_or_default(),
+            frozen: spec.frozen.unwrap_or(false),
+            access: Access::new(spec.socket_mode, spec.socket_group),
+            memory: spec.memory,
+            first_touch: spec.first_touch,
+            memory_backing: spec.memory_backing.unwrap_or_default(),
+            name: spec.name,
+            socket: spec.socket.into(),
         };
         let what = if !Access::is_mode(config.access.mode) {
             "the mode of its socket is not 0600 to 0777"
@@ -338,7 +262,7 @@ impl TryFrom<GuestFile> for GuestConfig {
             "the group of its socket has a number that no group has"
         } else if config.weight == 0 {
             "weight is 0; the least is 1"
-        } else if config.queues == 0 || config.queues > MAX_REQUEST_QUEUES {
+        } else if config.queues == 0 || u32::from(config.queues) > MAX_REQUEST_QUEUES {
             "queues is not 1 to 64"
         } else if config.limit == Some(0) {
             "limit is 0; leave it out for no limit"

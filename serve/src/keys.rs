@@ -37,7 +37,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    fn integer(self) -> Option<u64> {
+    pub(crate) fn integer(self) -> Option<u64> {
         match self {
             Self::Word(text) => text.parse().ok(),
             Self::Toml(value) => {
@@ -115,42 +115,43 @@ impl fmt::Display for Value<'_> {
 /// The keys of one table.
 pub(crate) struct Keys<'a> {
     /// Where the table is.
-    at: usize,
-    values: Vec<(&'a str, Value<'a>, usize)>,
+    pub(crate) at: usize,
+    /// Key, value and where the key is.
+    pub(crate) values: Vec<(&'a str, Value<'a>, usize)>,
 }
 
 impl<'a> Keys<'a> {
-    /// Of a table of the file, in which only `known` keys may be.
-    pub(crate) fn of_table(at: usize, table: &'a DeTable<'a>, known: &[&str]) -> Result<Self, Bad> {
+    /// Of a table of the file.
+    pub(crate) fn of_table(at: usize, table: &'a DeTable<'a>) -> Self {
         let place = |key: &Spanned<_>| key.span().start;
         let values = table.iter().map(|(key, value)| {
             let value = (Value::Toml(value.get_ref()), place(key));
             (key.get_ref().as_ref(), value.0, value.1)
         });
-        Self::new(at, values.collect(), known)
+        Self {
+            at,
+            values: values.collect(),
+        }
     }
 
     /// Of a flag.
-    pub(crate) fn of_words(words: Vec<(&'a str, &'a str)>, known: &[&str]) -> Result<Self, Bad> {
+    pub(crate) fn of_words(words: Vec<(&'a str, &'a str)>) -> Self {
         let values = words
             .into_iter()
             .map(|(key, word)| (key, Value::Word(word), 0));
-        Self::new(0, values.collect(), known)
+        Self {
+            at: 0,
+            values: values.collect(),
+        }
     }
 
-    fn new(
-        at: usize,
-        values: Vec<(&'a str, Value<'a>, usize)>,
-        known: &[&str],
-    ) -> Result<Self, Bad> {
-        match values.iter().find(|(key, ..)| !known.contains(key)) {
-            None => Ok(Self { at, values }),
+    /// Refuses keys that are not `known`.
+    pub(crate) fn only(&self, known: &[&str]) -> Result<(), Bad> {
+        match self.values.iter().find(|(key, ..)| !known.contains(key)) {
+            None => Ok(()),
             Some((key, _, at)) => Err(Bad {
                 at: *at,
-                what: format!(
-                    "There is no key {key:?}, expected one of `{}`",
-                    known.join("`, `")
-                ),
+                what: unknown(key, known),
             }),
         }
     }
@@ -165,34 +166,24 @@ impl<'a> Keys<'a> {
         let Some((_, value, at)) = self.values.iter().find(|(name, ..)| *name == key) else {
             return Ok(None);
         };
-        let bad = || Bad {
-            at: *at,
-            what: format!("{key} is {value}; it takes {takes}"),
-        };
-        read(*value).map(Some).ok_or_else(bad)
+        read(*value)
+            .map(Some)
+            .ok_or_else(|| refused(key, *value, *at, takes))
     }
+}
 
-    /// The value of a key that may not.
-    pub(crate) fn required<T>(
-        &self,
-        key: &str,
-        takes: &str,
-        read: impl FnOnce(Value<'a>) -> Option<T>,
-    ) -> Result<T, Bad> {
-        let missing = || Bad {
-            at: self.at,
-            what: format!("{key} is missing; it takes {takes}"),
-        };
-        self.get(key, takes, read)?.ok_or_else(missing)
-    }
+/// A key that there is not.
+pub(crate) fn unknown(key: &str, known: &[&str]) -> String {
+    format!(
+        "There is no key {key:?}, expected one of `{}`",
+        known.join("`, `")
+    )
+}
 
-    /// As [`Self::get`], for an integer.
-    pub(crate) fn number<T: TryFrom<u64> + PartialOrd + fmt::Display>(
-        &self,
-        key: &str,
-        range: RangeInclusive<T>,
-    ) -> Result<Option<T>, Bad> {
-        let takes = format!("a number from {} to {}", range.start(), range.end());
-        self.get(key, &takes, |value| value.number(&range))
+/// A value that its key does not take.
+pub(crate) fn refused(key: &str, value: Value<'_>, at: usize, takes: &str) -> Bad {
+    Bad {
+        at,
+        what: format!("{key} is {value}; it takes {takes}"),
     }
 }

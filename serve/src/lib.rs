@@ -6,6 +6,7 @@
 //! | [`activation`] | sockets that systemd made |
 //! | [`config`] | what the operator asks for, checked |
 //! | `keys` | keys and values of a configuration, read one by one |
+//! | `spec` | the settings of a guest, read from such keys |
 //! | `regular` | reads small files, and nothing that is no file |
 //! | [`service`] | the store and its guests: adding, removing, reporting |
 //! | `guest` | one guest: domain, device, thread; what happens between two connections |
@@ -41,12 +42,10 @@ pub mod service;
 mod session;
 mod sigbus;
 pub mod signals;
+mod spec;
 
 pub use access::Access;
-pub use config::{
-    Compression, Config, ConfigError, ConfigFile, Dedup, GUEST_KEYS, GuestConfig, GuestFile,
-    MemoryBacking,
-};
+pub use config::{Config, ConfigError, ConfigFile, GuestConfig, parse_guest, parse_guest_on};
 pub use memory::MemoryReport;
 pub use service::{GuestReport, Service, StartError};
 pub use session::SPIN;

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
 use tmem_base::socket::SocketFile;
+use tmem_control::api::Compression;
 use tmem_device::TmemDevice;
 use tmem_device::tmem::MetricsSnapshot;
 use tmem_store::{Domain, DomainConfig, Gate, Store, StoreConfig};
 
 use crate::activation;
-use crate::config::{Compression, Config, GuestConfig, MAX_GUESTS};
+use crate::config::{Config, GuestConfig, MAX_GUESTS};
 use crate::guest::{Guest, MAX_POOLS};
 use crate::listen::{ListenError, listen};
 use crate::memory::MemoryReport;

@@ -274,7 +274,7 @@ fn a_guest_that_is_removed_while_its_pool_is_kept_leaves_nothing() {
         assert!(host.service.store().domain("a").is_none());
         // Its name begins anew.
         let again = format!("name=a,socket={}", host.socket("a").display());
-        let again: tmem_serve::GuestFile = again.parse().expect("a guest");
+        let again = tmem_serve::parse_guest(&again).expect("a guest");
         let again = tmem_serve::GuestConfig::try_from(again).expect("valid");
         host.service.add_guest(again).expect("added");
         assert_eq!(host.pages("a"), 0);
@@ -303,7 +303,7 @@ fn guests_that_could_take_each_others_descriptors_are_refused() {
     setrlimit(Resource::Nofile, small).expect("is set");
     let host = Host::new(&["a"], "");
     let more = format!("name=b,socket={},queues=64", host.socket("b").display());
-    let more: tmem_serve::GuestFile = more.parse().expect("a guest");
+    let more = tmem_serve::parse_guest(&more).expect("a guest");
     let more = tmem_serve::GuestConfig::try_from(more).expect("valid");
     let error = host.service.add_guest(more).expect_err("does not fit");
     assert!(

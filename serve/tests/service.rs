@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use host::{Host, has_thread};
 use tmem_protocol::{Op, Status};
-use tmem_serve::GuestFile;
+use tmem_serve::parse_guest;
 use tmem_testkit::corpus::page;
 use tmem_testkit::frontend::{TestGuest, eventually};
 use vhost::vhost_user::VhostUserFrontend;
@@ -439,7 +439,7 @@ fn guests_come_and_go_while_others_work() {
         for round in 0..5 {
             let socket = host.socket("new");
             let config = format!("name=new,socket={}", socket.display());
-            let config: GuestFile = config.parse().expect("a guest");
+            let config = parse_guest(&config).expect("a guest");
             let config = tmem_serve::GuestConfig::try_from(config).expect("valid");
             host.service.add_guest(config.clone()).expect("added");
             assert!(host.service.add_guest(config).is_err(), "only once");

@@ -4,10 +4,10 @@ use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
 use tmem_control::Client;
-use tmem_control::api::NewGuest;
-use tmem_serve::{ConfigError, GuestConfig, GuestFile, activation};
+use tmem_control::api::GuestSpec;
+use tmem_serve::{GuestConfig, activation, parse_guest, parse_guest_on};
 
-use crate::guest_keys::{KEYS, request};
+use crate::guest_keys::KEYS;
 use crate::reply::{self, Target};
 
 /// Arguments of `tmem guest`.
@@ -63,7 +63,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
                 None => client.add_guest(&guest),
                 Some(socket) => {
                     // Its path is known to who has it.
-                    let guest = NewGuest {
+                    let guest = GuestSpec {
                         socket: String::new(),
                         ..guest
                     };
@@ -81,13 +81,13 @@ pub(crate) fn main(args: Args) -> ExitCode {
     }
 }
 
-fn new_guest(text: &str, socket: Option<&UnixListener>) -> Result<NewGuest, String> {
-    let file = match socket.map(activation::address) {
-        None => text.parse(),
-        Some(path) => GuestFile::on_socket(text, &path.to_string_lossy()),
+fn new_guest(text: &str, socket: Option<&UnixListener>) -> Result<GuestSpec, String> {
+    let guest = match socket.map(activation::address) {
+        None => parse_guest(text),
+        Some(path) => parse_guest_on(text, &path.to_string_lossy()),
     };
-    let file = file.map_err(|error: ConfigError| format!("{error}"))?;
-    let checked = GuestConfig::try_from(file.clone()).map_err(|error| format!("{error}"))?;
+    let guest = guest.map_err(|error| error.to_string())?;
+    let checked = GuestConfig::try_from(guest.clone()).map_err(|error| error.to_string())?;
     // Relative to where this command runs, not to where the service does.
     let socket = std::path::absolute(&checked.socket)
         .map_err(|error| format!("Cannot find {}: {error}", checked.socket.display()))?;
@@ -95,5 +95,5 @@ fn new_guest(text: &str, socket: Option<&UnixListener>) -> Result<NewGuest, Stri
         .into_os_string()
         .into_string()
         .map_err(|_| "The path of the socket is not UTF-8".to_owned())?;
-    Ok(request(file, socket))
+    Ok(GuestSpec { socket, ..guest })
 }

@@ -1,144 +1,69 @@
-//! The keys of a guest: as words of a command, and as the fields of a request to add one. Both directions take every key by its
-//! name, so a key that is new in the configuration does not compile until a request has it, too.
-
-use tmem_base::Size;
-use tmem_control::api::{self, NewGuest};
-use tmem_serve::{Compression, Dedup, GuestFile, MemoryBacking};
+//! The keys of a guest as words of a command.
 
 /// What follows `--guest`, and `tmem guest add`.
 pub(crate) const KEYS: &str = "name=NAME,socket=PATH[,socket-mode=OCTAL][,socket-group=GROUP][,reserve=SIZE][,limit=SIZE][,weight=N][,swap=SIZE][,queues=N][,keep-seconds=N][,group=NAME]...[,compression=fast|dense][,dedup=auto|off|on|adaptive][,frozen=true][,memory=SIZE][,first-touch=SIZE][,memory-backing=kernel|any]";
 
-/// The request for a guest, whose socket is at `socket`.
-pub(crate) fn request(guest: GuestFile, socket: String) -> NewGuest {
-    let GuestFile {
-        name,
-        socket: _,
-        socket_mode,
-        socket_group,
-        reserve,
-        limit,
-        weight,
-        swap,
-        queues,
-        keep_seconds,
-        groups,
-        compression,
-        dedup,
-        frozen,
-        memory,
-        first_touch,
-        memory_backing,
-    } = guest;
-    let bytes = |size: Option<Size>| size.map(|size| size.0);
-    NewGuest {
-        name,
-        socket,
-        socket_mode,
-        socket_group,
-        reserve: bytes(reserve),
-        limit: bytes(limit),
-        weight,
-        swap: bytes(swap),
-        queues,
-        keep_seconds,
-        groups,
-        compression: compression.map(|compression| match compression {
-            Compression::Fast => api::Compression::Fast,
-            Compression::Dense => api::Compression::Dense,
-        }),
-        dedup: dedup.map(|dedup| match dedup {
-            Dedup::Auto => api::Dedup::Auto,
-            Dedup::Off => api::Dedup::Off,
-            Dedup::On => api::Dedup::On,
-            Dedup::Adaptive => api::Dedup::Adaptive,
-        }),
-        frozen,
-        memory: bytes(memory),
-        first_touch: bytes(first_touch),
-        memory_backing: memory_backing.map(|backing| match backing {
-            MemoryBacking::Kernel => api::MemoryBacking::Kernel,
-            MemoryBacking::Any => api::MemoryBacking::Any,
-        }),
-    }
-}
-
-/// The guest of a request. Nothing is checked yet.
-pub(crate) fn requested(guest: NewGuest) -> GuestFile {
-    let NewGuest {
-        name,
-        socket,
-        socket_mode,
-        socket_group,
-        reserve,
-        limit,
-        weight,
-        swap,
-        queues,
-        keep_seconds,
-        groups,
-        compression,
-        dedup,
-        frozen,
-        memory,
-        first_touch,
-        memory_backing,
-    } = guest;
-    GuestFile {
-        name,
-        socket: socket.into(),
-        socket_mode,
-        socket_group,
-        reserve: reserve.map(Size),
-        limit: limit.map(Size),
-        weight,
-        swap: swap.map(Size),
-        queues,
-        keep_seconds,
-        groups,
-        compression: compression.map(|compression| match compression {
-            api::Compression::Fast => Compression::Fast,
-            api::Compression::Dense => Compression::Dense,
-        }),
-        dedup: dedup.map(|dedup| match dedup {
-            api::Dedup::Auto => Dedup::Auto,
-            api::Dedup::Off => Dedup::Off,
-            api::Dedup::On => Dedup::On,
-            api::Dedup::Adaptive => Dedup::Adaptive,
-        }),
-        frozen,
-        memory: memory.map(Size),
-        first_touch: first_touch.map(Size),
-        memory_backing: memory_backing.map(|backing| match backing {
-            api::MemoryBacking::Kernel => MemoryBacking::Kernel,
-            api::MemoryBacking::Any => MemoryBacking::Any,
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tmem_serve::GUEST_KEYS;
+    use tmem_control::api::GuestSpec;
+    use tmem_serve::parse_guest;
 
     use super::*;
+
+    /// Every key, as a refusal lists them.
+    fn keys() -> Vec<String> {
+        let error = parse_guest("name=a,socket=/a,nonsense=1").expect_err("no such key");
+        let text = error.to_string();
+        let (_, keys) = text.split_once("expected").expect("a list");
+        keys.split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    }
 
     #[test]
     fn a_request_has_every_key_and_gives_back_what_was_asked_for() {
         let words = "name=vm1,socket=/run/a,socket-mode=0640,socket-group=7,reserve=1M,limit=2M,weight=3,swap=4M,queues=5,keep-seconds=6,group=web,compression=dense,dedup=adaptive,frozen=true,memory=7M,first-touch=8M,memory-backing=any";
-        let guest: GuestFile = words.parse().expect("valid");
-        let asked = request(guest.clone(), "/run/a".to_owned());
-        let sent = serde_json::to_value(&asked).expect("JSON");
-        for key in GUEST_KEYS {
+        let guest = parse_guest(words).expect("valid");
+        let sent = serde_json::to_value(&guest).expect("JSON");
+        assert_eq!(keys().len(), 17);
+        for key in keys() {
             let field = key.replace('-', "_");
             assert!(sent.get(&field).is_some(), "{key}: {sent}");
         }
-        let came = serde_json::from_value(sent).expect("a request");
-        assert_eq!(requested(came), guest);
+        let came: GuestSpec = serde_json::from_value(sent).expect("a request");
+        assert_eq!(came, guest);
+    }
+
+    #[test]
+    fn a_client_cannot_write_numbers_as_an_operator_does() {
+        for body in [
+            r#"{"name":"a","reserve":"512M"}"#,
+            r#"{"name":"a","reserve":"5"}"#,
+            r#"{"name":"a","reserve":null}"#,
+            r#"{"name":"a","weight":"3"}"#,
+            r#"{"name":"a","socket_mode":432}"#,
+            r#"{"name":"a","socket_mode":"0o660"}"#,
+            r#"{"name":"a","socket_group":"root"}"#,
+            r#"{"name":"a","socket-group":0}"#,
+        ] {
+            assert!(serde_json::from_str::<GuestSpec>(body).is_err(), "{body}");
+        }
+        let body =
+            r#"{"name":"a","reserve":5e3,"weight":3.0,"socket_mode":"660","socket_group":0}"#;
+        let guest: GuestSpec = serde_json::from_str(body).expect("a guest");
+        assert_eq!((guest.reserve, guest.weight), (Some(5000), Some(3)));
+        assert_eq!(
+            (guest.socket_mode, guest.socket_group),
+            (Some(0o660), Some(0))
+        );
     }
 
     #[test]
     fn the_help_names_every_key() {
-        for key in GUEST_KEYS {
-            let word = match *key {
+        for key in keys() {
+            let word = match key.as_str() {
                 "groups" => "group=".to_owned(),
                 key => format!("{key}="),
             };

@@ -16,7 +16,7 @@ use tmem_control::{Role, Server, Source};
 use tmem_serve::activation::{Sockets, address};
 use tmem_serve::listen::listen_for;
 use tmem_serve::seccomp::{Thread, confine, confine_or_abort, prepare};
-use tmem_serve::{Access, Config, ConfigError, ConfigFile, GuestFile, Service};
+use tmem_serve::{Access, Config, ConfigError, ConfigFile, Service, parse_guest};
 
 use crate::guest_keys::KEYS;
 use crate::host_memory::figures::Figures;
@@ -108,7 +108,7 @@ impl TryFrom<Args> for Config {
                 guests: args
                     .guest
                     .iter()
-                    .map(|text| text.parse::<GuestFile>())
+                    .map(|text| parse_guest(text))
                     .collect::<Result<_, _>>()?,
             },
         };

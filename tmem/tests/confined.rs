@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tmem_control::Client;
-use tmem_control::api::{Change, NewGuest};
+use tmem_control::api::{Change, GuestSpec};
 use tmem_protocol::{Op, Status};
 use tmem_testkit::corpus::page;
 use tmem_testkit::frontend::{TestGuest, eventually};
@@ -258,11 +258,11 @@ fn everything_works_confined_and_as_a_user_that_owns_nothing() {
     let client = serve.client();
     for round in 0..12 {
         let name = format!("new{round}");
-        let guest = NewGuest {
+        let guest = GuestSpec {
             name: name.clone(),
             socket: serve.path(&name).display().to_string(),
             groups: vec!["web".to_owned()],
-            ..NewGuest::default()
+            ..GuestSpec::default()
         };
         client.add_guest(&guest).expect("added");
         let mut new = TestGuest::boot(&serve.path(&name));
@@ -335,10 +335,10 @@ fn a_signal_may_hit_any_thread() {
     .filter(|kind| *kind != "tmem-prefault" || has_prefault())
     {
         let mut serve = Serve::start(&names(&["vm1"], ""));
-        let guest = NewGuest {
+        let guest = GuestSpec {
             name: "vm2".to_owned(),
             socket: serve.path("vm2").display().to_string(),
-            ..NewGuest::default()
+            ..GuestSpec::default()
         };
         serve.client().add_guest(&guest).expect("added");
         let _guest = TestGuest::boot(&serve.path("vm1"));

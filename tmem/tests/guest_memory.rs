@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use rustix::process::{Pid, Signal, kill_process};
 use service::{Serve, eventually};
 use tmem_control::Client;
-use tmem_control::api::{MemoryBacking, NewGuest};
+use tmem_control::api::{GuestSpec, MemoryBacking};
 use tmem_protocol::Status;
 use tmem_testkit::corpus::page;
 use tmem_testkit::frontend::{MEMORY, TestGuest, memfd};
@@ -43,12 +43,12 @@ fn a_guest_that_is_added_is_bound_by_the_memory_that_it_was_given() {
 
     // By the interface behind the command as well; and what is left out is as it always was.
     let client = Client::new(serve.path("control"));
-    let guest = |name: &str| NewGuest {
+    let guest = |name: &str| GuestSpec {
         name: name.to_owned(),
         socket: serve.path(name).display().to_string(),
-        ..NewGuest::default()
+        ..GuestSpec::default()
     };
-    let any = NewGuest {
+    let any = GuestSpec {
         memory_backing: Some(MemoryBacking::Any),
         ..guest("any")
     };

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 use service::{GUESTS, Serve, configuration, eventually};
-use tmem_control::api::{Domain, Host, NewGuest};
+use tmem_control::api::{Domain, GuestSpec, Host};
 use tmem_control::{Client, Stats};
 use tmem_protocol::{Event, Op, Pressure, Status};
 use tmem_testkit::corpus::page;
@@ -359,11 +359,11 @@ fn a_reserve_is_taken_at_the_start_and_one_that_the_host_does_not_have_ends_it_w
     keeps(&mut guest, pool, &pages);
     assert!(stats(&serve).used <= 80 * MIB);
     // A guest that comes later has its reserve a moment later.
-    let added = NewGuest {
+    let added = GuestSpec {
         name: "c".to_owned(),
         socket: serve.path("c").display().to_string(),
         reserve: Some(16 * MIB),
-        ..NewGuest::default()
+        ..GuestSpec::default()
     };
     Client::new(serve.path("control"))
         .add_guest(&added)
@@ -398,11 +398,11 @@ fn what_guests_are_promised_beyond_the_host_is_said_at_the_start_and_when_a_gues
         "{}",
         serve.log()
     );
-    let added = NewGuest {
+    let added = GuestSpec {
         name: "c".to_owned(),
         socket: serve.path("c").display().to_string(),
         reserve: Some(90 << 40),
-        ..NewGuest::default()
+        ..GuestSpec::default()
     };
     Client::new(serve.path("control"))
         .add_guest(&added)

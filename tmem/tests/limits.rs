@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit, setrlimit};
 use service::{GUESTS, Serve, eventually};
-use tmem_control::api::NewGuest;
+use tmem_control::api::GuestSpec;
 use tmem_control::{Client, ClientError};
 use tmem_protocol::Status;
 use tmem_testkit::corpus::page;
@@ -273,10 +273,10 @@ fn a_guest_for_which_there_is_no_thread_is_refused_and_the_others_go_on() {
     let pool = guest.create_pool();
     let client = Client::new(serve.path("control"));
     let add = |name: &str| {
-        client.add_guest(&NewGuest {
+        client.add_guest(&GuestSpec {
             name: name.to_owned(),
             socket: serve.path(name).display().to_string(),
-            ..NewGuest::default()
+            ..GuestSpec::default()
         })
     };
     let names = ["c", "d", "e", "f", "g", "h", "i", "j"];
@@ -327,7 +327,7 @@ fn a_service_for_which_there_are_too_few_threads_says_so_and_ends_or_starts() {
         let said = std::fs::read_to_string(dir.path().join("log")).expect("is there");
         let Some(end) = end else {
             // All that it has to do later, it can.
-            let changed = client.add_guest(&NewGuest::default());
+            let changed = client.add_guest(&GuestSpec::default());
             assert!(matches!(changed, Err(ClientError::Refused { .. })));
             child.kill().expect("is running");
             child.wait().expect("ends");

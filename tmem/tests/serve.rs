@@ -324,16 +324,16 @@ fn an_operator_can_list_change_freeze_and_flush() {
 /// What a client over HTTP can get wrong about a new guest, and what it is told.
 #[test]
 fn a_new_guest_that_cannot_be_is_refused_with_the_right_status() {
-    use tmem_control::{ClientError, api::NewGuest};
+    use tmem_control::{ClientError, api::GuestSpec};
     let serve = Serve::start();
     let client = Client::new(serve.path("control"));
     let refused = |socket: &str, reserve, limit| {
-        let guest = NewGuest {
+        let guest = GuestSpec {
             name: "vm2".into(),
             socket: socket.into(),
             reserve,
             limit,
-            ..NewGuest::default()
+            ..GuestSpec::default()
         };
         match client.add_guest(&guest) {
             Err(ClientError::Refused { status, .. }) => status.as_u16(),

@@ -12,7 +12,7 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, getegid, geteuid, kill_process};
 use service::{Serve, command, configuration, eventually};
 use tmem_control::Client;
-use tmem_control::api::NewGuest;
+use tmem_control::api::GuestSpec;
 use tmem_protocol::Status;
 use tmem_testkit::corpus::page;
 use tmem_testkit::frontend::TestGuest;
@@ -24,10 +24,10 @@ const MONITORS: u32 = 4242;
 
 const STATISTICS: &str = "statistics = 'DIR/stats'\nstatistics-mode = '0640'\n";
 
-fn guest(name: &str) -> NewGuest {
-    NewGuest {
+fn guest(name: &str) -> GuestSpec {
+    GuestSpec {
         name: name.to_owned(),
-        ..NewGuest::default()
+        ..GuestSpec::default()
     }
 }
 
@@ -335,7 +335,7 @@ fn what_is_passed_and_is_no_socket_of_a_guest_is_refused_and_closed() {
     }
     // Neither one that has a path beside it, nor none at all.
     let listener = || OwnedFd::from(UnixListener::bind(serve.path("l")).expect("binds"));
-    let two = NewGuest {
+    let two = GuestSpec {
         socket: serve.path("x").display().to_string(),
         ..guest("vm2")
     };

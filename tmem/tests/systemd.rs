@@ -12,7 +12,7 @@ use rustix::process::{
     Pid, Signal, getegid, geteuid, kill_process, set_parent_process_death_signal,
 };
 use tmem_control::Client;
-use tmem_control::api::NewGuest;
+use tmem_control::api::GuestSpec;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -248,9 +248,9 @@ fn a_control_socket_is_no_socket_of_a_guest() {
     let serve = manager.started(&[manager.guest("vm1")], passed);
     assert_eq!(manager.message(), "READY=1\n");
     let client = Client::new(manager.path("control"));
-    let guest = NewGuest {
+    let guest = GuestSpec {
         name: "vm2".to_owned(),
-        ..NewGuest::default()
+        ..GuestSpec::default()
     };
     for (socket, part) in [
         (control, "its operator"),
@@ -437,7 +437,7 @@ fn the_filter_of_the_unit_allows_all_that_the_service_does() {
     is_served(manager.path("vm2.own"));
     let client = Client::new(manager.path("control"));
     let added = manager.path("vm3");
-    let guest = NewGuest {
+    let guest = GuestSpec {
         name: "vm3".to_owned(),
         socket: added.display().to_string(),
         // Another than that of a new file, where the test may choose.
@@ -446,14 +446,14 @@ fn the_filter_of_the_unit_allows_all_that_the_service_does() {
         } else {
             getegid().as_raw()
         }),
-        ..NewGuest::default()
+        ..GuestSpec::default()
     };
     client.add_guest(&guest).expect("is added");
     is_served(added);
     client.remove_guest("vm3").expect("is removed");
-    let guest = NewGuest {
+    let guest = GuestSpec {
         name: "vm4".to_owned(),
-        ..NewGuest::default()
+        ..GuestSpec::default()
     };
     let passed = manager.listener("vm4");
     client.add_guest_on(&guest, passed).expect("is added");

@@ -5,15 +5,17 @@
 //! | `stats` | replies that show what there is |
 //! | `change` | bodies of requests that change something, and their replies |
 //! | `guest` | the settings of a guest |
-//! | `number` | how numbers are read |
+//! | [`notation`] | how the settings of a guest are read, from JSON and as an operator writes them |
+//! | `number` | whole numbers of JSON |
 
 mod change;
 mod guest;
+pub mod notation;
 mod number;
 mod stats;
 
 pub use change::{Accepted, Change, ErrorReply, Flush, Flushed};
-pub use guest::{Compression, Dedup, MemoryBacking, NewGuest};
+pub use guest::{Compression, Dedup, GuestSpec, MAX_REQUEST_QUEUES, MemoryBacking};
 pub use stats::{
     Connections, Counters, Device, Domain, Domains, Freeable, FrontEnd, Histogram, Host, PAGE_SIZE,
     Pool, PoolKind, Process, Service, Stats,

@@ -56,8 +56,7 @@ fn file_and_flags_give_the_same() {
         reserve_populate: Some(true),
         mlock: Some(true),
         guests: vec![
-            "name=vm1,socket=/run/tmem/vm1.sock,socket-mode=0640,socket-group=0,reserve=256M,limit=1G,weight=200,swap=1G,queues=2,keep-seconds=30,group=web,compression=dense,group=db,dedup=off,frozen=true,memory=8G,first-touch=64M,memory-backing=any"
-                .parse()
+            parse_guest("name=vm1,socket=/run/tmem/vm1.sock,socket-mode=0640,socket-group=0,reserve=256M,limit=1G,weight=200,swap=1G,queues=2,keep-seconds=30,group=web,compression=dense,group=db,dedup=off,frozen=true,memory=8G,first-touch=64M,memory-backing=any")
                 .expect("a guest"),
         ],
     })
@@ -105,7 +104,7 @@ fn the_manual_has_every_key_and_no_other() {
     let service = known_keys(&refusal("memory = 1\nnonsense = 1"));
     assert!(service.contains("memory"), "{service:?}");
     assert_eq!(keys_of(".SH KEYS OF THE SERVICE"), service);
-    let guest = "name=a,socket=/a,nonsense=1".parse::<GuestFile>();
+    let guest = parse_guest("name=a,socket=/a,nonsense=1");
     let guest = known_keys(&guest.expect_err("no such key").to_string());
     assert!(guest.contains("keep-seconds"), "{guest:?}");
     assert_eq!(keys_of(".SH KEYS OF A GUEST"), guest);
@@ -259,7 +258,7 @@ fn bad_guest_flags_are_named() {
         ("name=a,socket=/a,compression=most", "most"),
         ("name", "key=value"),
     ] {
-        let error = flag.parse::<GuestFile>().expect_err(flag).to_string();
+        let error = parse_guest(flag).expect_err(flag).to_string();
         assert!(error.contains(part) && !error.contains('\n'), "{error}");
     }
 }
@@ -275,8 +274,8 @@ fn a_mode_that_is_not_written_in_octal_is_refused() {
 
 #[test]
 fn a_guest_on_a_socket_that_is_there_names_no_other() {
-    let guest = GuestFile::on_socket("name=a,weight=7", "/run/a,b").expect("valid");
+    let guest = parse_guest_on("name=a,weight=7", "/run/a,b").expect("valid");
     assert_eq!((guest.socket, guest.weight), ("/run/a,b".into(), Some(7)));
-    let error = GuestFile::on_socket("name=a,socket=/b", "/a").expect_err("two");
+    let error = parse_guest_on("name=a,socket=/b", "/a").expect_err("two");
     assert!(error.to_string().contains("twice"), "{error}");
 }

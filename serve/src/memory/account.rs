@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tmem_control::api::MemoryBacking;
 use tmem_store::{Gate, Want};
 
-use crate::config::{GuestConfig, MAX_GUEST_BYTES, MemoryBacking};
+use crate::config::{GuestConfig, MAX_GUEST_BYTES};
 use crate::link::Link;
 use crate::sigbus;
 

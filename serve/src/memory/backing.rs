@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
-
-use crate::config::MemoryBacking;
+use tmem_control::api::MemoryBacking;
 
 /// `HUGETLBFS_MAGIC` of <linux/magic.h>.
 const HUGETLBFS: u64 = 0x9584_58f6;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use tmem_protocol::Status;
-use tmem_serve::{Config, ConfigFile, GuestFile, MemoryReport, Service};
+use tmem_serve::{Config, ConfigFile, MemoryReport, Service, parse_guest};
 use tmem_store::Gate;
 
 use tmem_testkit::corpus::page;
@@ -45,9 +45,8 @@ impl Host {
         let dir = tempfile::tempdir().expect("temporary folder");
         let guests = guests.iter().map(|(name, more)| {
             let socket = dir.path().join(name);
-            format!("name={name},socket={}{more}", socket.display())
-                .parse::<GuestFile>()
-                .expect("a guest")
+            let guest = format!("name={name},socket={}{more}", socket.display());
+            parse_guest(&guest).expect("a guest")
         });
         let config = ConfigFile {
             memory: Some(memory.parse().expect("a size")),

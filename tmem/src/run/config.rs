@@ -116,10 +116,12 @@ impl TryFrom<Args> for Config {
         }
         let access = |option, value: Option<String>, parse: fn(&str) -> Result<u32, _>| {
             let parsed = value.as_deref().map(parse).transpose();
-            parsed.map_err(|error: tmem_serve::ConfigError| ConfigError::Access {
-                option,
-                why: error.to_string(),
-            })
+            parsed.map_err(
+                |error: tmem_serve::access::AccessError| ConfigError::Access {
+                    option,
+                    why: error.to_string(),
+                },
+            )
         };
         let mode = access("statistics-mode", args.statistics_mode, Access::parse_mode)?;
         let group = access(

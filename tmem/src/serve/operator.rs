@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tmem_control::api::{FrontEnd, NewGuest};
+use tmem_control::api::{FrontEnd, GuestSpec};
 use tmem_control::clients::Clients;
 use tmem_control::operation::Passed;
 use tmem_control::{Done, Live, Operation, Refused, Source, Stats};
@@ -13,7 +13,6 @@ use tmem_serve::activation::{address, listener};
 use tmem_serve::listen::ListenError;
 use tmem_serve::{ConfigError, GuestConfig, Service, StartError};
 
-use crate::guest_keys::requested;
 use crate::host_memory::HostMemory;
 use crate::own_process::OwnProcess;
 use crate::run::one_line;
@@ -70,7 +69,7 @@ impl Operator {
         }
     }
 
-    fn add(&self, guest: NewGuest, made: Option<UnixListener>) -> Result<Done, Refused> {
+    fn add(&self, guest: GuestSpec, made: Option<UnixListener>) -> Result<Done, Refused> {
         // A relative one would be found from where the service runs, which the client cannot know.
         if made.is_none() && !guest.socket.starts_with('/') || guest.socket.contains('\0') {
             return Err(Refused::Invalid(
@@ -87,7 +86,7 @@ impl Operator {
                 "The reserve is larger than the limit".to_owned(),
             ));
         }
-        let config = GuestConfig::try_from(requested(guest))
+        let config = GuestConfig::try_from(guest)
             .map_err(|error: ConfigError| Refused::Invalid(one_line(&error)))?;
         match made {
             None => self.add_guest(config)?,
@@ -97,7 +96,7 @@ impl Operator {
     }
 
     /// Adds a guest that connects to a socket that the client made.
-    fn add_on(&self, guest: NewGuest, socket: Passed) -> Result<Done, Refused> {
+    fn add_on(&self, guest: GuestSpec, socket: Passed) -> Result<Done, Refused> {
         let listener = socket.into_owned().and_then(listener).ok_or_else(|| {
             Refused::Conflict("What was passed is not a listening unix stream socket".to_owned())
         })?;
@@ -112,7 +111,7 @@ impl Operator {
             .into_os_string()
             .into_string()
             .map_err(|_| Refused::Conflict("The path of the socket is not UTF-8".to_owned()))?;
-        self.add(NewGuest { socket, ..guest }, Some(listener))
+        self.add(GuestSpec { socket, ..guest }, Some(listener))
     }
 
     fn add_guest_on(&self, config: GuestConfig, listener: UnixListener) -> Result<(), Refused> {

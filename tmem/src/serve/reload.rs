@@ -6,9 +6,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tmem_control::api::{self, Change};
+use tmem_control::api::Change;
 use tmem_control::{Operation, Refused, Source};
-use tmem_serve::{Compression, Config, ConfigError, ConfigFile, GuestConfig};
+use tmem_serve::{Config, ConfigError, ConfigFile, GuestConfig};
 
 use super::operator::Operator;
 use crate::host_memory::HostMemory;
@@ -179,10 +179,7 @@ fn change(old: &GuestConfig, new: &GuestConfig) -> Change {
         weight: (old.weight != new.weight).then_some(new.weight),
         reserve: (old.reserve != new.reserve).then_some(new.reserve),
         limit: (old.limit != new.limit).then_some(new.limit),
-        compression: (old.compression != new.compression).then_some(match new.compression {
-            Compression::Fast => api::Compression::Fast,
-            Compression::Dense => api::Compression::Dense,
-        }),
+        compression: (old.compression != new.compression).then_some(new.compression),
         frozen: (old.frozen != new.frozen).then_some(new.frozen),
     }
 }
