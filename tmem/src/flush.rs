@@ -7,7 +7,7 @@ use tmem_base::{Bytes, Size};
 use tmem_control::Client;
 use tmem_control::api::Flushed;
 
-use crate::reply::{self, Target, name_width, plain};
+use crate::client::{self, Target, name_width, plain};
 
 /// Arguments of `tmem flush`.
 #[derive(clap::Args)]
@@ -30,18 +30,18 @@ pub(crate) struct FreeableArgs {
 pub(crate) fn flush(args: FlushArgs) -> ExitCode {
     let Size(bytes) = match args.size.parse() {
         Ok(size) => size,
-        Err(error) => return reply::usage(&format!("{error}")),
+        Err(error) => return client::usage(&format!("{error}")),
     };
     let reply = Client::new(args.target.control).flush(&args.name, bytes);
     let reply = reply.map(|flushed| Flushed { flushed });
-    reply::finish(args.target.json, reply, |reply| {
+    client::finish(args.target.json, reply, |reply| {
         format!("{} freed\n", Bytes(reply.flushed))
     })
 }
 
 pub(crate) fn freeable(args: FreeableArgs) -> ExitCode {
     let reply = Client::new(args.target.control).freeable();
-    reply::finish(args.target.json, reply, |reply| {
+    client::finish(args.target.json, reply, |reply| {
         let names: Vec<String> = reply.domains.keys().map(|name| plain(name)).collect();
         let width = name_width(&names);
         let mut text = format!("{:<width$}  {:>11}\n", "NAME", "FREEABLE");

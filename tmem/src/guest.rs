@@ -7,8 +7,8 @@ use tmem_control::Client;
 use tmem_control::api::GuestSpec;
 use tmem_serve::{GuestConfig, activation, parse_guest, parse_guest_on};
 
+use crate::client::{self, Target};
 use crate::guest_keys::KEYS;
-use crate::reply::{self, Target};
 
 /// Arguments of `tmem guest`.
 #[derive(clap::Args)]
@@ -51,11 +51,11 @@ pub(crate) fn main(args: Args) -> ExitCode {
             let socket = socket_fd.map(activation::inherited).transpose();
             let socket = match socket {
                 Ok(socket) => socket,
-                Err(error) => return reply::usage(&error.to_string()),
+                Err(error) => return client::usage(&error.to_string()),
             };
             let guest = match new_guest(&guest, socket.as_ref()) {
                 Ok(guest) => guest,
-                Err(message) => return reply::usage(&message),
+                Err(message) => return client::usage(&message),
             };
             let path = guest.socket.clone();
             let client = Client::new(target.control);
@@ -70,13 +70,17 @@ pub(crate) fn main(args: Args) -> ExitCode {
                     client.add_guest_on(&guest, socket.into())
                 }
             };
-            reply::finish(target.json, reply, |domain| {
-                format!("{}: {}\n", reply::plain(&domain.name), reply::plain(&path))
+            client::finish(target.json, reply, |domain| {
+                format!(
+                    "{}: {}\n",
+                    client::plain(&domain.name),
+                    client::plain(&path)
+                )
             })
         }
         Action::Remove { name, target } => {
             let reply = Client::new(target.control).remove_guest(&name);
-            reply::finish(target.json, reply, |()| format!("{name}: removed\n"))
+            client::finish(target.json, reply, |()| format!("{name}: removed\n"))
         }
     }
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+mod client;
 mod flush;
 mod guest;
 mod guest_keys;
@@ -15,12 +16,12 @@ mod limits;
 mod list;
 mod logger;
 mod own_process;
-mod reply;
 mod run;
 mod serve;
 mod set;
 mod stats;
 mod top;
+mod units;
 
 #[derive(Parser)]
 #[command(name = "tmem", version, about = "Transcendent memory for KVM guests")]

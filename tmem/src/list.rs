@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use tmem_base::Bytes;
 use tmem_control::{Client, api::Domain};
 
-use crate::reply::{self, Target, name_width, plain};
+use crate::client::{self, Target, name_width, plain};
 
 /// Arguments of `tmem list`.
 #[derive(clap::Args)]
@@ -18,7 +18,7 @@ pub(crate) struct Args {
 
 pub(crate) fn main(args: Args) -> ExitCode {
     let Target { control, json } = args.target;
-    reply::finish(json, list(control), |domains| table(domains))
+    client::finish(json, list(control), |domains| table(domains))
 }
 
 fn list(control: PathBuf) -> Result<Vec<Domain>, tmem_control::ClientError> {

@@ -3,11 +3,10 @@
 mod config;
 mod start;
 
-use std::error::Error;
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use tmem_base::error::one_line;
 use tmem_vmm::{ExitReason, VmError, signal_name};
 
 pub(crate) use config::Config;
@@ -162,17 +161,6 @@ fn how_it_ended(reason: ExitReason) -> String {
         }
         other => format!("The guest ended otherwise: {other:?}"),
     }
-}
-
-/// An error and its causes.
-pub(crate) fn one_line(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(line, ": {error}");
-        cause = error.source();
-    }
-    line.replace('\n', " ")
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use tmem_base::{Bytes, Size};
 use tmem_control::Client;
 use tmem_control::api::{Change, Compression, Domain};
 
-use crate::reply::{self, Target, plain};
+use crate::client::{self, Target, plain};
 
 /// Arguments of `tmem set`.
 #[derive(clap::Args)]
@@ -32,7 +32,7 @@ pub(crate) struct NameArgs {
 pub(crate) fn set(args: SetArgs) -> ExitCode {
     match parse(&args.changes) {
         Ok(change) => apply(&args.name, &change, args.target),
-        Err(message) => reply::usage(&message),
+        Err(message) => client::usage(&message),
     }
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn freeze(args: NameArgs, frozen: bool) -> ExitCode {
 
 fn apply(name: &str, change: &Change, target: Target) -> ExitCode {
     let reply = Client::new(target.control).change(name, change);
-    reply::finish(target.json, reply, summary)
+    client::finish(target.json, reply, summary)
 }
 
 fn summary(domain: &Domain) -> String {

@@ -1,18 +1,18 @@
 //! `tmem stats`: what a running tmem holds and has done, for people or as JSON.
 
 use std::{
-    error::Error,
     fmt::{self, Display, Write as _},
-    io::{self, Write as _},
     process::ExitCode,
 };
 
-use crate::reply::{self, Target, plain};
 use tmem_base::Bytes;
 use tmem_control::{
-    Client, ClientError, Stats,
+    Client, Stats,
     api::{Counters, Device, Domain, Histogram, Host, PAGE_SIZE, Service},
 };
+
+use crate::client::{self, Target, plain};
+use crate::units::{Duration, Nanoseconds};
 
 /// Arguments of `tmem stats`.
 #[derive(clap::Args)]
@@ -23,47 +23,9 @@ pub(crate) struct Args {
 
 pub(crate) fn main(args: Args) -> ExitCode {
     let Target { control, json } = args.target;
-    reply::finish(json, Client::new(control).stats(), |stats| {
+    client::finish(json, Client::new(control).stats(), |stats| {
         Report(stats).to_string()
     })
-}
-
-pub(crate) fn print(text: &str) -> Result<(), String> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(format!("Cannot write to standard output: {error}"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The error with its causes and, where there is one, the next thing to try. One line.
-pub(crate) fn explain(error: &ClientError) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(message, ": {error}");
-        cause = error.source();
-    }
-    plain(&message) + hint(error)
-}
-
-fn hint(error: &ClientError) -> &'static str {
-    match error {
-        ClientError::NoSocket(_) => "; is tmem running, and was it started with --control?",
-        ClientError::NobodyListens(_) => "; the tmem that made it is gone, remove the file",
-        ClientError::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-            "; it belongs to the user who started tmem"
-        }
-        ClientError::TimedOut(_) => "; is the process stopped, or the path not a tmem socket?",
-        ClientError::Http { .. } | ClientError::Decode { .. } => {
-            "; is it a tmem socket, and of this version?"
-        }
-        ClientError::Refused { status, .. } if status.as_u16() == 404 => {
-            "; tmem list shows the guests"
-        }
-        _ => "",
-    }
 }
 
 /// The reply for people.
@@ -292,32 +254,6 @@ impl Display for Latency<'_> {
     }
 }
 
-struct Nanoseconds(f64);
-
-impl Display for Nanoseconds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            ns if ns < 1e3 => write!(f, "{ns:.0} ns"),
-            ns if ns < 1e6 => write!(f, "{:.1} us", ns / 1e3),
-            ns if ns < 1e9 => write!(f, "{:.1} ms", ns / 1e6),
-            ns => write!(f, "{:.1} s", ns / 1e9),
-        }
-    }
-}
-
-/// Seconds, minutes or hours.
-pub(crate) struct Duration(pub(crate) f64);
-
-impl Display for Duration {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            s if s < 120.0 => write!(f, "{s:.0} s"),
-            s if s < 7200.0 => write!(f, "{:.0} min", s / 60.0),
-            s => write!(f, "{:.1} h", s / 3600.0),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -435,17 +371,5 @@ guest
             "{report}"
         );
         assert!(report.contains("3 pages of host memory were"), "{report}");
-    }
-
-    #[test]
-    fn missing_socket_is_one_line_that_says_what_to_do() {
-        let error = Client::new("/nowhere/at/all")
-            .stats()
-            .expect_err("no socket");
-        let message = explain(&error);
-        assert_eq!(
-            message,
-            "There is no control socket /nowhere/at/all; is tmem running, and was it started with --control?"
-        );
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tmem_base::error::one_line;
 use tmem_control::api::{FrontEnd, GuestSpec};
 use tmem_control::clients::Clients;
 use tmem_control::operation::Passed;
@@ -15,7 +16,6 @@ use tmem_serve::{ConfigError, GuestConfig, Service, StartError};
 
 use crate::host_memory::HostMemory;
 use crate::own_process::OwnProcess;
-use crate::run::one_line;
 
 /// A service and its figures.
 pub(super) struct Operator {

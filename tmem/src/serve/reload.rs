@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tmem_base::error::one_line;
 use tmem_control::api::Change;
 use tmem_control::{Operation, Refused, Source};
 use tmem_serve::{Config, ConfigError, ConfigFile, GuestConfig};
@@ -13,7 +14,6 @@ use tmem_serve::{Config, ConfigError, ConfigFile, GuestConfig};
 use super::operator::Operator;
 use crate::host_memory::HostMemory;
 use crate::logger::NOTICE;
-use crate::run::one_line;
 
 /// The file, and what of it is in effect.
 pub(super) struct Reload {

@@ -1,7 +1,7 @@
 //! The columns of the table of guests: which there are, and which fit.
 
 use super::model::{Row, Sort};
-use crate::reply::plain;
+use crate::client::plain;
 
 /// Spaces between columns.
 pub(crate) const GAP: u16 = 1;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tmem_control::{Client, ClientError};
 
-use crate::reply::{self, Target};
+use crate::client::{self, Target};
 use model::{Model, Sort};
 use view::View;
 
@@ -60,7 +60,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
     };
     if !args.once {
         if args.target.json {
-            return reply::usage("--json is for --once");
+            return client::usage("--json is for --once");
         }
         return terminal::run(client, args.interval, view);
     }
@@ -68,7 +68,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
         model.sort(args.sort, false);
         model
     });
-    reply::finish(args.target.json, reply, |model| {
+    client::finish(args.target.json, reply, |model| {
         view.show(model.clone());
         let width = std::env::var("COLUMNS").ok();
         let width = width.and_then(|columns| columns.parse().ok());

@@ -12,7 +12,7 @@ use tmem_control::{Client, Stats};
 
 use super::model::{Model, Sort};
 use super::view::View;
-use crate::stats::explain;
+use crate::client::explain;
 
 /// What the drawing thread waits for.
 enum Happened {
@@ -51,7 +51,7 @@ impl Drop for Screen {
 /// Shows the screen until a key or a signal ends it.
 pub(super) fn run(client: Client, interval: Duration, view: View) -> ExitCode {
     if !io::stdout().is_terminal() {
-        return crate::reply::usage("Standard output is not a terminal; use tmem top --once");
+        return crate::client::usage("Standard output is not a terminal; use tmem top --once");
     }
     match live(client, interval, view) {
         // As a shell has it.

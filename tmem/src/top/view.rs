@@ -9,8 +9,8 @@ use tmem_base::Bytes;
 
 use super::column::{Column, GAP};
 use super::model::{Model, Sort};
-use crate::reply::plain;
-use crate::stats::Duration;
+use crate::client::plain;
+use crate::units::Duration;
 
 /// Longest budget bar.
 const BAR: usize = 40;

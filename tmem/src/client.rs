@@ -1,12 +1,12 @@
-//! What the subcommands that ask a running tmem have in common.
+//! What the subcommands have in common that ask a running tmem: whom to ask, and how to print a reply or an error.
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
+use tmem_base::error::one_line;
 use tmem_control::ClientError;
-
-use crate::stats::{explain, print};
 
 /// Exit code for arguments that cannot be meant.
 const USAGE: u8 = 2;
@@ -70,4 +70,55 @@ pub(crate) fn name_width(names: &[String]) -> usize {
 pub(crate) fn usage(message: &str) -> ExitCode {
     eprintln!("tmem: {message}");
     ExitCode::from(USAGE)
+}
+
+fn print(text: &str) -> Result<(), String> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("Cannot write to standard output: {error}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The error with its causes and, where there is one, the next thing to try. One line.
+pub(crate) fn explain(error: &ClientError) -> String {
+    plain(&one_line(error)) + hint(error)
+}
+
+fn hint(error: &ClientError) -> &'static str {
+    match error {
+        ClientError::NoSocket(_) => "; is tmem running, and was it started with --control?",
+        ClientError::NobodyListens(_) => "; the tmem that made it is gone, remove the file",
+        ClientError::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            "; it belongs to the user who started tmem"
+        }
+        ClientError::TimedOut(_) => "; is the process stopped, or the path not a tmem socket?",
+        ClientError::Http { .. } | ClientError::Decode { .. } => {
+            "; is it a tmem socket, and of this version?"
+        }
+        ClientError::Refused { status, .. } if status.as_u16() == 404 => {
+            "; tmem list shows the guests"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tmem_control::Client;
+
+    use super::*;
+
+    #[test]
+    fn missing_socket_is_one_line_that_says_what_to_do() {
+        let error = Client::new("/nowhere/at/all")
+            .stats()
+            .expect_err("no socket");
+        let message = explain(&error);
+        assert_eq!(
+            message,
+            "There is no control socket /nowhere/at/all; is tmem running, and was it started with --control?"
+        );
+    }
 }
