@@ -1,4 +1,4 @@
-//! `tmem`: transcendent memory for KVM guests. Each subcommand is a module of its own.
+//! `tmem`: transcendent memory for KVM guests. Each subcommand is a file of `cmd`.
 //!
 //! A library so that the man pages and completions are made from the same definition of the command
 //! line (`examples/documents.rs`); the binary only calls [`main`].
@@ -8,20 +8,15 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 mod client;
-mod flush;
-mod guest;
+mod cmd;
 mod guest_keys;
 mod host_memory;
 mod limits;
-mod list;
 mod logger;
 mod own_process;
-mod run;
-mod serve;
-mod set;
-mod stats;
-mod top;
 mod units;
+
+use cmd::{flush, freeable, freeze, guest, list, run, serve, set, stats, thaw, top};
 
 #[derive(Parser)]
 #[command(name = "tmem", version, about = "Transcendent memory for KVM guests")]
@@ -43,15 +38,15 @@ enum Command {
     /// List the guests.
     List(list::Args),
     /// Change what a guest may have.
-    Set(set::SetArgs),
+    Set(set::Args),
     /// Refuse new pages of a guest.
-    Freeze(set::NameArgs),
+    Freeze(freeze::Args),
     /// Accept new pages of a guest again.
-    Thaw(set::NameArgs),
+    Thaw(thaw::Args),
     /// Free memory that holds a guest's ephemeral pages.
-    Flush(flush::FlushArgs),
+    Flush(flush::Args),
     /// Show how much memory `flush` can free.
-    Freeable(flush::FreeableArgs),
+    Freeable(freeable::Args),
     /// Add and remove guests of a running service.
     Guest(guest::Args),
 }
@@ -69,11 +64,11 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::main(args),
         Command::Top(args) => top::main(args),
         Command::List(args) => list::main(args),
-        Command::Set(args) => set::set(args),
-        Command::Freeze(args) => set::freeze(args, true),
-        Command::Thaw(args) => set::freeze(args, false),
-        Command::Flush(args) => flush::flush(args),
-        Command::Freeable(args) => flush::freeable(args),
+        Command::Set(args) => set::main(args),
+        Command::Freeze(args) => freeze::main(args),
+        Command::Thaw(args) => thaw::main(args),
+        Command::Flush(args) => flush::main(args),
+        Command::Freeable(args) => freeable::main(args),
         Command::Guest(args) => guest::main(args),
     }
 }

@@ -1,16 +1,16 @@
-//! `tmem set`, `tmem freeze`, `tmem thaw`: change what a guest may have.
+//! `tmem set`: changes what a guest may have.
 
 use std::process::ExitCode;
 
-use tmem_base::{Bytes, Size};
-use tmem_control::Client;
-use tmem_control::api::{Change, Compression, Domain};
+use tmem_base::Size;
+use tmem_control::api::{Change, Compression};
 
-use crate::client::{self, Target, plain};
+use super::change::apply;
+use crate::client::{self, Target};
 
 /// Arguments of `tmem set`.
 #[derive(clap::Args)]
-pub(crate) struct SetArgs {
+pub(crate) struct Args {
     /// Name of the guest
     name: String,
     /// What to change: weight=N, reserve=SIZE, limit=SIZE, limit=none, compression=fast, compression=dense
@@ -20,47 +20,11 @@ pub(crate) struct SetArgs {
     target: Target,
 }
 
-/// Arguments of `tmem freeze` and `tmem thaw`.
-#[derive(clap::Args)]
-pub(crate) struct NameArgs {
-    /// Name of the guest
-    name: String,
-    #[command(flatten)]
-    target: Target,
-}
-
-pub(crate) fn set(args: SetArgs) -> ExitCode {
+pub(crate) fn main(args: Args) -> ExitCode {
     match parse(&args.changes) {
         Ok(change) => apply(&args.name, &change, args.target),
         Err(message) => client::usage(&message),
     }
-}
-
-pub(crate) fn freeze(args: NameArgs, frozen: bool) -> ExitCode {
-    let change = Change {
-        frozen: Some(frozen),
-        ..Change::default()
-    };
-    apply(&args.name, &change, args.target)
-}
-
-fn apply(name: &str, change: &Change, target: Target) -> ExitCode {
-    let reply = Client::new(target.control).change(name, change);
-    client::finish(target.json, reply, summary)
-}
-
-fn summary(domain: &Domain) -> String {
-    let limit = domain
-        .limit
-        .map_or("none".to_owned(), |limit| Bytes(limit).to_string());
-    let frozen = if domain.frozen { ", frozen" } else { "" };
-    format!(
-        "{}: weight {}, reserve {}, limit {limit}, compression {}{frozen}\n",
-        plain(&domain.name),
-        domain.weight,
-        Bytes(domain.reserve),
-        domain.compression.as_str()
-    )
 }
 
 fn parse(changes: &[String]) -> Result<Change, String> {

@@ -7,7 +7,7 @@ use tmem_base::{Size, SizeError};
 use tmem_serve::Access;
 use tmem_vmm::{ConsoleConfig, MAX_CPUS, MAX_DEVICES, MAX_MEMORY, MIN_CONSOLE_LIMIT, MIN_MEMORY};
 
-use super::Args;
+use super::args::Args;
 
 const PAGE: u64 = 4096;
 /// Console file and its predecessor, unless the user says how much they may have.

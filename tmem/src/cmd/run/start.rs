@@ -19,7 +19,7 @@ use tmem_vmm::virtio::tmem::Tmem;
 use tmem_vmm::virtio::vhost_user::{Timeouts, VhostUser};
 use tmem_vmm::{Signals, Vm, VmConfig};
 
-use super::Config;
+use super::config::Config;
 use crate::host_memory::figures::Figures;
 use crate::host_memory::{HostMemory, Relief};
 
@@ -88,7 +88,7 @@ pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
     drop(server);
     drop(monitor);
     drop(figures_file);
-    super::end(reason)
+    super::end::end(reason)
 }
 
 /// The socket for figures, with the mode that was asked for whatever the umask: while there is one thread only.
@@ -97,7 +97,7 @@ fn figures_socket(config: &Config) -> Result<Option<(UnixListener, SocketFile)>,
         return Ok(None);
     };
     let umask = rustix::process::umask(Mode::empty());
-    let socket = listen_for(path, config.statistics_access, crate::serve::BACKLOG);
+    let socket = listen_for(path, config.statistics_access, crate::cmd::serve::BACKLOG);
     rustix::process::umask(umask);
     socket.map(Some)
 }
