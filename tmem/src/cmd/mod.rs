@@ -9,6 +9,7 @@ pub(crate) mod list;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod set;
+mod statistics;
 pub(crate) mod stats;
 pub(crate) mod thaw;
 pub(crate) mod top;

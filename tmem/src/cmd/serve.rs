@@ -17,8 +17,9 @@ use tmem_control::{Role, Server, Source};
 use tmem_serve::activation::{Sockets, address};
 use tmem_serve::listen::listen_for;
 use tmem_serve::seccomp::{Thread, confine, confine_or_abort, prepare};
-use tmem_serve::{Access, Config, ConfigError, ConfigFile, Service, parse_guest};
+use tmem_serve::{Config, ConfigError, ConfigFile, Service, parse_guest};
 
+use super::statistics::{BACKLOG, Statistics};
 use crate::guest_keys::KEYS;
 use crate::host_memory::figures::Figures;
 use crate::host_memory::{HostMemory, Relief};
@@ -33,8 +34,6 @@ mod watchdog;
 
 /// Exit code for arguments that cannot be meant.
 const USAGE: u8 = 2;
-/// Connections to the statistics socket that wait while all slots of its server are taken.
-pub(crate) const BACKLOG: i32 = 64;
 
 /// How long an end waits for a thread of the lowest priority, which is not to take the memory down.
 const EXIT_PATIENCE: Duration = Duration::from_millis(500);
@@ -51,15 +50,8 @@ pub(crate) struct Args {
     /// Unix socket to make for the control plane
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
-    /// Unix socket to make that shows all figures and changes nothing
-    #[arg(long, value_name = "SOCKET")]
-    statistics: Option<PathBuf>,
-    /// Its permission bits; 0600 when left out, or 0660 with a group
-    #[arg(long, value_name = "OCTAL", requires = "statistics")]
-    statistics_mode: Option<String>,
-    /// Its group, by name or number
-    #[arg(long, value_name = "GROUP", requires = "statistics")]
-    statistics_group: Option<String>,
+    #[command(flatten)]
+    statistics: Statistics,
     /// Memory of the host that is left alone: pages that would need it are refused. Without it, a 32nd part of what there is,
     /// but 8M to 512M
     #[arg(long, value_name = "SIZE")]
@@ -87,17 +79,9 @@ impl TryFrom<Args> for Config {
             None => ConfigFile {
                 memory: args.memory.as_deref().map(str::parse::<Size>).transpose()?,
                 control: args.control,
-                statistics: args.statistics,
-                statistics_mode: args
-                    .statistics_mode
-                    .as_deref()
-                    .map(Access::parse_mode)
-                    .transpose()?,
-                statistics_group: args
-                    .statistics_group
-                    .as_deref()
-                    .map(Access::parse_group)
-                    .transpose()?,
+                statistics_mode: args.statistics.mode()?,
+                statistics_group: args.statistics.group()?,
+                statistics: args.statistics.statistics,
                 host_reserve: args
                     .host_reserve
                     .as_deref()
@@ -297,6 +281,7 @@ fn notify(state: NotifyState<'_>) {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use tmem_serve::Access;
 
     use super::*;
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::end::EXIT_CODES;
+use crate::cmd::statistics::Statistics;
 
 /// The command line of `tmem run`.
 #[derive(Debug, clap::Args)]
@@ -47,15 +48,8 @@ pub(crate) struct Args {
     /// Unix socket to make for statistics. One that a killed tmem left behind is replaced.
     #[arg(long, value_name = "SOCKET")]
     pub(super) control: Option<PathBuf>,
-    /// Unix socket to make that shows all figures and changes nothing
-    #[arg(long, value_name = "SOCKET")]
-    pub(super) statistics: Option<PathBuf>,
-    /// Its permission bits; 0600 when left out, or 0660 with a group
-    #[arg(long, value_name = "OCTAL", requires = "statistics")]
-    pub(super) statistics_mode: Option<String>,
-    /// Its group, by name or number
-    #[arg(long, value_name = "GROUP", requires = "statistics")]
-    pub(super) statistics_group: Option<String>,
+    #[command(flatten)]
+    pub(super) statistics: Statistics,
     /// Serial console of the guest: standard input and output, nothing, or output to a file. The file and what was
     /// moved from it to FILE.1 have at most SIZE bytes (16M if not given, at least 8K), the newest ones.
     #[arg(

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tmem_base::{Size, SizeError};
 use tmem_serve::Access;
+use tmem_serve::access::AccessError;
 use tmem_vmm::{ConsoleConfig, MAX_CPUS, MAX_DEVICES, MAX_MEMORY, MIN_CONSOLE_LIMIT, MIN_MEMORY};
 
 use super::args::Args;
@@ -107,28 +108,18 @@ impl TryFrom<Args> for Config {
         if args.mlock && tmem == 0 {
             return Err(ConfigError::NothingToLock);
         }
-        if let Some(path) = args
-            .statistics
-            .as_ref()
-            .filter(|_| args.statistics == args.control)
-        {
+        let socket = &args.statistics.statistics;
+        if let Some(path) = socket.as_ref().filter(|_| *socket == args.control) {
             return Err(ConfigError::SameSocket(path.clone()));
         }
-        let access = |option, value: Option<String>, parse: fn(&str) -> Result<u32, _>| {
-            let parsed = value.as_deref().map(parse).transpose();
-            parsed.map_err(
-                |error: tmem_serve::access::AccessError| ConfigError::Access {
-                    option,
-                    why: error.to_string(),
-                },
-            )
+        let bad = |option| {
+            move |error: AccessError| ConfigError::Access {
+                option,
+                why: error.to_string(),
+            }
         };
-        let mode = access("statistics-mode", args.statistics_mode, Access::parse_mode)?;
-        let group = access(
-            "statistics-group",
-            args.statistics_group,
-            Access::parse_group,
-        )?;
+        let mode = args.statistics.mode().map_err(bad("statistics-mode"))?;
+        let group = args.statistics.group().map_err(bad("statistics-group"))?;
         let cmdline = match args.cmdline.trim() {
             "" => CMDLINE.to_owned(),
             words => format!("{CMDLINE} {words}"),
@@ -148,7 +139,7 @@ impl TryFrom<Args> for Config {
             tmem_socket: args.tmem_socket,
             cmdline,
             control: args.control,
-            statistics: args.statistics,
+            statistics: args.statistics.statistics,
             statistics_access: Access::new(mode, group),
             console: console(&args.console)?,
             grace: grace(args.grace)?,

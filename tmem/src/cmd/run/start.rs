@@ -97,7 +97,11 @@ fn figures_socket(config: &Config) -> Result<Option<(UnixListener, SocketFile)>,
         return Ok(None);
     };
     let umask = rustix::process::umask(Mode::empty());
-    let socket = listen_for(path, config.statistics_access, crate::cmd::serve::BACKLOG);
+    let socket = listen_for(
+        path,
+        config.statistics_access,
+        crate::cmd::statistics::BACKLOG,
+    );
     rustix::process::umask(umask);
     socket.map(Some)
 }
