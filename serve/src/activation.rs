@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     fn config() -> Config {
-        let guest = crate::parse_guest("name=vm1,socket=/run/vm1");
+        let guest = crate::config::file::parse_guest("name=vm1,socket=/run/vm1");
         let guests = vec![guest.expect("a guest")];
         Config::try_from(crate::ConfigFile {
             memory: Some(tmem_base::Size(1 << 20)),

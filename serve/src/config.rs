@@ -11,9 +11,7 @@ use tmem_control::api::{Compression, Dedup, GuestSpec, MAX_REQUEST_QUEUES, Memor
 
 use crate::access::{Access, AccessError};
 
-mod file;
-
-pub use file::{parse_guest, parse_guest_on};
+pub(crate) mod file;
 
 /// Most guests of one service.
 pub const MAX_GUESTS: usize = 100;

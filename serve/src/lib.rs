@@ -45,7 +45,8 @@ pub mod signals;
 mod spec;
 
 pub use access::Access;
-pub use config::{Config, ConfigError, ConfigFile, GuestConfig, parse_guest, parse_guest_on};
+pub use config::file::{parse_guest, parse_guest_on};
+pub use config::{Config, ConfigError, ConfigFile, GuestConfig};
 pub use memory::MemoryReport;
 pub use service::{GuestReport, Service, StartError};
 pub use session::SPIN;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::parse_guest;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     let dir = tempfile::tempdir().expect("temporary folder");
