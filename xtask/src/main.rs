@@ -6,6 +6,7 @@
 //! | [`image`] | `image`: the guest kernels and initramfs archives, reachable at `target/images` |
 //! | [`package`] | `package`: the Debian package, and what it must hold |
 //! | [`test`] | `test`: every check, in steps |
+//! | [`imports`] | `test imports`: no circle of imports, no crate that needs a higher one |
 //! | [`demo`] | `demo`: a guest that swaps into host memory |
 //! | [`bench`] | `bench`: the benchmarks |
 //! | [`paths`] | where things are: checkout, target folder, cache |
@@ -21,6 +22,7 @@ mod cache;
 mod command;
 mod demo;
 mod image;
+mod imports;
 mod package;
 mod paths;
 mod progress;

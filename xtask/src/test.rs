@@ -9,7 +9,7 @@ use tmem_tests::platform;
 
 use crate::build::cargo;
 use crate::image::kernel::{self, Tree};
-use crate::{apt, build, cache, command, image, package, paths};
+use crate::{apt, build, cache, command, image, imports, package, paths};
 
 /// Which checks to run; all of them without an option.
 #[derive(clap::Args)]
@@ -35,6 +35,7 @@ type Step = (&'static str, fn() -> Result<Outcome>);
 
 const STEPS: &[Step] = &[
     ("format", format),
+    ("imports", || imports::check().map(|()| Passed)),
     ("images", || image::build(true).map(|()| Passed)),
     ("binaries", || build::build().map(|()| Passed)),
     ("clippy", clippy),
@@ -53,6 +54,7 @@ const STEPS: &[Step] = &[
 /// Those of `--quick`.
 const QUICK_STEPS: &[Step] = &[
     ("format", format),
+    ("imports", || imports::check().map(|()| Passed)),
     ("images", || image::build(true).map(|()| Passed)),
     ("binaries", || build::build().map(|()| Passed)),
     ("clippy", clippy),
