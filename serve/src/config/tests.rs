@@ -1,5 +1,5 @@
 use super::*;
-use crate::parse_guest;
+use crate::{parse_guest, parse_guest_on};
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     let dir = tempfile::tempdir().expect("temporary folder");
