@@ -1,16 +1,15 @@
-//! The segments of one owner (a domain, or a share group): slots are taken and given back here.
+//! The segments of one owner (a domain, or a share group): slots are allocated and freed here.
 //!
 //! Each size class has its own lock, so that two stores meet only when their pages compress to the
-//! same size. Slots are taken lowest address first, so that the high segments empty by themselves and
+//! same size. The lowest free slot is allocated first, so that the high segments empty by themselves and
 //! compaction has little to move.
 //!
-//! Nothing is searched for: a class lists its segments with free slots, with free slots in memory and with frames to
-//! give back, and the owner has a bit for each class that may win something. `hold` gets frames for a slot, `prefault` for
+//! No list is searched: a class lists its segments with free slots, with free slots in memory and with frames to
+//! give back, and the owner has a bit for each class where compacting may free a frame. `hold` gets frames for a slot, `prefault` for
 //! slots to come, `trim` gives them back, `compact` says which slots to move. No lock of the crate is held while the
 //! kernel is asked.
 
 mod abandon;
-
 mod compact;
 pub(crate) mod hold;
 mod prefault;

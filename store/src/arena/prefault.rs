@@ -1,5 +1,5 @@
-//! Prefault: frames before they are needed. The kernel takes longer to find and clear a frame than a codec needs for a page, so a thread
-//! of its own gets the next frames of a class that is growing; a store that finds none gets its own.
+//! Prefault: frames before they are needed. The kernel takes longer to find and clear a frame than a codec needs for a
+//! page, so a thread of its own gets the next frames of a class that is growing; a store that finds none gets its own.
 
 use std::sync::atomic::Ordering;
 

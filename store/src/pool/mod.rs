@@ -1,8 +1,17 @@
 //! A pool: what happens to a page under the lock of its key's shard.
 //!
-//! `mod` puts pages in, `load` brings them back, `remove` takes away what is not wanted any more. `encode`
-//! has the work on bytes that no lock sees, `evict` and `relocate` what is done to pages without their guest asking, `members` who may store to a shared
-//! pool, `dedup` shared bytes, `recompress` the cold tier, `pin` slots that are read, `counters` the numbers.
+//! | file | holds |
+//! |---|---|
+//! | `mod` | puts pages in |
+//! | `load` | brings them back |
+//! | `remove` | removes pages, objects and whole pools |
+//! | `encode`, `encoded` | the work on bytes that needs no lock, and its result |
+//! | `evict`, `relocate` | what is done to pages without their guest asking: eviction, compaction |
+//! | `recompress` | the cold tier |
+//! | `members`, `admitted` | who may store to a shared pool |
+//! | `dedup` | pages that share bytes |
+//! | `pin` | slots that are read without a lock |
+//! | `counters` | statistics |
 //!
 //! No byte of a slot is read or written while a lock is held.
 
