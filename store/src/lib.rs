@@ -7,7 +7,7 @@
 //! | `owners` | all of them, for whoever is short of memory |
 //! | `pool` | what happens to a page under the lock of its key's shard |
 //! | `index`, `entry` | keys to 8-byte entries |
-//! | `arena`, `segment`, `memory` | slots of 64-byte size classes in segments of a memfd |
+//! | `arena`, `memory` | slots of 64-byte size classes in segments of a memfd |
 //! | `bad_memory` | what a handler of SIGBUS needs: with `memory`, the only `unsafe` |
 //! | `account` | bytes used, reserved and granted, and who is charged |
 //! | `evict`, `reclaim` | which pages go when memory is short |
@@ -47,7 +47,6 @@ mod pool;
 mod reap;
 mod reclaim;
 mod registry;
-mod segment;
 mod stats;
 mod store;
 mod sync;

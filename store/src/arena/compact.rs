@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use super::hold::Held;
-use super::{Arena, Classes, Movable, before_touch};
+use super::size_class::{Classes, class_of};
+use super::{Arena, Movable, before_touch};
 use crate::entry::{Slot, SlotId};
-use crate::segment::class_of;
 
 impl Arena {
     /// Classes where moving slots may free a frame.

@@ -4,11 +4,12 @@
 use std::mem::ManuallyDrop;
 use std::sync::atomic::Ordering;
 
+use super::segment::{PackedBackref, Segment, frame_run, runs};
+use super::size_class::{class_of, slot_bytes};
 use super::{Arena, SizeClass, before_touch, free_slot, ready_slot};
 use crate::account::quota::AllocError;
 use crate::entry::{Encoding, Slot, SlotId};
 use crate::memory::FRAME_BYTES;
-use crate::segment::{PackedBackref, Segment, class_of, frame_run, runs, slot_bytes};
 
 /// Frames that a class of `frames` frames takes beyond its need: few when it is small, so that a small guest pays for
 /// little that it does not use, and never many, because whoever stores waits until the kernel has found and

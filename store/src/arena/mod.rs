@@ -14,6 +14,8 @@ mod compact;
 pub(crate) mod hold;
 mod prefault;
 mod reserve;
+pub(crate) mod segment;
+pub(crate) mod size_class;
 #[cfg(test)]
 pub(crate) mod swap_in;
 #[cfg(test)]
@@ -24,12 +26,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use segment::{IDLE, OPEN, PackedBackref, READY, Segment};
+use size_class::{CLASSES, Classes, class_of, slot_bytes, slots_per_segment};
+
 use crate::account::quota::{AllocError, Quota};
 use crate::entry::{MAX_SEGMENTS, Slot, SlotId};
 use crate::memory::{FRAME_BYTES, Memory};
-use crate::segment::{
-    CLASSES, IDLE, OPEN, PackedBackref, READY, Segment, class_of, slot_bytes, slots_per_segment,
-};
 use crate::sync::{Counter, InnerMutex, assert_no_lock_is_held};
 
 /// Slots given back to a class between two checks of its waste.
@@ -533,19 +535,5 @@ fn enlist(list: &mut BTreeSet<u32>, segment_id: u32, was: u8, is: u8) {
         list.insert(segment_id);
     } else if was != 0 && is == 0 {
         list.remove(&segment_id);
-    }
-}
-
-/// Size classes, those of large slots first.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Classes(u64);
-
-impl Iterator for Classes {
-    type Item = usize;
-
-    fn next(&mut self) -> Option<usize> {
-        let class = self.0.checked_ilog2()?;
-        self.0 &= !(1 << class);
-        Some(class as usize)
     }
 }

@@ -4,7 +4,8 @@
 use std::sync::atomic::Ordering;
 
 use super::Arena;
-use crate::segment::{CLASSES, Segment};
+use super::segment::Segment;
+use super::size_class::CLASSES;
 
 /// Most frames that a class has before it needs them.
 const MOST: u64 = 32;

@@ -4,10 +4,10 @@
 use std::sync::atomic::Ordering;
 
 use super::Arena;
+use super::segment::frame_run;
 use crate::account::quota::AllocError;
 use crate::entry::MAX_SEGMENTS;
 use crate::memory::FRAME_BYTES;
-use crate::segment::frame_run;
 
 /// Frames of a segment.
 const FRAMES: u64 = 64;

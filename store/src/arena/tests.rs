@@ -7,11 +7,11 @@ use std::sync::atomic::Ordering;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::segment::frame_run;
 use super::*;
 use crate::account::allotment::Allotment;
 use crate::account::ledger::{Account, Ledger};
 use crate::entry::Encoding;
-use crate::segment::frame_run;
 use crate::wake::Wakes;
 
 const MIB: u64 = 1 << 20;

@@ -7,9 +7,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Arena, Classes};
+use super::Arena;
+use super::segment::{frame_run, runs};
+use super::size_class::{CLASSES, Classes, slot_bytes};
 use crate::memory::FRAME_BYTES;
-use crate::segment::{CLASSES, frame_run, runs, slot_bytes};
 
 /// Segments that frames leave at a time.
 const AT_A_TIME: usize = 8;

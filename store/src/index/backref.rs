@@ -1,6 +1,6 @@
 //! The way back from a slot to the entry that names it.
 
-use crate::segment::PackedBackref;
+use crate::arena::segment::PackedBackref;
 
 /// What names a slot: packed into 8 bytes beside the slot, so that compaction finds the entry that it
 /// must change. A hint: whoever follows it checks under the lock of what it names that the slot is named there.

@@ -1,7 +1,7 @@
 //! Counters of a shard. They are written under the shard's lock and read without it.
 
+use crate::arena::size_class::{class_of, slot_bytes};
 use crate::entry::{Encoding, Entry, Kind};
-use crate::segment::{class_of, slot_bytes};
 use crate::stats::PoolStats;
 use crate::sync::Counter;
 

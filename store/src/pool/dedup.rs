@@ -11,6 +11,7 @@ use super::pin::{HasPins, Pinned, Pins};
 use crate::account::quota::{AllocError, Quota};
 use crate::arena::Arena;
 use crate::arena::hold::Held;
+use crate::arena::size_class::{class_of, slot_bytes};
 use crate::codec::codecs::Codecs;
 use crate::config::Dedup;
 use crate::entry::{Encoding, Slot, SlotId};
@@ -18,7 +19,6 @@ use crate::index::backref::Backref;
 use crate::index::slab::Slab;
 use crate::index::table::{Item, Table};
 use crate::page::Page;
-use crate::segment::{class_of, slot_bytes};
 use crate::sync::{Counter, InnerMutex};
 
 /// Locks of a table.

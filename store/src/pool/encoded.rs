@@ -1,7 +1,7 @@
 //! A page that is encoded and not stored yet.
 
+use crate::arena::size_class::class_of;
 use crate::entry::{Encoding, Entry};
-use crate::segment::class_of;
 
 /// A page as it will be kept.
 #[derive(Debug)]

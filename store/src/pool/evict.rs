@@ -4,11 +4,11 @@ use std::sync::atomic::Ordering;
 
 use super::{Locked, Pool, ShardCell, fingerprint};
 use crate::account::ledger::PageOf;
+use crate::arena::size_class::{class_of, slot_bytes};
 use crate::entry::{Entry, Kind, SlotId};
 use crate::evict::Policy;
 use crate::index::SHARDS;
 use crate::index::backref::Backref;
-use crate::segment::{class_of, slot_bytes};
 use crate::stats::PoolKind;
 
 impl Pool {

@@ -44,6 +44,7 @@ use crate::account::ledger::Account;
 use crate::account::quota::{AllocError, Quota};
 use crate::arena::Arena;
 use crate::arena::hold::Held;
+use crate::arena::size_class::{class_of, slot_bytes};
 use crate::codec::codecs::Codecs;
 use crate::config::{Dedup, Want};
 use crate::entry::{Entry, Kind};
@@ -56,7 +57,6 @@ use crate::index::hash::KeyHash;
 use crate::index::node::{Links, Node};
 use crate::index::shard::Shard;
 use crate::page::Key;
-use crate::segment::{class_of, slot_bytes};
 use crate::stats::{PoolKind, PoolStats};
 use crate::sync::{Counter, InnerMutex};
 

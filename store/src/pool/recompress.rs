@@ -5,12 +5,12 @@
 
 use super::pin::Pinned;
 use super::{Locked, Pool, ShardCell};
+use crate::arena::size_class::class_of;
 use crate::codec::{COMPRESS_BUFFER, LONGEST_COMPRESSED};
 use crate::entry::{Encoding, Entry, Kind, OLDEST};
 use crate::index::SHARDS;
 use crate::index::backref::Backref;
 use crate::page::{PAGE_SIZE, Page};
-use crate::segment::class_of;
 use crate::stats::PoolKind;
 
 /// Buffers of the sweeping thread.

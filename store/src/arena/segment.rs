@@ -1,27 +1,8 @@
 //! A segment cut into slots of one size class: which are in use, by whom, in which frames.
 
+use super::size_class::{slot_bytes, slots_per_segment};
 use crate::account::heap::heap_bytes;
 use crate::memory::{FRAME_BYTES, SEGMENT_BYTES};
-
-/// Bytes between two size classes.
-pub(crate) const CLASS_STEP: usize = 64;
-/// Size classes: 64, 128, ... 4096 bytes.
-pub(crate) const CLASSES: usize = 64;
-
-/// The class that holds a payload of `len` bytes (1 to 4096).
-pub(crate) fn class_of(len: u16) -> usize {
-    (usize::from(len) - 1) / CLASS_STEP
-}
-
-/// Bytes of the class's slots.
-pub(crate) const fn slot_bytes(class: usize) -> usize {
-    (class + 1) * CLASS_STEP
-}
-
-/// Slots of a segment of the class.
-pub(crate) const fn slots_per_segment(class: usize) -> usize {
-    SEGMENT_BYTES / slot_bytes(class)
-}
 
 /// Frames of a segment.
 const FRAMES: usize = SEGMENT_BYTES / FRAME_BYTES;

@@ -1,6 +1,7 @@
 //! A segment's counts and lists, against a recount.
 
 use super::*;
+use crate::arena::size_class::CLASSES;
 
 /// Gets the frames that a slot misses, and takes it.
 fn alloc(segment: &mut Segment, slot: u16, backref: PackedBackref) {
