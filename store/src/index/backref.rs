@@ -2,6 +2,27 @@
 
 use crate::arena::segment::PackedBackref;
 
+/// Names an entry of a pool's index.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EntryId {
+    pub(crate) shard: usize,
+    pub(crate) chunk: u32,
+    pub(crate) offset: u8,
+}
+
+impl EntryId {
+    /// What a slot is told that the entry names, in the pool of this index.
+    #[expect(clippy::cast_possible_truncation, reason = "there are 64 shards")]
+    pub(crate) fn backref(self, pool: u8) -> Backref {
+        Backref::Chunk {
+            pool,
+            shard: self.shard as u8,
+            chunk: self.chunk,
+            offset: self.offset,
+        }
+    }
+}
+
 /// What names a slot: packed into 8 bytes beside the slot, so that compaction finds the entry that it
 /// must change. A hint: whoever follows it checks under the lock of what it names that the slot is named there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

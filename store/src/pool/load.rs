@@ -7,6 +7,7 @@ use super::{Locked, Pool, ShardCell};
 use crate::entry::{Encoding, Entry, Kind, Slot};
 use crate::error::LoadError;
 use crate::evict::Policy;
+use crate::index::backref::EntryId;
 use crate::index::hash::KeyHash;
 use crate::page::{Key, Page, fill_page};
 use crate::stats::PoolKind;
@@ -45,8 +46,12 @@ impl Pool {
                     let slot = pinned.slot();
                     let whole = self.read(slot, |bytes| pinned.read(bytes), scratch, page);
                     if whole && location.promote {
-                        let spot = (shard_index, location.chunk, location.offset);
-                        self.promote(cell, &pinned, spot, page);
+                        let id = EntryId {
+                            shard: shard_index,
+                            chunk: location.chunk,
+                            offset: location.offset,
+                        };
+                        self.promote(cell, &pinned, id, page);
                     }
                     whole
                 }
@@ -159,7 +164,7 @@ impl Pool {
                 }
                 let promote = slot.encoding == Encoding::Cold && entry.age() == 0;
                 if let Some(pinned) = Pinned::new(&self.arena, &cell.locked, locked, slot) {
-                    // Twice between two sweeps: see `cold`.
+                    // Twice between two sweeps: see `recompress`.
                     return Ok(Found::Slot(
                         pinned,
                         Location {

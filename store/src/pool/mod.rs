@@ -52,7 +52,7 @@ use crate::error::StoreError;
 use crate::evict::Policy;
 use crate::evict::s3fifo::S3Fifo;
 use crate::index::SHARDS;
-use crate::index::backref::Backref;
+use crate::index::backref::{Backref, EntryId};
 use crate::index::hash::KeyHash;
 use crate::index::node::{Links, Node};
 use crate::index::shard::Shard;
@@ -222,22 +222,16 @@ impl Pool {
                 return Err(error.into());
             }
         };
+        let id = EntryId {
+            shard: shard_index,
+            chunk,
+            offset,
+        };
         let put = if self.is_ephemeral() {
             let fingerprint = fingerprint(key_hash, offset);
-            self.put_node(
-                cell,
-                locked,
-                (member, fingerprint),
-                (shard_index, chunk, offset),
-                (encoded, held),
-            )
+            self.put_node(cell, locked, (member, fingerprint), id, (encoded, held))
         } else {
-            let backref = Backref::Chunk {
-                pool: self.pool_index,
-                shard: shard_index as u8,
-                chunk,
-                offset,
-            };
+            let backref = id.backref(self.pool_index);
             self.entry(encoded, backref, held).inspect(|entry| {
                 cell.counters.count(*entry, true);
             })
@@ -290,7 +284,7 @@ impl Pool {
         cell: &ShardCell,
         locked: &mut Locked,
         (member, fingerprint): (u8, u32),
-        (shard_index, chunk, offset): (usize, u32, u8),
+        id: EntryId,
         (encoded, held): (&Encoded<'_>, &mut Option<Held<'_>>),
     ) -> Result<Entry, AllocError> {
         let shared = self.member(member)?;
@@ -298,13 +292,7 @@ impl Pool {
         if let Some(account) = &shared {
             self.quota().ledger.charge_shared(account, cost)?;
         }
-        let put = self.put_charged(
-            cell,
-            locked,
-            (member, fingerprint),
-            (shard_index, chunk, offset),
-            (encoded, held),
-        );
+        let put = self.put_charged(cell, locked, (member, fingerprint), id, (encoded, held));
         if let (Err(_), Some(account)) = (&put, &shared) {
             self.quota().ledger.release_shared(account, cost);
         }
@@ -316,22 +304,22 @@ impl Pool {
         cell: &ShardCell,
         locked: &mut Locked,
         (member, fingerprint): (u8, u32),
-        (shard_index, chunk, offset): (usize, u32, u8),
+        id: EntryId,
         (encoded, held): (&Encoded<'_>, &mut Option<Held<'_>>),
     ) -> Result<Entry, AllocError> {
         let node = locked.shard.add_node(
             self.quota(),
             Node {
                 entry: Entry::EMPTY,
-                chunk,
+                chunk: id.chunk,
                 links: Links::default(),
                 member,
-                offset,
+                offset: id.offset,
             },
         )?;
         let backref = Backref::Node {
             pool: self.pool_index,
-            shard: shard_index as u8,
+            shard: id.shard as u8,
             node,
         };
         let entry = match self.entry(encoded, backref, held) {
@@ -357,7 +345,7 @@ impl Pool {
             queue.grow();
         }
         if queue.is_empty() {
-            self.mark_queued(member, shard_index, true);
+            self.mark_queued(member, id.shard, true);
         }
         queue.insert(&mut locked.shard.nodes, node, fingerprint);
         cell.counters.count(entry, true);

@@ -9,7 +9,7 @@ use crate::arena::size_class::class_of;
 use crate::codec::{COMPRESS_BUFFER, LONGEST_COMPRESSED};
 use crate::entry::{Encoding, Entry, Kind, OLDEST};
 use crate::index::SHARDS;
-use crate::index::backref::Backref;
+use crate::index::backref::EntryId;
 use crate::page::{PAGE_SIZE, Page};
 use crate::stats::PoolKind;
 
@@ -30,9 +30,6 @@ impl Default for ColdBuffers {
         }
     }
 }
-
-/// Where an entry is: shard, chunk, offset.
-type Spot = (usize, u32, u8);
 
 impl Pool {
     /// Ages all pages of a persistent pool by one sweep and recompresses those that are old. Calls
@@ -56,7 +53,15 @@ impl Pool {
                 while old != 0 {
                     let offset = old.trailing_zeros() as u8;
                     old &= old - 1;
-                    self.demote(cell, (shard, chunk, offset), buffers);
+                    self.demote(
+                        cell,
+                        EntryId {
+                            shard,
+                            chunk,
+                            offset,
+                        },
+                        buffers,
+                    );
                 }
                 chunk += 1;
                 if !pause(tried) {
@@ -100,9 +105,9 @@ impl Pool {
     }
 
     /// Recompresses a page, if it is still old and that saves a size class.
-    fn demote(&self, cell: &ShardCell, spot: Spot, buffers: &mut ColdBuffers) {
+    fn demote(&self, cell: &ShardCell, id: EntryId, buffers: &mut ColdBuffers) {
         let ColdBuffers { kept, out, page } = buffers;
-        let (_, chunk, offset) = spot;
+        let EntryId { chunk, offset, .. } = id;
         let pinned = {
             let mut locked = cell.locked.lock();
             let Some(found) = locked.shard.chunk_mut(chunk) else {
@@ -138,7 +143,7 @@ impl Pool {
         if len == 0 || class_of(len as u16) >= class_of(slot.len) {
             return;
         }
-        if self.replace_bytes(cell, spot, &pinned, (&out[..len], Encoding::Cold)) {
+        if self.replace_bytes(cell, id, &pinned, (&out[..len], Encoding::Cold)) {
             let _locked = cell.locked.lock();
             cell.counters.cooled.add(1);
         }
@@ -149,7 +154,7 @@ impl Pool {
         &self,
         cell: &ShardCell,
         pinned: &Pinned<'_, Locked>,
-        spot: Spot,
+        id: EntryId,
         page: &Page,
     ) {
         let mut out = [0; COMPRESS_BUFFER];
@@ -157,7 +162,7 @@ impl Pool {
             Some(len) if len > 0 && len <= LONGEST_COMPRESSED => (&out[..len], Encoding::Hot),
             _ => (&page[..], Encoding::Raw),
         };
-        if self.replace_bytes(cell, spot, pinned, hot) {
+        if self.replace_bytes(cell, id, pinned, hot) {
             let _locked = cell.locked.lock();
             cell.counters.warmed.add(1);
         }
@@ -167,7 +172,7 @@ impl Pool {
     fn replace_bytes(
         &self,
         cell: &ShardCell,
-        (shard, chunk, offset): Spot,
+        id: EntryId,
         pinned: &Pinned<'_, Locked>,
         (bytes, encoding): (&[u8], Encoding),
     ) -> bool {
@@ -175,18 +180,14 @@ impl Pool {
             return false;
         };
         let mut held = Some(held);
+        let EntryId { chunk, offset, .. } = id;
         let mut locked = cell.locked.lock();
         let entry = locked.shard.chunk(chunk).map(|found| found.get(offset));
         let old = pinned.slot();
         if entry.map(Entry::kind) != Some(Kind::Slot(old)) {
             return false;
         }
-        let backref = Backref::Chunk {
-            pool: self.pool_index,
-            shard: shard as u8,
-            chunk,
-            offset,
-        };
+        let backref = id.backref(self.pool_index);
         let len = bytes.len() as u16;
         let committed = self.arena.commit(len, encoding, backref.pack(), &mut held);
         let Ok(new) = committed else {
