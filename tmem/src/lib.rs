@@ -14,6 +14,7 @@ mod host_memory;
 mod limits;
 mod logger;
 mod own_process;
+mod source;
 mod units;
 
 use cmd::{flush, freeable, freeze, guest, list, run, serve, set, stats, thaw, top};

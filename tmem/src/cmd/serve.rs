@@ -24,11 +24,10 @@ use crate::guest_keys::KEYS;
 use crate::host_memory::figures::Figures;
 use crate::host_memory::{HostMemory, Relief};
 use crate::own_process::OwnProcess;
-use operator::Operator;
+use crate::source::service::Operator;
 use reload::Reload;
 use watchdog::Watchdog;
 
-mod operator;
 mod reload;
 mod watchdog;
 

@@ -4,11 +4,9 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 use rustix::fs::Mode;
 use tmem_base::socket::SocketFile;
-use tmem_control::api::Service;
 use tmem_control::{Done, Live, Operation, Refused, Role, Server, Source, Stats};
 use tmem_device::{TmemConfig, TmemDevice};
 use tmem_serve::listen::{ListenError, listen_for};
@@ -22,6 +20,8 @@ use tmem_vmm::{Signals, Vm, VmConfig};
 use super::config::Config;
 use crate::host_memory::figures::Figures;
 use crate::host_memory::{HostMemory, Relief};
+use crate::source::none::NoStore;
+use crate::source::remote::AtService;
 
 /// The only domain of this process.
 const DOMAIN: &str = "guest";
@@ -53,10 +53,7 @@ pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
     if let Some(socket) = &config.tmem_socket {
         let device = Arc::new(VhostUser::connect(socket, Timeouts::default())?);
         devices.push(Arc::clone(&device) as Arc<dyn VirtioDevice>);
-        source = Arc::new(AtService {
-            device,
-            started: Instant::now(),
-        });
+        source = Arc::new(AtService::new(device));
     }
     for (index, disk) in config.disks.iter().enumerate() {
         let disk = Disk::open(&disk.path, disk.read_only)?;
@@ -185,46 +182,9 @@ impl Relief for Guest {
     }
 }
 
-/// The statistics of a guest without tmem.
-struct NoStore;
-
-impl Source for NoStore {
-    fn stats(&self) -> Stats {
-        Stats {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            ..Stats::default()
-        }
-    }
-}
-
-/// The statistics of a guest whose pages are at a service: what the front end knows.
-struct AtService {
-    device: Arc<VhostUser>,
-    started: Instant,
-}
-
-impl Source for AtService {
-    fn stats(&self) -> Stats {
-        let figures = self.device.stats();
-        Stats {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_seconds: self.started.elapsed().as_secs_f64(),
-            service: Some(Service {
-                socket: figures.socket.display().to_string(),
-                connected: figures.connected,
-                connections: figures.connections,
-                activations: figures.activations,
-                faults: figures.faults,
-                interrupts: figures.interrupts,
-                doorbell_exits: figures.doorbell_exits,
-            }),
-            ..Stats::default()
-        }
-    }
-}
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use tmem_protocol::Pressure;
     use tmem_store::{ObjectId, PoolSpec, StoreError};

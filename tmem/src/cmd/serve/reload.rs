@@ -11,9 +11,9 @@ use tmem_control::api::Change;
 use tmem_control::{Operation, Refused, Source};
 use tmem_serve::{Config, ConfigError, ConfigFile, GuestConfig};
 
-use super::operator::Operator;
 use crate::host_memory::HostMemory;
 use crate::logger::NOTICE;
+use crate::source::service::Operator;
 
 /// The file, and what of it is in effect.
 pub(super) struct Reload {

@@ -18,7 +18,7 @@ use crate::host_memory::HostMemory;
 use crate::own_process::OwnProcess;
 
 /// A service and its figures.
-pub(super) struct Operator {
+pub(crate) struct Operator {
     service: Service,
     live: Live,
     memory: Arc<HostMemory>,
@@ -28,7 +28,7 @@ pub(super) struct Operator {
 }
 
 impl Operator {
-    pub(super) fn new(
+    pub(crate) fn new(
         service: Service,
         memory: Arc<HostMemory>,
         process: Option<OwnProcess>,
@@ -47,7 +47,7 @@ impl Operator {
         operator
     }
 
-    pub(super) fn service(&self) -> &Service {
+    pub(crate) fn service(&self) -> &Service {
         &self.service
     }
 
@@ -59,7 +59,7 @@ impl Operator {
     }
 
     /// Ends the service; statistics stay.
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.service.stop();
     }
 
@@ -124,13 +124,13 @@ impl Operator {
     }
 
     /// Changes what the front end of a guest may do with memory.
-    pub(super) fn set_memory(&self, guest: &GuestConfig) {
+    pub(crate) fn set_memory(&self, guest: &GuestConfig) {
         self.service
             .set_memory(&guest.name, guest.memory, guest.first_touch);
     }
 
     /// Adds a guest whose configuration was checked.
-    pub(super) fn add_guest(&self, config: GuestConfig) -> Result<(), Refused> {
+    pub(crate) fn add_guest(&self, config: GuestConfig) -> Result<(), Refused> {
         let name = config.name.clone();
         self.service
             .add_guest(config)
