@@ -192,41 +192,66 @@ impl PoolKind {
     }
 }
 
-/// Pages held now, and operations since the beginning.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
+/// Makes [`Counters`] from the one list of what a pool counts.
+macro_rules! counters {
+    ($($(#[$attribute:meta])* $name:ident,)*) => {
+        /// Pages held now, and operations since the beginning.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        pub struct Counters {
+            $($(#[$attribute])* pub $name: u64,)*
+            /// Pages refused, by reason.
+            pub refusals: BTreeMap<String, u64>,
+        }
+
+        impl Counters {
+            /// Adds the counters of one pool to a sum.
+            pub(crate) fn add(&mut self, pool: &Self) {
+                $(self.$name += pool.$name;)*
+                for (reason, count) in &pool.refusals {
+                    *self.refusals.entry(reason.clone()).or_default() += count;
+                }
+            }
+
+            /// Each counter by its name, but for the refusals.
+            #[cfg(test)]
+            pub(crate) fn each(&mut self) -> impl Iterator<Item = (&'static str, &mut u64)> {
+                [$((stringify!($name), &mut self.$name)),*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
     /// Pages held.
-    pub pages: u64,
+    pages,
     /// Bytes of their compressed (or raw) contents.
-    pub bytes_stored: u64,
+    bytes_stored,
     /// Bytes charged for them: contents, slab waste, index.
-    pub bytes_used: u64,
+    bytes_used,
     /// The part of `bytes_used` that is index.
-    pub metadata_bytes: u64,
+    metadata_bytes,
     /// Pages held that are zero throughout.
-    pub zero: u64,
+    zero,
     /// Pages held that are one repeated word (zero included), and take no slot.
-    pub same_filled: u64,
+    same_filled,
     /// Pages held that did not compress and lie there as they came.
-    pub raw: u64,
+    raw,
     /// Pages held that nobody touched for long and that were compressed harder.
-    pub cold: u64,
+    cold,
     /// Pages held that share their bytes with another key.
-    pub deduplicated: u64,
+    deduplicated,
     /// Pages accepted.
-    pub stores: u64,
+    stores,
     /// Pages found and given back.
-    pub loads: u64,
+    loads,
     /// Loads of a page that was not there.
-    pub load_misses: u64,
+    load_misses,
     /// Loads of a page whose bytes were found damaged.
-    pub corrupt: u64,
+    corrupt,
     /// Pages removed by an invalidate, of the page, its object or its pool.
-    pub invalidates: u64,
+    invalidates,
     /// Ephemeral pages that were dropped to make room.
-    pub evictions: u64,
-    /// Pages refused, by reason.
-    pub refusals: BTreeMap<String, u64>,
+    evictions,
 }
 
 /// One virtio device. Its counters also outlive a reset by the guest.
@@ -273,34 +298,6 @@ pub struct Histogram {
     pub p50_ns: Option<u64>,
     /// As `p50_ns`, for the 99th percentile.
     pub p99_ns: Option<u64>,
-}
-
-impl Counters {
-    /// Adds the counters of one pool to a sum.
-    pub(crate) fn add(&mut self, pool: &Self) {
-        for (sum, value) in [
-            (&mut self.pages, pool.pages),
-            (&mut self.bytes_stored, pool.bytes_stored),
-            (&mut self.bytes_used, pool.bytes_used),
-            (&mut self.metadata_bytes, pool.metadata_bytes),
-            (&mut self.zero, pool.zero),
-            (&mut self.same_filled, pool.same_filled),
-            (&mut self.raw, pool.raw),
-            (&mut self.cold, pool.cold),
-            (&mut self.deduplicated, pool.deduplicated),
-            (&mut self.stores, pool.stores),
-            (&mut self.loads, pool.loads),
-            (&mut self.load_misses, pool.load_misses),
-            (&mut self.corrupt, pool.corrupt),
-            (&mut self.invalidates, pool.invalidates),
-            (&mut self.evictions, pool.evictions),
-        ] {
-            *sum += value;
-        }
-        for (reason, count) in &pool.refusals {
-            *self.refusals.entry(reason.clone()).or_default() += count;
-        }
-    }
 }
 
 impl Histogram {

@@ -190,6 +190,25 @@ mod tests {
     }
 
     #[test]
+    fn every_counter_of_a_pool_has_a_metric() {
+        let mut stats = full();
+        let counters = &mut stats.domains[0].counters;
+        let mut names = Vec::new();
+        for (number, (name, counter)) in (7_000_001..).zip(counters.each()) {
+            *counter = number;
+            names.push((name, number));
+        }
+        let page = render(stats, Format::OpenMetrics).expect("renders");
+        for (name, number) in names {
+            let sample = format!(" {number}");
+            assert!(
+                page.lines().any(|line| line.ends_with(&sample)),
+                "{name}\n{page}"
+            );
+        }
+    }
+
+    #[test]
     fn histogram_is_cumulative_and_in_seconds() {
         let page = render(full(), Format::OpenMetrics).expect("renders");
         let of = |wanted: &str| {
