@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -115,35 +114,6 @@ fn shown(show: bool) -> impl FnMut(&str) {
             println!("{line}");
         }
     }
-}
-
-/// What each thread of a process does, twice, a second apart.
-fn threads(process: u32) -> String {
-    let mut text = String::new();
-    for _ in 0..2 {
-        for entry in std::fs::read_dir(format!("/proc/{process}/task"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let read = |name: &str| {
-                let text = std::fs::read_to_string(entry.path().join(name)).unwrap_or_default();
-                text.split_whitespace().collect::<Vec<_>>().join(" ")
-            };
-            let state = read("stat");
-            let state = state.rsplit_once(") ").and_then(|(_, rest)| rest.get(..1));
-            text += &format!(
-                "    | {} {} schedstat {} syscall {} stack {}\n",
-                read("comm"),
-                state.unwrap_or("?"),
-                read("schedstat"),
-                read("syscall"),
-                read("stack"),
-            );
-        }
-        thread::sleep(Duration::from_secs(1));
-    }
-    text
 }
 
 impl Guest {
@@ -281,7 +251,7 @@ impl Guest {
         if result.is_ok() || self.process.try_wait()?.is_some() {
             return result;
         }
-        let threads = threads(self.process());
+        let threads = self.process.threads();
         result.with_context(|| format!("the threads of tmem:\n{threads}"))
     }
 

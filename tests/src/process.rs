@@ -132,6 +132,11 @@ impl Process {
         self.program.as_raw_nonzero().get().unsigned_abs()
     }
 
+    /// What each of its threads does, for an error that says that it does nothing.
+    pub fn threads(&self) -> String {
+        threads(self.id())
+    }
+
     /// Sends it a signal, and nobody else.
     ///
     /// # Errors
@@ -203,9 +208,10 @@ impl Process {
                 Poll::Ended => return Ok(None),
                 Poll::Nothing => ensure!(
                     self.progress.max(since).elapsed() < self.patience,
-                    "{} says nothing new for {} s; its output ends:\n{}",
+                    "{} says nothing new for {} s; its threads:\n{}its output ends:\n{}",
                     self.name,
                     self.patience.as_secs(),
+                    self.threads(),
                     self.shown()
                 ),
             }
@@ -349,6 +355,35 @@ pub fn tail(log: &[String]) -> String {
         .map(|line| format!("    | {line}"))
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+/// What each thread of a process does, twice, a second apart.
+fn threads(process: u32) -> String {
+    let mut text = String::new();
+    for _ in 0..2 {
+        for entry in std::fs::read_dir(format!("/proc/{process}/task"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let read = |name: &str| {
+                let text = std::fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+                text.split_whitespace().collect::<Vec<_>>().join(" ")
+            };
+            let state = read("stat");
+            let state = state.rsplit_once(") ").and_then(|(_, rest)| rest.get(..1));
+            text += &format!(
+                "    | {} {} schedstat {} syscall {} stack {}\n",
+                read("comm"),
+                state.unwrap_or("?"),
+                read("schedstat"),
+                read("syscall"),
+                read("stack"),
+            );
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+    text
 }
 
 /// Sends each line of a stream, without the terminal's line ends.
