@@ -201,6 +201,17 @@ impl Process {
     /// # Errors
     /// It made no progress for [`PATIENCE`].
     pub fn next_line(&mut self) -> Result<Option<String>> {
+        self.next_line_with(|_| ())
+    }
+
+    /// As [`Self::next_line`], with something to do each second that it says nothing.
+    ///
+    /// # Errors
+    /// As [`Self::next_line`].
+    pub fn next_line_with(
+        &mut self,
+        mut meanwhile: impl FnMut(&mut Self),
+    ) -> Result<Option<String>> {
         let since = Instant::now();
         loop {
             match self.listen(Duration::from_secs(1)) {
@@ -215,6 +226,7 @@ impl Process {
                     self.shown()
                 ),
             }
+            meanwhile(self);
         }
     }
 
