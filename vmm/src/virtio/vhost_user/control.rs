@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tmem_base::error::one_line;
+
 use super::connection::{self, Connection, Fault, Ring};
 use super::error::ServiceError;
 use super::shared::{Command, Setup, Shared};
@@ -122,7 +124,7 @@ impl ControlThread {
         if self.connection.is_none()
             && let Err(error) = self.connect(until)
         {
-            return self.shared.fail(format_args!("{}", Chain(&error)));
+            return self.shared.fail(format_args!("{}", one_line(&error)));
         }
         let Some(connection) = &mut self.connection else {
             return;
@@ -169,20 +171,5 @@ impl ControlThread {
         }
         self.rings.clear();
         self.shared.disconnected();
-    }
-}
-
-/// An error and its causes on one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }
