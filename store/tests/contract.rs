@@ -2,36 +2,18 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "small numbers")]
 
+mod common;
+
 use std::time::Duration;
 
+use common::store;
 use tmem_store::{
     ConfigError, CreatePoolError, Dedup, Domain, DomainChange, DomainConfig, LoadError, ObjectId,
-    PAGE_SIZE, Page, PoolId, PoolSpec, Store, StoreConfig, StoreError,
+    PAGE_SIZE, PoolId, PoolSpec, Store, StoreConfig, StoreError,
 };
+use tmem_testkit::corpus::compressible as page;
 
 const OBJECT: ObjectId = ObjectId([1, 2, 3]);
-
-/// A page that compresses to about `entropy` bytes.
-fn page(seed: u64, entropy: usize) -> Page {
-    let mut page = [0; PAGE_SIZE];
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    for byte in page.iter_mut().take(entropy) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        *byte = (state >> 32) as u8;
-    }
-    page
-}
-
-fn store(budget: u64) -> Store {
-    Store::new(StoreConfig {
-        budget,
-        background: false,
-        ..StoreConfig::default()
-    })
-    .expect("store")
-}
 
 #[test]
 fn an_accepted_page_comes_back_until_it_is_invalidated() {

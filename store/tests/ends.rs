@@ -1,45 +1,29 @@
 //! What ends, pools, objects, members, domains, of any size: nobody finds it any more, and it is freed in bounded
 //! steps while everybody goes on.
 
-#![expect(clippy::cast_possible_truncation, reason = "small numbers")]
+mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use common::store;
 use tmem_store::{
     Codec, Codecs, Domain, DomainChange, DomainConfig, LoadError, Lz4, ObjectId, PAGE_SIZE, Page,
     PoolId, PoolSpec, Store, StoreConfig,
 };
+use tmem_testkit::corpus::compressible;
 
 const MIB: u64 = 1 << 20;
 /// Pages enough that ending them takes many steps.
 const MANY: u32 = 20_000;
 
+fn page(seed: u32, entropy: usize) -> Page {
+    compressible(seed.into(), entropy)
+}
+
 fn object(number: u64) -> ObjectId {
     ObjectId([number, 2, 3])
-}
-
-/// A page that compresses to about `entropy` bytes.
-fn page(seed: u32, entropy: usize) -> Page {
-    let mut page = [0; PAGE_SIZE];
-    let mut state = u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    for byte in page.iter_mut().take(entropy) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        *byte = (state >> 32) as u8;
-    }
-    page
-}
-
-fn store(budget: u64) -> Store {
-    Store::new(StoreConfig {
-        budget,
-        background: false,
-        ..StoreConfig::default()
-    })
-    .expect("store")
 }
 
 fn guest(store: &Store, name: &str) -> Domain {

@@ -7,6 +7,7 @@ use tmem_store::{
     Domain, DomainConfig, Gate, LoadError, ObjectId, PAGE_SIZE, PoolId, PoolSpec, Store,
     StoreConfig, StoreError, Want,
 };
+use tmem_testkit::corpus;
 
 const OBJECT: ObjectId = ObjectId([1, 2, 3]);
 const MIB: u64 = 1 << 20;
@@ -55,17 +56,8 @@ fn guest(store: &Store, name: &str, spec: PoolSpec<'_>) -> (Domain, PoolId) {
     (domain, pool)
 }
 
-/// A page that does not compress.
 fn page(seed: u32) -> [u8; PAGE_SIZE] {
-    let mut state = u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut page = [0; PAGE_SIZE];
-    for word in page.chunks_exact_mut(8) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        word.copy_from_slice(&state.to_le_bytes());
-    }
-    page
+    corpus::page(seed.into())
 }
 
 /// Stores pages until one is refused; how many were not.

@@ -1,35 +1,20 @@
 //! Stores where memory is used up: what they win before they are refused, and what they leave alone.
 
+mod common;
+
+use common::store;
 use tmem_store::{
-    Domain, DomainConfig, ObjectId, PAGE_SIZE, Page, PoolId, PoolSpec, Store, StoreConfig,
-    StoreError,
+    Domain, DomainConfig, ObjectId, PAGE_SIZE, Page, PoolId, PoolSpec, Store, StoreError,
 };
+use tmem_testkit::corpus::compressible;
 
 const OBJECT: ObjectId = ObjectId([1, 2, 3]);
 const OTHER: ObjectId = ObjectId([2, 2, 3]);
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// A page that compresses to about `entropy` bytes.
 fn page(seed: u32, entropy: usize) -> Page {
-    let mut page = [0; PAGE_SIZE];
-    let mut state = u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    for byte in page.iter_mut().take(entropy) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        *byte = state.to_le_bytes()[4];
-    }
-    page
-}
-
-fn store(budget: u64) -> Store {
-    Store::new(StoreConfig {
-        budget,
-        background: false,
-        ..StoreConfig::default()
-    })
-    .expect("store")
+    compressible(seed.into(), entropy)
 }
 
 fn guest(store: &Store, name: &str, limit: u64, spec: PoolSpec<'_>) -> (Domain, PoolId) {

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use tmem_store::{
-    Domain, DomainChange, DomainConfig, ObjectId, PAGE_SIZE, PoolSpec, Store, StoreConfig,
-};
+use tmem_store::{Domain, DomainChange, DomainConfig, ObjectId, PoolSpec, Store, StoreConfig};
+use tmem_testkit::corpus::page;
 
 const MIB: u64 = 1 << 20;
 
@@ -47,18 +46,6 @@ fn resident(name: &str) -> u64 {
         }
     }
     bytes
-}
-
-fn page(seed: u64) -> [u8; PAGE_SIZE] {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut page = [0; PAGE_SIZE];
-    for word in page.chunks_exact_mut(8) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        word.copy_from_slice(&state.to_le_bytes());
-    }
-    page
 }
 
 #[test]

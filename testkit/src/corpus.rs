@@ -239,3 +239,16 @@ pub fn page(seed: u64) -> Page {
     }
     page
 }
+
+/// A page whose first `entropy` bytes do not compress, told apart by its seed; the others are zero.
+pub fn compressible(seed: u64, entropy: usize) -> Page {
+    let mut page = [0; PAGE_SIZE];
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    for byte in page.iter_mut().take(entropy) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        *byte = (state >> 32) as u8;
+    }
+    page
+}

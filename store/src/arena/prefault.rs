@@ -78,29 +78,13 @@ mod tests {
 
     use super::*;
     use crate::account::allotment::Allotment;
-    use crate::account::ledger::{Account, Ledger};
-    use crate::account::quota::{AllocError, Quota};
+    use crate::account::ledger::Ledger;
+    use crate::account::quota::AllocError;
+    use crate::arena::tests::arena;
     use crate::entry::{Encoding, Slot};
     use crate::memory::FRAME_BYTES;
-    use crate::wake::Wakes;
 
     const RAW: usize = CLASSES - 1;
-
-    fn arena(limit: u64) -> (Arc<Ledger>, Arena) {
-        let ledger = Arc::new(Ledger::new(1 << 30));
-        let account = Arc::new(Account::default());
-        ledger
-            .configure(&account, Allotment::of(0, limit))
-            .expect("fits");
-        let quota = Quota::new(
-            Arc::clone(&ledger),
-            account,
-            None,
-            Arc::new(Wakes::default()),
-        );
-        let arena = Arena::new("test", quota).expect("memfd");
-        (ledger, arena)
-    }
 
     fn store(arena: &Arena) -> Result<Slot, AllocError> {
         let mut held = Some(arena.hold_for(&[7; 4096])?);

@@ -16,7 +16,7 @@ use crate::wake::Wakes;
 
 const MIB: u64 = 1 << 20;
 
-fn arena(limit: u64) -> (Arc<Ledger>, Arena) {
+pub(super) fn arena(limit: u64) -> (Arc<Ledger>, Arena) {
     let ledger = Arc::new(Ledger::new(1 << 30));
     let account = Arc::new(Account::default());
     ledger
