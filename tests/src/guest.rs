@@ -219,8 +219,7 @@ impl Guest {
     /// Reads the console up to a line that starts with `prefix`, and returns that line.
     pub fn wait_for(&mut self, prefix: &str) -> Result<String> {
         let show = shown(self.show);
-        let found = self.process.wait_for(prefix, show);
-        self.explained(found)
+        self.process.wait_for(prefix, show)
     }
 
     /// Sends a line to the console: a guest in `pause` goes on.
@@ -242,17 +241,7 @@ impl Guest {
     /// Reads the console to its end and returns the exit status of `tmem`.
     pub fn ended(&mut self) -> Result<ExitStatus> {
         let show = shown(self.show);
-        let status = self.process.end(show);
-        self.explained(status)
-    }
-
-    /// With what `tmem` does, if it still does something when it should have said so.
-    fn explained<T>(&mut self, result: Result<T>) -> Result<T> {
-        if result.is_ok() || self.process.try_wait()?.is_some() {
-            return result;
-        }
-        let threads = self.process.threads();
-        result.with_context(|| format!("the threads of tmem:\n{threads}"))
+        self.process.end(show)
     }
 
     /// What has been on the console so far.

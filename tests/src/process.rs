@@ -133,7 +133,7 @@ impl Process {
     }
 
     /// What each of its threads does, for an error that says that it does nothing.
-    pub fn threads(&self) -> String {
+    fn threads(&self) -> String {
         threads(self.id())
     }
 
@@ -252,9 +252,10 @@ impl Process {
             }
             ensure!(
                 self.progress.max(since).elapsed() < self.patience,
-                "{} repeats itself for {} s, waiting for a line {prefix:?}; its output ends:\n{}",
+                "{} repeats itself for {} s, waiting for a line {prefix:?}; its threads:\n{}its output ends:\n{}",
                 self.name,
                 self.patience.as_secs(),
+                self.threads(),
                 self.shown()
             );
         }
