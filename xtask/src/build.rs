@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use crate::{command, paths};
 
@@ -17,6 +18,16 @@ pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(paths::root());
     cargo
+}
+
+/// What `cargo metadata` says, with these arguments.
+pub(crate) fn metadata(arguments: &[&str]) -> Result<Value> {
+    let output = command::output(
+        cargo()
+            .args(["metadata", "--format-version", "1"])
+            .args(arguments),
+    )?;
+    serde_json::from_str(&output).context("cargo metadata wrote no JSON")
 }
 
 /// Cargo, for a static and optimized build. It lands in a folder of [`TARGET`], so that no build of ours writes the

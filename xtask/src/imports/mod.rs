@@ -16,8 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::build::cargo;
-use crate::{command, paths};
+use crate::{build, paths};
 use graph::Graph;
 
 /// Crates that may need one another only downwards: each those of the lines above its own.
@@ -43,8 +42,8 @@ const C_FOLDERS: &[&str] = &["guest-driver"];
 pub(crate) fn check() -> Result<()> {
     let root = paths::root();
     let mut graph = Graph::default();
-    let workspace = metadata(&root.join("Cargo.toml"))?;
-    let fuzz = metadata(&root.join("fuzz/Cargo.toml"))?;
+    let workspace = packages(&root.join("Cargo.toml"))?;
+    let fuzz = packages(&root.join("fuzz/Cargo.toml"))?;
     let layers = layers(&workspace);
     for package in workspace.iter().chain(&fuzz) {
         for source in &package.sources {
@@ -99,19 +98,9 @@ struct Package {
 }
 
 /// The packages of a workspace.
-fn metadata(manifest: &Path) -> Result<Vec<Package>> {
-    let output = command::output(
-        cargo()
-            .args([
-                "metadata",
-                "--no-deps",
-                "--format-version",
-                "1",
-                "--manifest-path",
-            ])
-            .arg(manifest),
-    )?;
-    let metadata: Value = serde_json::from_str(&output).context("cargo metadata wrote no JSON")?;
+fn packages(manifest: &Path) -> Result<Vec<Package>> {
+    let manifest = manifest.to_str().context("the path is not UTF-8")?;
+    let metadata = build::metadata(&["--no-deps", "--manifest-path", manifest])?;
     let list = |value: &Value, name: &str| -> Result<Vec<Value>> {
         let list = value.get(name).and_then(Value::as_array);
         Ok(list.with_context(|| format!("no {name}"))?.clone())

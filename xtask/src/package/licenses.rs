@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::build::{TARGET, cargo};
+use crate::build::{self, TARGET, cargo};
 use crate::{command, paths};
 
 /// How the name of a file begins that holds a licence or a notice, in capitals.
@@ -90,16 +90,7 @@ fn crates() -> Result<Vec<Crate>> {
             Some((words.next()?, words.next()?.strip_prefix('v')?))
         })
         .collect();
-    let metadata = command::output(cargo().args([
-        "metadata",
-        "--locked",
-        "--filter-platform",
-        TARGET,
-        "--format-version",
-        "1",
-    ]))?;
-    let metadata: Value =
-        serde_json::from_str(&metadata).context("cargo metadata wrote no JSON")?;
+    let metadata = build::metadata(&["--locked", "--filter-platform", TARGET])?;
     let packages = metadata.pointer("/packages").and_then(Value::as_array);
     let mut crates = Vec::new();
     for package in packages.into_iter().flatten() {
