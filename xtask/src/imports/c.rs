@@ -39,6 +39,7 @@ pub(super) fn read(folder: &Path, graph: &mut Graph) -> Result<()> {
     }
     for (path, text) in &files {
         for included in text.lines().filter_map(included) {
+            // A public header of ours is included by the place that it has in a kernel.
             let beside = path.with_file_name(included);
             if let Some((other, _)) = files
                 .iter()
@@ -105,7 +106,6 @@ fn literal(text: &str, quote: char) -> usize {
 fn included(line: &str) -> Option<&str> {
     let name = line.trim().strip_prefix("#include")?.trim();
     let name = name.trim_matches(['"', '<', '>']);
-    // What the kernel's own headers are called may be the end of a name of ours.
     (!name.is_empty()).then_some(name)
 }
 
@@ -124,14 +124,14 @@ fn definitions(text: &str) -> Vec<String> {
             if !line.starts_with('{') {
                 head = continued(&head, line);
             }
-            let outside = !head.starts_with("static")
-                && !head.starts_with("struct")
-                && !head.starts_with("enum")
-                || head.contains('(') && !head.starts_with("static");
             let before = head.split(['(', '[', '=', '{']).next().unwrap_or_default();
-            if let Some(name) = words(before).last()
-                && outside
-                && words(before).count() > 1
+            let words: Vec<&str> = words(before).collect();
+            // `struct name {` is a type, and no more than that.
+            let is_type =
+                !head.contains('(') && matches!(words[..], ["struct" | "enum" | "union", _]);
+            if let [_, .., name] = words[..]
+                && !is_type
+                && !head.starts_with("static")
             {
                 found.push(name.to_owned());
             }
@@ -202,6 +202,10 @@ const char *const tmem_names[] = {
 
 bool tmem_ready = true;
 
+struct tmem_slot tmem_first = {
+	.kind = 1,
+};
+
 struct tmem_thing {
 	int a;
 };
@@ -210,7 +214,13 @@ int tmem_declared(void);
 ";
         assert_eq!(
             definitions(text),
-            ["tmem_one", "tmem_two", "tmem_names", "tmem_ready"]
+            [
+                "tmem_one",
+                "tmem_two",
+                "tmem_names",
+                "tmem_ready",
+                "tmem_first"
+            ]
         );
     }
 
