@@ -261,7 +261,7 @@ fn table(rows: &[Row]) {
     }
     if crate::paths::inside_outer() {
         say(
-            "The times are those of an emulated processor: an exit costs about 0.1 ms there, and about 1 us on a real one. It \
+            "The times are those of an emulated processor, where an exit costs about 0.1 ms, far more than on a real one. It \
              makes\n(a) and (b) slow, which exit for each page, and not (c). Compare faults, memory and exits.",
         );
     }

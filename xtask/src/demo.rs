@@ -26,7 +26,8 @@ pub(crate) fn demo() -> Result<bool> {
     let mut started = false;
     let status = Outer { arguments: "demo" }.run(|line| {
         if line.starts_with("outer ") {
-            started = true;
+            // Behind its end only the kernel speaks, of the restart.
+            started = !line.starts_with("outer end ");
         } else if started {
             println!("{line}");
         }
