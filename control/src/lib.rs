@@ -3,7 +3,6 @@
 //! | module | holds |
 //! |---|---|
 //! | [`api`] | bodies and replies: plain types that serialize to the JSON of `docs/control-api.yaml` |
-//! | [`snapshot`] | the same types taken from a running store and its devices |
 //! | [`operation`] | what a client can have done, and why it is refused |
 //! | `role` | [`Role`]: what the clients of a socket may ask for |
 //! | `source` | [`Source`]: what a server reports on, and acts on |
@@ -26,7 +25,6 @@ pub mod prometheus;
 mod role;
 mod route;
 pub mod server;
-pub mod snapshot;
 mod socket;
 mod source;
 mod stream;
@@ -37,6 +35,5 @@ pub use client::{Client, ClientError};
 pub use operation::{Done, Operation, Refused};
 pub use role::Role;
 pub use server::{MAX_OPERATIONS, Server};
-pub use snapshot::Live;
 pub use socket::BindError;
 pub use source::Source;

@@ -19,7 +19,7 @@ pub trait Source: Send + Sync + 'static {
     /// See [`Refused`].
     fn operate(&self, operation: Operation) -> Result<Done, Refused> {
         drop(operation);
-        Err(Refused::Unsupported("it has no page store"))
+        Err(Refused::Unsupported("the process has no page store"))
     }
 
     /// Where the servers of a process count their clients, if somebody wants to know.

@@ -1,4 +1,4 @@
-//! What a client can have done, over the socket, to a real store.
+//! What a client can have done, over the socket.
 
 use std::{
     collections::BTreeSet,
@@ -8,135 +8,15 @@ use std::{
 };
 
 use tmem_control::{
-    Client, ClientError, Done, Live, MAX_OPERATIONS, Operation, Refused, Server, Source, Stats,
-    api::{Change, Compression, Domain, GuestSpec},
+    Client, ClientError, Done, MAX_OPERATIONS, Operation, Refused, Server, Source, Stats,
+    api::{Change, Domain, GuestSpec},
 };
-use tmem_store::{DomainConfig, ObjectId, PAGE_SIZE, PoolSpec, Store, StoreConfig};
-
-struct Host {
-    store: Store,
-    client: Client,
-    _server: Server,
-    _dir: tempfile::TempDir,
-}
-
-impl Host {
-    fn new() -> Self {
-        let store = Store::new(StoreConfig {
-            budget: 64 << 20,
-            background: false,
-            ..StoreConfig::default()
-        })
-        .expect("valid");
-        let domain = store
-            .add_domain("vm1", DomainConfig::default())
-            .expect("valid");
-        let pool = domain.create_pool(PoolSpec::Ephemeral).expect("has room");
-        let mut page = [0u8; PAGE_SIZE];
-        for index in 0..32u32 {
-            let word = index.wrapping_mul(0x9e37_79b9);
-            for (place, byte) in (0u32..).zip(&mut page) {
-                *byte = word.wrapping_mul(place | 1).to_le_bytes()[3];
-            }
-            domain
-                .store(pool, ObjectId([0; 3]), index, &page)
-                .expect("has room");
-        }
-        let dir = tempfile::tempdir().expect("temporary folder");
-        let path = dir.path().join("s");
-        let server = Server::start(&path, Arc::new(Live::new(store.clone()))).expect("starts");
-        Self {
-            store,
-            client: Client::new(path),
-            _server: server,
-            _dir: dir,
-        }
-    }
-}
 
 fn status<T: std::fmt::Debug>(result: Result<T, ClientError>) -> u16 {
     match result {
         Err(ClientError::Refused { status, .. }) => status.as_u16(),
         other => panic!("not refused: {other:?}"),
     }
-}
-
-#[test]
-fn a_change_is_made_and_the_rest_stays() {
-    let host = Host::new();
-    let change = Change {
-        weight: Some(7),
-        limit: Some(Some(1 << 20)),
-        compression: Some(Compression::Dense),
-        frozen: Some(true),
-        ..Change::default()
-    };
-    let domain = host.client.change("vm1", &change).expect("changed");
-    assert_eq!(
-        (domain.weight, domain.limit, domain.frozen),
-        (7, Some(1 << 20), true)
-    );
-    let change = Change {
-        limit: Some(None),
-        frozen: Some(false),
-        ..Change::default()
-    };
-    let domain = host.client.change("vm1", &change).expect("changed");
-    assert_eq!(
-        (domain.weight, domain.limit, domain.frozen),
-        (7, None, false)
-    );
-}
-
-#[test]
-fn a_change_that_makes_no_sense_changes_nothing() {
-    let host = Host::new();
-    let refused = |change: Change| status(host.client.change("vm1", &change));
-    assert_eq!(
-        refused(Change {
-            weight: Some(0),
-            frozen: Some(true),
-            ..Change::default()
-        }),
-        400
-    );
-    assert_eq!(
-        refused(Change {
-            reserve: Some(1 << 40),
-            ..Change::default()
-        }),
-        409
-    );
-    assert_eq!(status(host.client.change("vm2", &Change::default())), 404);
-    let stats = host.client.stats().expect("answers");
-    assert_eq!(
-        (stats.domains[0].weight, stats.domains[0].frozen),
-        (100, false)
-    );
-}
-
-#[test]
-fn a_flush_gives_back_what_was_freeable() {
-    let host = Host::new();
-    let before = host.client.freeable().expect("answers");
-    assert!(before.freeable > 0);
-    assert_eq!(before.domains["vm1"], before.freeable);
-    assert!(host.client.flush("vm1", u64::MAX).expect("flushed") > 0);
-    assert_eq!(host.client.freeable().expect("answers").freeable, 0);
-    assert_eq!(host.client.flush("vm1", 1).expect("flushed"), 0);
-    assert_eq!(status(host.client.flush("vm2", 1)), 404);
-    assert_eq!(host.store.stats().freeable, 0);
-}
-
-#[test]
-fn guests_are_not_for_a_process_that_runs_one() {
-    let host = Host::new();
-    let guest = GuestSpec {
-        socket: "/run/vm1".into(),
-        ..GuestSpec::default()
-    };
-    assert_eq!(status(host.client.add_guest(&guest)), 501);
-    assert_eq!(status(host.client.remove_guest("vm1")), 501);
 }
 
 /// Has guests, and does what it is told.
@@ -241,8 +121,15 @@ fn the_server_knows_the_resources_of_the_openapi_document_and_no_other_method() 
         }
     }
     assert_eq!(documented.len(), 9, "{documented:?}");
-    let host = Host::new();
-    let socket = host._dir.path().join("s");
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let (_server, client) = guests(dir.path());
+    let guest = GuestSpec {
+        name: "vm1".into(),
+        socket: "/run/vm1".into(),
+        ..GuestSpec::default()
+    };
+    client.add_guest(&guest).expect("added");
+    let socket = dir.path().join("s");
     for path in documented
         .iter()
         .map(|(path, _)| path)

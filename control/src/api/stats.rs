@@ -205,7 +205,7 @@ macro_rules! counters {
 
         impl Counters {
             /// Adds the counters of one pool to a sum.
-            pub(crate) fn add(&mut self, pool: &Self) {
+            pub fn add(&mut self, pool: &Self) {
                 $(self.$name += pool.$name;)*
                 for (reason, count) in &pool.refusals {
                     *self.refusals.entry(reason.clone()).or_default() += count;

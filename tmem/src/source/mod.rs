@@ -2,10 +2,14 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `inline` | in this process, with the guest |
 //! | `none` | there are none |
 //! | `remote` | at a service, for the VMM of one guest |
-//! | `service` | here, those of the guests of a service |
+//! | `store` | in a store of this process: what `inline` and `service` have in common |
+//! | `service` | in the store of a service, for its guests |
 
+pub(crate) mod inline;
 pub(crate) mod none;
 pub(crate) mod remote;
 pub(crate) mod service;
+pub(crate) mod store;

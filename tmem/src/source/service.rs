@@ -9,18 +9,19 @@ use tmem_base::error::one_line;
 use tmem_control::api::{FrontEnd, GuestSpec};
 use tmem_control::clients::Clients;
 use tmem_control::operation::Passed;
-use tmem_control::{Done, Live, Operation, Refused, Source, Stats};
+use tmem_control::{Done, Operation, Refused, Source, Stats};
 use tmem_serve::activation::{address, listener};
 use tmem_serve::listen::ListenError;
 use tmem_serve::{ConfigError, GuestConfig, Service, StartError};
 
 use crate::host_memory::HostMemory;
 use crate::own_process::OwnProcess;
+use crate::source::store::OwnStore;
 
 /// A service and its figures.
 pub(crate) struct Operator {
     service: Service,
-    live: Live,
+    store: OwnStore,
     memory: Arc<HostMemory>,
     process: Option<OwnProcess>,
     /// Where the control sockets of the process are, which are no guest's.
@@ -36,7 +37,7 @@ impl Operator {
     ) -> Self {
         let operator = Self {
             memory,
-            live: Live::new(service.store().clone()),
+            store: OwnStore::new(service.store().clone()),
             service,
             process,
             own_sockets,
@@ -65,7 +66,7 @@ impl Operator {
 
     fn show(&self, name: &str) {
         if let Some(device) = self.service.device(name) {
-            self.live.connect(name, device);
+            self.store.connect(name, device);
         }
     }
 
@@ -143,7 +144,7 @@ impl Operator {
 
 impl Source for Operator {
     fn stats(&self) -> Stats {
-        let mut stats = self.live.stats();
+        let mut stats = self.store.stats();
         stats.process = self.process.as_ref().and_then(OwnProcess::figures);
         stats.host = self.memory.report();
         let guests = self.service.report();
@@ -165,7 +166,7 @@ impl Source for Operator {
     }
 
     fn clients(&self) -> Option<&Clients> {
-        self.live.clients()
+        self.store.clients()
     }
 
     fn operate(&self, operation: Operation) -> Result<Done, Refused> {
@@ -173,7 +174,7 @@ impl Source for Operator {
             Operation::AddGuest(guest) => self.add(guest, None),
             Operation::AddGuestOn { guest, socket } => self.add_on(guest, socket),
             Operation::RemoveGuest(name) => {
-                self.live.disconnect(&name);
+                self.store.disconnect(&name);
                 if self.service.remove_guest(&name) {
                     Ok(Done::Removed)
                 } else {
@@ -185,7 +186,7 @@ impl Source for Operator {
                 ref change,
             } => {
                 let (name, raised) = (domain.clone(), change.reserve.is_some());
-                let done = self.live.operate(operation)?;
+                let done = self.store.operate(operation)?;
                 self.service.announce(&name);
                 if raised {
                     self.service.populate(&name);
@@ -193,7 +194,7 @@ impl Source for Operator {
                 }
                 Ok(done)
             }
-            Operation::Flush { .. } => self.live.operate(operation),
+            Operation::Flush { .. } => self.store.operate(operation),
         }
     }
 }

@@ -22,10 +22,9 @@ use graph::Graph;
 /// Crates that may need one another only downwards: each those of the lines above its own.
 const LAYERS: &[&[&str]] = &[
     &["tmem-base", "tmem-protocol"],
-    &["tmem-testkit"],
+    &["tmem-control", "tmem-testkit"],
     &["tmem-store"],
     &["tmem-device"],
-    &["tmem-control"],
     &["tmem-serve", "tmem-vmm"],
     &["tmem"],
     &["tmem-tests"],

@@ -3,11 +3,11 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use rustix::fs::Mode;
 use tmem_base::socket::SocketFile;
-use tmem_control::{Done, Live, Operation, Refused, Role, Server, Source, Stats};
+use tmem_control::{Role, Server, Source};
 use tmem_device::{TmemConfig, TmemDevice};
 use tmem_serve::listen::{ListenError, listen_for};
 use tmem_store::{DomainConfig, Store, StoreConfig};
@@ -20,8 +20,10 @@ use tmem_vmm::{Signals, Vm, VmConfig};
 use super::config::Config;
 use crate::host_memory::figures::Figures;
 use crate::host_memory::{HostMemory, Relief};
+use crate::source::inline::Inline;
 use crate::source::none::NoStore;
 use crate::source::remote::AtService;
+use crate::source::store::OwnStore;
 
 /// The only domain of this process.
 const DOMAIN: &str = "guest";
@@ -46,8 +48,8 @@ pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
         figures.leave(config.host_reserve);
         crate::limits::warn(config.tmem, &figures);
         let watched = memory.insert(Arc::new(HostMemory::watch(figures, || ())?));
-        let inline = Inline::new(config, store(config, watched)?, watched)?;
-        devices.push(Arc::clone(&inline.transport) as Arc<dyn VirtioDevice>);
+        let (transport, inline) = device(config, store(config, watched)?, watched)?;
+        devices.push(transport);
         source = Arc::new(inline);
     }
     if let Some(socket) = &config.tmem_socket {
@@ -103,13 +105,7 @@ fn figures_socket(config: &Config) -> Result<Option<(UnixListener, SocketFile)>,
     socket.map(Some)
 }
 
-/// The store with its one domain, and the device in front of it: a request queue for each vCPU.
-struct Inline {
-    transport: Arc<Tmem>,
-    live: Live,
-    memory: Weak<HostMemory>,
-}
-
+/// The store of the process.
 fn store(config: &Config, memory: &HostMemory) -> Result<Store, tmem_store::ConfigError> {
     Store::new(StoreConfig {
         budget: config.tmem,
@@ -119,46 +115,31 @@ fn store(config: &Config, memory: &HostMemory) -> Result<Store, tmem_store::Conf
     })
 }
 
-impl Inline {
-    fn new(
-        config: &Config,
-        store: Store,
-        memory: &Arc<HostMemory>,
-    ) -> Result<Self, Box<dyn Error>> {
-        let domain = store.add_domain(DOMAIN, DomainConfig::default())?;
-        let request_queues = u16::from(config.cpus);
-        let device = TmemConfig {
-            request_queues,
-            limit_bytes: config.tmem,
-            swap_bytes: config.tmem.saturating_mul(SWAP_FACTOR),
-            ..TmemConfig::default()
-        };
-        let device = Arc::new(TmemDevice::new(domain, device));
-        memory.relieve(Guest {
-            store: store.clone(),
-            device: Arc::clone(&device),
-        });
-        let live = Live::new(store);
-        live.connect(DOMAIN, Arc::clone(&device));
-        Ok(Self {
-            transport: Arc::new(Tmem::new(device, request_queues)),
-            live,
-            memory: Arc::downgrade(memory),
-        })
-    }
-}
-
-impl Source for Inline {
-    fn stats(&self) -> Stats {
-        Stats {
-            host: self.memory.upgrade().and_then(|memory| memory.report()),
-            ..self.live.stats()
-        }
-    }
-
-    fn operate(&self, operation: Operation) -> Result<Done, Refused> {
-        self.live.operate(operation)
-    }
+/// The one domain of the store with a device in front of it, a request queue for each vCPU; and what reports on both.
+fn device(
+    config: &Config,
+    store: Store,
+    memory: &Arc<HostMemory>,
+) -> Result<(Arc<Tmem>, Inline), Box<dyn Error>> {
+    let domain = store.add_domain(DOMAIN, DomainConfig::default())?;
+    let request_queues = u16::from(config.cpus);
+    let device = TmemConfig {
+        request_queues,
+        limit_bytes: config.tmem,
+        swap_bytes: config.tmem.saturating_mul(SWAP_FACTOR),
+        ..TmemConfig::default()
+    };
+    let device = Arc::new(TmemDevice::new(domain, device));
+    memory.relieve(Guest {
+        store: store.clone(),
+        device: Arc::clone(&device),
+    });
+    let store = OwnStore::new(store);
+    store.connect(DOMAIN, Arc::clone(&device));
+    Ok((
+        Arc::new(Tmem::new(device, request_queues)),
+        Inline::new(store, memory),
+    ))
 }
 
 /// The guest, for a host that is short of memory. It hears of it with the next answer.
@@ -220,7 +201,7 @@ mod tests {
         let memory = HostMemory::watch(figures, || ()).expect("starts");
         let memory = Arc::new(memory);
         let store = store(&config, &memory).expect("a store");
-        let inline = Inline::new(&config, store.clone(), &memory).expect("a device");
+        let (transport, inline) = device(&config, store.clone(), &memory).expect("a device");
         let domain = store.domain(DOMAIN).expect("is there");
         let pool = domain.create_pool(PoolSpec::Persistent).expect("a pool");
         // Not one word over and over, which would need no memory of its own.
@@ -229,7 +210,7 @@ mod tests {
         assert_eq!(put(0), Err(StoreError::NoMemory));
         let pressure = || {
             let mut config = [0; size_of::<tmem_protocol::Config>()];
-            inline.transport.read_config(0, &mut config);
+            transport.read_config(0, &mut config);
             let config: tmem_protocol::Config = zerocopy::transmute!(config);
             config.pressure.get()
         };
