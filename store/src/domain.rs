@@ -220,7 +220,7 @@ impl DomainInner {
             .position(|dying| Arc::ptr_eq(dying, pool_ref));
         if let Some(at) = found {
             retired.dying.remove(at);
-            pool_ref.count_in(&mut retired.counted);
+            pool_ref.add_events(&mut retired.counted);
             drop(retired);
             self.dying().fetch_sub(1, Ordering::Relaxed);
             if let Some(group) = &pool_ref.group {
@@ -236,7 +236,7 @@ impl DomainInner {
             let list = self.retired.lock();
             let mut counted = list.counted;
             for dying in &list.dying {
-                dying.count_in(&mut counted);
+                dying.add_events(&mut counted);
             }
             let mut pools: Vec<_> = self
                 .pools()
@@ -286,9 +286,9 @@ impl PoolRef {
     }
 
     /// Adds what the pool counted, if it is the domain's own.
-    fn count_in(&self, sums: &mut PoolStats) {
+    fn add_events(&self, sums: &mut PoolStats) {
         if self.group.is_none() {
-            sums.count_in(&self.pool.stats(self.id));
+            sums.add_events(&self.pool.stats(self.id));
         }
     }
 

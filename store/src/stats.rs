@@ -1,5 +1,7 @@
 //! Statistics: a snapshot of counters, taken while everything runs on.
 
+use crate::sync::Counter;
+
 /// Sums over a store.
 #[derive(Clone, Debug, Default)]
 pub struct StoreStats {
@@ -62,72 +64,91 @@ pub enum PoolKind {
     Shared,
 }
 
-/// Counters of a pool. The first group are gauges, the rest only grows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PoolStats {
-    /// Id in the domain.
-    pub id: u32,
-    /// Kind of the pool. Numbers of a shared pool are those of all its members.
-    pub kind: PoolKind,
-    /// Pages that are there.
-    pub pages: u64,
-    /// Of them, pages of zeroes.
-    pub zero: u64,
-    /// Of them, pages that repeat another word.
-    pub same_filled: u64,
-    /// Of them, pages kept as they are.
-    pub raw: u64,
-    /// Of them, pages of the cold tier.
-    pub cold: u64,
-    /// Of them, pages whose bytes other keys share.
-    pub deduplicated: u64,
-    /// Bytes of compressed and raw pages.
-    pub bytes_stored: u64,
-    /// Bytes of their slots, and of the pool's metadata.
-    pub bytes_used: u64,
-    /// Bytes of the pool's index.
-    pub metadata_bytes: u64,
+/// Makes [`PoolStats`], and [`Events`] of which a shard has one, from the one list of what a pool counts.
+macro_rules! pool_stats {
+    (
+        held { $($(#[$held_doc:meta])* $held:ident,)* }
+        events { $($(#[$event_doc:meta])* $event:ident,)* }
+    ) => {
+        /// Counters of a pool: what it holds, and what happened. The latter only grows.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct PoolStats {
+            /// Id in the domain.
+            pub id: u32,
+            /// Kind of the pool. Numbers of a shared pool are those of all its members.
+            pub kind: PoolKind,
+            $($(#[$held_doc])* pub $held: u64,)*
+            $($(#[$event_doc])* pub $event: u64,)*
+        }
 
-    /// Pages accepted.
-    pub stores: u64,
-    /// Pages found and loaded.
-    pub loads: u64,
-    /// Loads that found no page.
-    pub load_misses: u64,
-    /// Pages removed by an invalidate.
-    pub invalidates: u64,
-    /// Pages evicted.
-    pub evictions: u64,
-    /// Stores refused at the limit or the budget.
-    pub refused_no_space: u64,
-    /// Stores refused because the domain was frozen.
-    pub refused_frozen: u64,
-    /// Stores refused because the host gave no memory.
-    pub refused_no_memory: u64,
-    /// Loads whose bytes were damaged.
-    pub corrupt: u64,
-    /// Pages recompressed by the cold tier.
-    pub cooled: u64,
-    /// Pages that came back from the cold tier.
-    pub warmed: u64,
-    /// Pages that compaction moved.
-    pub moved: u64,
+        impl PoolStats {
+            /// Adds what happened in another pool, and not what it holds.
+            pub(crate) fn add_events(&mut self, pool: &PoolStats) {
+                $(self.$event += pool.$event;)*
+            }
+        }
+
+        /// What happened in a shard.
+        #[derive(Debug, Default)]
+        #[repr(C)]
+        pub(crate) struct Events {
+            $(pub(crate) $event: Counter,)*
+        }
+
+        impl Events {
+            pub(crate) fn add_to(&self, stats: &mut PoolStats) {
+                $(stats.$event += self.$event.get();)*
+            }
+        }
+    };
 }
 
-impl PoolStats {
-    /// Adds what another pool counted, and not what it holds.
-    pub(crate) fn count_in(&mut self, pool: &PoolStats) {
-        self.stores += pool.stores;
-        self.loads += pool.loads;
-        self.load_misses += pool.load_misses;
-        self.invalidates += pool.invalidates;
-        self.evictions += pool.evictions;
-        self.refused_no_space += pool.refused_no_space;
-        self.refused_frozen += pool.refused_frozen;
-        self.refused_no_memory += pool.refused_no_memory;
-        self.corrupt += pool.corrupt;
-        self.cooled += pool.cooled;
-        self.warmed += pool.warmed;
-        self.moved += pool.moved;
+pool_stats! {
+    held {
+        /// Pages that are there.
+        pages,
+        /// Of them, pages of zeroes.
+        zero,
+        /// Of them, pages that repeat one word, zero included.
+        same_filled,
+        /// Of them, pages kept as they are.
+        raw,
+        /// Of them, pages of the cold tier.
+        cold,
+        /// Of them, pages whose bytes other keys share.
+        deduplicated,
+        /// Bytes of compressed and raw pages.
+        bytes_stored,
+        /// Bytes of their slots, and of the pool's metadata.
+        bytes_used,
+        /// Bytes of the pool's index.
+        metadata_bytes,
+    }
+    // First what most operations count: it shares a cache line with the pages that are there.
+    events {
+        /// Pages accepted.
+        stores,
+        /// Pages found and loaded.
+        loads,
+        /// Pages removed by an invalidate.
+        invalidates,
+        /// Loads that found no page.
+        load_misses,
+        /// Pages evicted.
+        evictions,
+        /// Stores refused at the limit or the budget.
+        refused_no_space,
+        /// Stores refused because the domain was frozen.
+        refused_frozen,
+        /// Stores refused because the host gave no memory.
+        refused_no_memory,
+        /// Loads whose bytes were damaged.
+        corrupt,
+        /// Pages recompressed by the cold tier.
+        demoted,
+        /// Pages that came back from the cold tier.
+        promoted,
+        /// Pages that compaction moved.
+        moved,
     }
 }

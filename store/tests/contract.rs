@@ -463,7 +463,7 @@ fn untouched_pages_get_denser_and_a_second_load_brings_them_back() {
         }
     }
     let warm = guest.stats().pools[0];
-    assert_eq!((warm.cold, warm.warmed), (0, after.cold));
+    assert_eq!((warm.cold, warm.promoted), (0, after.cold));
     assert_eq!(warm.bytes_stored, before.bytes_stored);
 }
 

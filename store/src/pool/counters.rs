@@ -2,7 +2,7 @@
 
 use crate::arena::size_class::{class_of, slot_bytes};
 use crate::entry::{Encoding, Entry, Kind};
-use crate::stats::PoolStats;
+use crate::stats::{Events, PoolStats};
 use crate::sync::Counter;
 
 #[derive(Debug, Default)]
@@ -13,25 +13,16 @@ pub(crate) struct Counters {
     /// Bytes of the slots of the shard's own pages.
     pub(crate) slot_bytes: Counter,
     pub(crate) metadata: Counter,
-    pub(crate) stores: Counter,
-    pub(crate) loads: Counter,
-    pub(crate) invalidates: Counter,
-    // One cache line up to here: what every operation counts.
+    /// One cache line up to the first of them: what every operation counts.
+    pub(crate) events: Events,
+    /// Pages of zeroes.
     pub(crate) zero: Counter,
-    pub(crate) same_filled: Counter,
+    /// Pages that repeat another word.
+    pub(crate) filled: Counter,
     pub(crate) raw: Counter,
     pub(crate) cold: Counter,
     /// Pages whose entry names a record.
     pub(crate) records: Counter,
-    pub(crate) load_misses: Counter,
-    pub(crate) evictions: Counter,
-    pub(crate) refused_no_space: Counter,
-    pub(crate) refused_frozen: Counter,
-    pub(crate) refused_no_memory: Counter,
-    pub(crate) corrupt: Counter,
-    pub(crate) cooled: Counter,
-    pub(crate) warmed: Counter,
-    pub(crate) moved: Counter,
 }
 
 impl Counters {
@@ -47,7 +38,7 @@ impl Counters {
         change(&self.pages, 1);
         match entry.kind() {
             Kind::Fill(0) => change(&self.zero, 1),
-            Kind::Fill(_) => change(&self.same_filled, 1),
+            Kind::Fill(_) => change(&self.filled, 1),
             Kind::Slot(slot) => {
                 change(&self.bytes_stored, u64::from(slot.len));
                 change(&self.slot_bytes, slot_bytes(class_of(slot.len)) as u64);
@@ -65,24 +56,13 @@ impl Counters {
     pub(crate) fn add_to(&self, stats: &mut PoolStats) {
         stats.pages += self.pages.get();
         stats.zero += self.zero.get();
-        stats.same_filled += self.same_filled.get();
+        stats.same_filled += self.zero.get() + self.filled.get();
         stats.raw += self.raw.get();
         stats.cold += self.cold.get();
         stats.deduplicated += self.records.get();
         stats.bytes_stored += self.bytes_stored.get();
         stats.bytes_used += self.slot_bytes.get() + self.metadata.get();
         stats.metadata_bytes += self.metadata.get();
-        stats.stores += self.stores.get();
-        stats.loads += self.loads.get();
-        stats.load_misses += self.load_misses.get();
-        stats.invalidates += self.invalidates.get();
-        stats.evictions += self.evictions.get();
-        stats.refused_no_space += self.refused_no_space.get();
-        stats.refused_frozen += self.refused_frozen.get();
-        stats.refused_no_memory += self.refused_no_memory.get();
-        stats.corrupt += self.corrupt.get();
-        stats.cooled += self.cooled.get();
-        stats.warmed += self.warmed.get();
-        stats.moved += self.moved.get();
+        self.events.add_to(stats);
     }
 }

@@ -108,7 +108,7 @@ impl Pool {
         };
         self.discard(cell, locked, Entry::node(node_id));
         locked.shard.remove(self.quota(), chunk, offset, key_hash);
-        cell.counters.evictions.add(1);
+        cell.counters.events.evictions.add(1);
         cell.counters.metadata.set(locked.shard.charged());
         Some(bytes)
     }

@@ -75,8 +75,8 @@ impl Pool {
                 return Ok(());
             }
             let _locked = cell.locked.lock();
-            cell.counters.loads.sub(1);
-            cell.counters.corrupt.add(1);
+            cell.counters.events.loads.sub(1);
+            cell.counters.events.corrupt.add(1);
             Err(LoadError::Corrupt)
         })
     }
@@ -119,7 +119,7 @@ impl Pool {
         let mut guard = cell.locked.lock();
         let locked = &mut *guard;
         let Some((chunk, indexed)) = locked.shard.get(key_hash, key) else {
-            cell.counters.load_misses.add(1);
+            cell.counters.events.load_misses.add(1);
             return Err(LoadError::NotFound);
         };
         let (_, offset) = key.chunk();
@@ -129,7 +129,7 @@ impl Pool {
             let member = node.member;
             entry = node.entry;
             if !self.is_admitted(locked, member) {
-                cell.counters.load_misses.add(1);
+                cell.counters.events.load_misses.add(1);
                 return Err(LoadError::NotFound);
             }
             if self.kind == PoolKind::Shared
@@ -138,7 +138,7 @@ impl Pool {
                 queue.touch(&mut locked.shard.nodes, node_id);
             }
         }
-        cell.counters.loads.add(1);
+        cell.counters.events.loads.add(1);
         if self.kind == PoolKind::Ephemeral {
             let detached = self.detach(cell, locked, indexed);
             locked.shard.remove(self.quota(), chunk, offset, key_hash);

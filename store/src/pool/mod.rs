@@ -239,7 +239,7 @@ impl Pool {
         match put {
             Ok(entry) => {
                 locked.shard.set(chunk, offset, entry);
-                cell.counters.stores.add(1);
+                cell.counters.events.stores.add(1);
             }
             Err(_) => locked.shard.remove(self.quota(), chunk, offset, key_hash),
         }
@@ -428,9 +428,9 @@ impl Pool {
         let mut locked = cell.locked.lock();
         self.take_out(cell, &mut locked, key_hash, key);
         match error {
-            StoreError::NoSpace => cell.counters.refused_no_space.add(1),
-            StoreError::Frozen => cell.counters.refused_frozen.add(1),
-            StoreError::NoMemory => cell.counters.refused_no_memory.add(1),
+            StoreError::NoSpace => cell.counters.events.refused_no_space.add(1),
+            StoreError::Frozen => cell.counters.events.refused_frozen.add(1),
+            StoreError::NoMemory => cell.counters.events.refused_no_memory.add(1),
             StoreError::NoPool => {}
         }
     }

@@ -145,7 +145,7 @@ impl Pool {
         }
         if self.replace_bytes(cell, id, &pinned, (&out[..len], Encoding::Cold)) {
             let _locked = cell.locked.lock();
-            cell.counters.cooled.add(1);
+            cell.counters.events.demoted.add(1);
         }
     }
 
@@ -164,7 +164,7 @@ impl Pool {
         };
         if self.replace_bytes(cell, id, pinned, hot) {
             let _locked = cell.locked.lock();
-            cell.counters.warmed.add(1);
+            cell.counters.events.promoted.add(1);
         }
     }
 

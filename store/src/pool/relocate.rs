@@ -61,7 +61,7 @@ impl Pool {
             Backref::Record { .. } => {}
         }
         locked.pins.free(slot, &self.arena);
-        cell.counters.moved.add(1);
+        cell.counters.events.moved.add(1);
         true
     }
 }

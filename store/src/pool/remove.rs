@@ -28,7 +28,7 @@ impl Pool {
         let cell = &self.shards[shard_index];
         let mut locked = cell.locked.lock();
         if self.take_out(cell, &mut locked, key_hash, key) {
-            cell.counters.invalidates.add(1);
+            cell.counters.events.invalidates.add(1);
         }
     }
 
@@ -148,7 +148,7 @@ impl Pool {
             locked.shard.remove(self.quota(), chunk, offset, key_hash);
             removed += 1;
         }
-        cell.counters.invalidates.add(removed as u64);
+        cell.counters.events.invalidates.add(removed as u64);
         removed
     }
 

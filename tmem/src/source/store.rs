@@ -192,7 +192,7 @@ fn pool_statistics(stats: &PoolStats) -> Pool {
             bytes_used: stats.bytes_used,
             metadata_bytes: stats.metadata_bytes,
             zero: stats.zero,
-            same_filled: stats.zero + stats.same_filled,
+            same_filled: stats.same_filled,
             raw: stats.raw,
             cold: stats.cold,
             deduplicated: stats.deduplicated,
