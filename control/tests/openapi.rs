@@ -398,3 +398,12 @@ fn bodies_have_the_documented_fields_and_no_others() {
     assert!(serde_json::from_value::<GuestSpec>(json!({"socket": "/a"})).is_err());
     assert!(serde_json::from_value::<GuestSpec>(json!({"name": "a"})).is_ok());
 }
+
+#[test]
+fn what_a_pool_counts_is_described_in_the_document_with_the_same_words() {
+    let document = document();
+    let (known, _) = properties(&document, &document["components"]["schemas"]["Counters"]);
+    for (name, description) in Counters::DESCRIPTIONS {
+        assert_eq!(known[name]["description"], *description, "{name}");
+    }
+}

@@ -3,20 +3,23 @@
 //! | module | holds |
 //! |---|---|
 //! | `stats` | replies that show what there is |
+//! | `counters` | what a pool counts: the one list |
 //! | `change` | bodies of requests that change something, and their replies |
 //! | `guest` | the settings of a guest |
 //! | [`notation`] | how the settings of a guest are read, from JSON and as an operator writes them |
 //! | `number` | whole numbers of JSON |
 
 mod change;
+mod counters;
 mod guest;
 pub mod notation;
 mod number;
 mod stats;
 
 pub use change::{Accepted, Change, ErrorReply, Flush, Flushed};
+pub use counters::{Counters, for_each_pool_counter};
 pub use guest::{Compression, Dedup, GuestSpec, MAX_REQUEST_QUEUES, MemoryBacking};
 pub use stats::{
-    Connections, Counters, Device, Domain, Domains, Freeable, FrontEnd, Histogram, Host, PAGE_SIZE,
-    Pool, PoolKind, Process, Service, Stats,
+    Connections, Device, Domain, Domains, Freeable, FrontEnd, Histogram, Host, PAGE_SIZE, Pool,
+    PoolKind, Process, Service, Stats,
 };

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::counters::Counters;
 use super::guest::Compression;
 
 /// Size of a guest page in bytes.
@@ -190,68 +191,6 @@ impl PoolKind {
             Self::Shared => "shared",
         }
     }
-}
-
-/// Makes [`Counters`] from the one list of what a pool counts.
-macro_rules! counters {
-    ($($(#[$attribute:meta])* $name:ident,)*) => {
-        /// Pages held now, and operations since the beginning.
-        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-        pub struct Counters {
-            $($(#[$attribute])* pub $name: u64,)*
-            /// Pages refused, by reason.
-            pub refusals: BTreeMap<String, u64>,
-        }
-
-        impl Counters {
-            /// Adds the counters of one pool to a sum.
-            pub fn add(&mut self, pool: &Self) {
-                $(self.$name += pool.$name;)*
-                for (reason, count) in &pool.refusals {
-                    *self.refusals.entry(reason.clone()).or_default() += count;
-                }
-            }
-
-            /// Each counter by its name, but for the refusals.
-            #[cfg(test)]
-            pub(crate) fn each(&mut self) -> impl Iterator<Item = (&'static str, &mut u64)> {
-                [$((stringify!($name), &mut self.$name)),*].into_iter()
-            }
-        }
-    };
-}
-
-counters! {
-    /// Pages held.
-    pages,
-    /// Bytes of their compressed (or raw) contents.
-    bytes_stored,
-    /// Bytes charged for them: contents, slab waste, index.
-    bytes_used,
-    /// The part of `bytes_used` that is index.
-    metadata_bytes,
-    /// Pages held that are zero throughout.
-    zero,
-    /// Pages held that are one repeated word (zero included), and take no slot.
-    same_filled,
-    /// Pages held that did not compress and lie there as they came.
-    raw,
-    /// Pages held that nobody touched for long and that were compressed harder.
-    cold,
-    /// Pages held that share their bytes with another key.
-    deduplicated,
-    /// Pages accepted.
-    stores,
-    /// Pages found and given back.
-    loads,
-    /// Loads of a page that was not there.
-    load_misses,
-    /// Loads of a page whose bytes were found damaged.
-    corrupt,
-    /// Pages removed by an invalidate, of the page, its object or its pool.
-    invalidates,
-    /// Ephemeral pages that were dropped to make room.
-    evictions,
 }
 
 /// One virtio device. Its counters also outlive a reset by the guest.

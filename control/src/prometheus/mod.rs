@@ -1,6 +1,6 @@
 //! The metrics page, as OpenMetrics for who asks for it and else as Prometheus text 0.0.4.
 //!
-//! [`METRICS`] is the one list of what there is; `docs/metrics.md` explains each, and a test
+//! [`metrics`] is the one list of what there is; `docs/metrics.md` explains each, and a test
 //! compares the two.
 //!
 //! | module | holds |
@@ -25,16 +25,14 @@ mod table;
 
 pub use format::Format;
 pub use metric::Metric;
-pub use table::METRICS;
+pub use table::metrics;
 
 #[derive(Debug)]
 struct Page(Stats);
 
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        METRICS
-            .iter()
-            .try_for_each(|metric| metric.encode(&self.0, &mut encoder))
+        metrics().try_for_each(|metric| metric.encode(&self.0, &mut encoder))
     }
 }
 
@@ -62,7 +60,7 @@ fn as_text(page: &str) -> String {
         match (words.next(), words.next(), words.next(), words.next()) {
             (Some("#"), Some("EOF"), ..) | (Some("#"), Some("UNIT"), ..) => continue,
             (Some("#"), Some(what @ ("HELP" | "TYPE")), Some(name), Some(rest)) => {
-                let metric = METRICS.iter().find(|metric| metric.family() == name);
+                let metric = metrics().find(|metric| metric.family() == name);
                 let name = metric.map_or_else(|| name.to_owned(), Metric::full_name);
                 let rest = if what == "TYPE" && rest == "info" {
                     "gauge"
@@ -128,7 +126,7 @@ mod tests {
     #[test]
     fn every_family_appears_with_its_unit_and_ends_the_page() {
         let page = render(full(), Format::OpenMetrics).expect("renders");
-        for metric in METRICS {
+        for metric in metrics() {
             let name = metric.full_name();
             assert!(
                 page.lines()
@@ -142,7 +140,7 @@ mod tests {
     #[test]
     fn the_text_format_has_a_type_for_each_sample_and_nothing_newer() {
         let page = render(full(), Format::Text).expect("renders");
-        for metric in METRICS {
+        for metric in metrics() {
             let name = metric.full_name();
             let kind = match metric.kind() {
                 MetricType::Info => "gauge",
@@ -231,17 +229,41 @@ mod tests {
         assert!(page.contains(r#"domain="guest \"one\"\n""#), "{page}");
     }
 
+    fn documentation() -> String {
+        let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
+        std::fs::read_to_string(docs).expect("docs/metrics.md")
+    }
+
+    #[test]
+    fn what_a_pool_counts_is_documented_with_its_type_and_description() {
+        let docs = documentation();
+        for metric in table::POOL_COUNTERS {
+            let kind = match metric.kind() {
+                MetricType::Counter => "counter",
+                _ => "gauge",
+            };
+            let row = format!(
+                "| `{}` | {kind} | `domain` | {}",
+                metric.full_name(),
+                metric.help()
+            );
+            assert!(
+                docs.lines().any(|line| line.starts_with(&row)),
+                "docs/metrics.md has no row\n{row}"
+            );
+        }
+    }
+
     #[test]
     fn documented_metrics_are_the_exported_ones() {
-        let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
-        let docs = std::fs::read_to_string(docs).expect("docs/metrics.md");
+        let docs = documentation();
         let documented: BTreeSet<String> = docs
             .lines()
             .filter_map(|line| line.strip_prefix("| `tmem_"))
             .filter_map(|line| line.split_once('`'))
             .map(|(name, _)| format!("tmem_{name}"))
             .collect();
-        let exported: BTreeSet<String> = METRICS.iter().map(Metric::full_name).collect();
+        let exported: BTreeSet<String> = metrics().map(Metric::full_name).collect();
         assert_eq!(documented, exported);
     }
 }

@@ -1,5 +1,7 @@
 //! Every metric family that the page has.
 
+use crate::api::for_each_pool_counter;
+
 use super::metric::{Metric, Value};
 
 const fn metric(
@@ -17,7 +19,14 @@ const fn metric(
 }
 
 /// Every family that the page has.
-pub const METRICS: &[Metric] = &[
+pub fn metrics() -> impl Iterator<Item = &'static Metric> {
+    [PROCESS, DOMAIN, POOL_COUNTERS, GUEST, POOL]
+        .into_iter()
+        .flatten()
+}
+
+/// Of the process and of its host.
+const PROCESS: &[Metric] = &[
     metric("tmem_build", "", "Version of tmem.", Value::Version),
     metric(
         "tmem_uptime",
@@ -127,24 +136,10 @@ pub const METRICS: &[Metric] = &[
         "Pages of host memory that were found bad, with the guests' pages on them.",
         Value::HostCounter(|h| h.bad_pages),
     ),
-    metric(
-        "tmem_domain_used",
-        "bytes",
-        "Memory charged to the domain.",
-        Value::Gauge(|d| Some(d.counters.bytes_used)),
-    ),
-    metric(
-        "tmem_domain_stored",
-        "bytes",
-        "Contents of the pages held, as compressed.",
-        Value::Gauge(|d| Some(d.counters.bytes_stored)),
-    ),
-    metric(
-        "tmem_domain_metadata",
-        "bytes",
-        "Index of the pools; part of what is charged.",
-        Value::Gauge(|d| Some(d.counters.metadata_bytes)),
-    ),
+];
+
+/// Of a domain as a whole.
+const DOMAIN: &[Metric] = &[
     metric(
         "tmem_domain_segment",
         "bytes",
@@ -188,83 +183,29 @@ pub const METRICS: &[Metric] = &[
         Value::Gauge(|d| Some(d.frozen.into())),
     ),
     metric(
-        "tmem_domain",
-        "pages",
-        "Pages held.",
-        Value::Gauge(|d| Some(d.counters.pages)),
-    ),
-    metric(
-        "tmem_domain_zero",
-        "pages",
-        "Pages held that are zero throughout.",
-        Value::Gauge(|d| Some(d.counters.zero)),
-    ),
-    metric(
-        "tmem_domain_same_filled",
-        "pages",
-        "Pages held that are one repeated word and take no slot.",
-        Value::Gauge(|d| Some(d.counters.same_filled)),
-    ),
-    metric(
-        "tmem_domain_raw",
-        "pages",
-        "Pages held that did not compress.",
-        Value::Gauge(|d| Some(d.counters.raw)),
-    ),
-    metric(
-        "tmem_domain_cold",
-        "pages",
-        "Pages held that nobody touched for long and that were compressed harder.",
-        Value::Gauge(|d| Some(d.counters.cold)),
-    ),
-    metric(
-        "tmem_domain_deduplicated",
-        "pages",
-        "Pages held that share their bytes with another key.",
-        Value::Gauge(|d| Some(d.counters.deduplicated)),
-    ),
-    metric(
-        "tmem_stores",
-        "",
-        "Pages accepted.",
-        Value::Counter(|d| Some(d.counters.stores)),
-    ),
-    metric(
-        "tmem_loads",
-        "",
-        "Pages found and given back.",
-        Value::Counter(|d| Some(d.counters.loads)),
-    ),
-    metric(
-        "tmem_load_misses",
-        "",
-        "Loads of a page that was not there.",
-        Value::Counter(|d| Some(d.counters.load_misses)),
-    ),
-    metric(
-        "tmem_corrupt_loads",
-        "",
-        "Loads of a page whose bytes were found damaged.",
-        Value::Counter(|d| Some(d.counters.corrupt)),
-    ),
-    metric(
-        "tmem_invalidates",
-        "",
-        "Pages removed by an invalidate, of the page, its object or its pool.",
-        Value::Counter(|d| Some(d.counters.invalidates)),
-    ),
-    metric(
-        "tmem_evictions",
-        "",
-        "Ephemeral pages that were dropped to make room.",
-        Value::Counter(|d| Some(d.counters.evictions)),
-    ),
-    metric(
         "tmem_refusals",
         "",
         "Pages refused, by reason.",
         Value::Reasons(|d| Some(&d.counters.refusals)),
     ),
+];
+
+macro_rules! domain_metrics {
+    ($($(#[doc = $description:literal])* $name:ident: $kind:ident($metric:literal, $unit:literal),)*) => {
+        &[$(metric(
+            $metric,
+            $unit,
+            concat!($($description),*).trim_ascii(),
+            Value::$kind(|d| Some(d.counters.$name)),
+        )),*]
+    };
+}
+
+/// What pools count, summed over those of a domain.
+pub(super) const POOL_COUNTERS: &[Metric] = for_each_pool_counter!(domain_metrics);
+
+/// Of the device of a guest, and of its front end.
+const GUEST: &[Metric] = &[
     metric(
         "tmem_guest_connections",
         "",
@@ -373,6 +314,10 @@ pub const METRICS: &[Metric] = &[
         "Time from looking a page up to the end of its copy into guest memory.",
         Value::Latency(|v| &v.load_latency),
     ),
+];
+
+/// Of a pool.
+const POOL: &[Metric] = &[
     metric(
         "tmem_pool",
         "pages",

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tmem_control::api::{Compression, Counters, Device, Domain, Histogram, Pool, PoolKind};
+use tmem_control::api::{
+    Compression, Counters, Device, Domain, Histogram, Pool, PoolKind, for_each_pool_counter,
+};
 use tmem_control::clients::Clients;
 use tmem_control::{Done, Operation, Refused, Source, Stats};
 use tmem_device::TmemDevice;
@@ -179,6 +181,18 @@ fn domain_statistics(stats: &DomainStats) -> Domain {
 }
 
 fn pool_statistics(stats: &PoolStats) -> Pool {
+    macro_rules! counters {
+        ($($(#[$_:meta])* $name:ident: $kind:ident($metric:literal, $unit:literal),)*) => {
+            Counters {
+                $($name: stats.$name,)*
+                refusals: BTreeMap::from([
+                    (Status::NoSpace.name().to_owned(), stats.refused_no_space),
+                    (Status::Frozen.name().to_owned(), stats.refused_frozen),
+                    (Status::NoMemory.name().to_owned(), stats.refused_no_memory),
+                ]),
+            }
+        };
+    }
     Pool {
         id: stats.id,
         kind: match stats.kind {
@@ -186,28 +200,7 @@ fn pool_statistics(stats: &PoolStats) -> Pool {
             tmem_store::PoolKind::Ephemeral => PoolKind::Ephemeral,
             tmem_store::PoolKind::Shared => PoolKind::Shared,
         },
-        counters: Counters {
-            pages: stats.pages,
-            bytes_stored: stats.bytes_stored,
-            bytes_used: stats.bytes_used,
-            metadata_bytes: stats.metadata_bytes,
-            zero: stats.zero,
-            same_filled: stats.same_filled,
-            raw: stats.raw,
-            cold: stats.cold,
-            deduplicated: stats.deduplicated,
-            stores: stats.stores,
-            loads: stats.loads,
-            load_misses: stats.load_misses,
-            corrupt: stats.corrupt,
-            invalidates: stats.invalidates,
-            evictions: stats.evictions,
-            refusals: BTreeMap::from([
-                (Status::NoSpace.name().to_owned(), stats.refused_no_space),
-                (Status::Frozen.name().to_owned(), stats.refused_frozen),
-                (Status::NoMemory.name().to_owned(), stats.refused_no_memory),
-            ]),
-        },
+        counters: for_each_pool_counter!(counters),
     }
 }
 
