@@ -18,7 +18,7 @@ use tmem_protocol::feature;
 use tmem_store::{Domain, Gate};
 
 use crate::config::{GuestConfig, store_dedup};
-use crate::link::Link;
+use crate::handle::ThreadHandle;
 use crate::log::RateLimitedLog;
 use crate::memory::Account;
 use crate::seccomp;
@@ -39,7 +39,7 @@ pub(crate) struct Guest {
     pub(crate) config: GuestConfig,
     pub(crate) domain: Domain,
     pub(crate) device: Arc<TmemDevice>,
-    pub(crate) link: Arc<Link>,
+    pub(crate) handle: Arc<ThreadHandle>,
     pub(crate) account: Arc<Account>,
     thread: Option<JoinHandle<()>>,
     /// Absent where somebody else made the socket.
@@ -68,12 +68,12 @@ impl Guest {
                 dedup: store_dedup(config.dedup),
             },
         ));
-        let link = Arc::new(Link::new()?);
-        let account = Arc::new(Account::new(&config, gate, Arc::clone(&link)));
+        let handle = Arc::new(ThreadHandle::new()?);
+        let account = Arc::new(Account::new(&config, gate, Arc::clone(&handle)));
         let server = Server {
             listener,
             device: Arc::clone(&device),
-            link: Arc::clone(&link),
+            handle: Arc::clone(&handle),
             log: Arc::new(RateLimitedLog::new(&config.name)),
             account: Arc::clone(&account),
             request_queues: config.queues,
@@ -101,7 +101,7 @@ impl Guest {
             config,
             domain,
             device,
-            link,
+            handle,
             account,
             thread: Some(thread),
             _file: file,
@@ -110,7 +110,7 @@ impl Guest {
 
     /// Asks the thread to end; [`Self::join`] waits for it.
     pub(crate) fn stop(&self) {
-        self.link.stop();
+        self.handle.stop();
     }
 
     /// Waits for the thread after [`Self::stop`], until `deadline`. Returns whether it ended.
@@ -171,7 +171,7 @@ fn install_nudge() {
 struct Server {
     listener: UnixListener,
     device: Arc<TmemDevice>,
-    link: Arc<Link>,
+    handle: Arc<ThreadHandle>,
     log: Arc<RateLimitedLog>,
     account: Arc<Account>,
     request_queues: u16,
@@ -183,7 +183,7 @@ struct Server {
 impl Server {
     fn run(mut self) {
         let mut kept_until = None;
-        while !self.link.is_stopped() {
+        while !self.handle.is_stopped() {
             let accepted = self.accept(kept_until);
             // First of all: who comes in the moment in which the time is over comes too late.
             if kept_until.is_some_and(|until| Instant::now() >= until) {
@@ -220,7 +220,7 @@ impl Server {
                 kept_until = Instant::now().checked_add(keep);
             }
             // Not before: who sees that it is gone sees what is left of it.
-            self.link.disconnected();
+            self.handle.disconnected();
             match end {
                 Disconnect::Closed | Disconnect::Stopped => {
                     self.log.info(format_args!("{end}"));
@@ -246,7 +246,7 @@ impl Server {
 
     fn serve(&mut self, stream: UnixStream) -> Disconnect {
         match stream.try_clone() {
-            Ok(clone) => self.link.connected(clone),
+            Ok(clone) => self.handle.connected(clone),
             Err(error) => return Disconnect::Host(error),
         }
         self.log.info(format_args!("Connected"));
@@ -255,7 +255,7 @@ impl Server {
             session::Guest {
                 device: &self.device,
                 request_queues: self.request_queues,
-                link: &self.link,
+                handle: &self.handle,
                 log: &self.log,
                 account: &self.account,
                 vring_bases: &mut self.vring_bases,
@@ -273,14 +273,14 @@ impl Server {
     fn accept(&self, until: Option<Instant>) -> io::Result<Option<UnixStream>> {
         let mut waits = [
             PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.link.wakes(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.handle.wakes(), PollFlags::IN),
         ];
         let timeout = until.map(|until| timespec(until.saturating_duration_since(Instant::now())));
         match poll(&mut waits, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        self.link.clear();
+        self.handle.clear();
         match self.listener.accept() {
             Ok((stream, _)) => Ok(Some(stream)),
             Err(error) => match error.kind() {
@@ -295,14 +295,14 @@ impl Server {
     /// Waits for a stop, at most for `time`.
     fn rest(&self, time: Duration) {
         let until = Instant::now() + time;
-        while !self.link.is_stopped() {
+        while !self.handle.is_stopped() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            let mut waits = [PollFd::from_borrowed_fd(self.link.wakes(), PollFlags::IN)];
+            let mut waits = [PollFd::from_borrowed_fd(self.handle.wakes(), PollFlags::IN)];
             let _ = poll(&mut waits, Some(&timespec(left)));
-            self.link.clear();
+            self.handle.clear();
         }
     }
 }

@@ -18,7 +18,7 @@
 //! | `memory` | the memory of a guest: which files are taken, mappings, pages that nobody has touched |
 //! | `sigbus` | surviving a guest that takes that memory away; with `memory`, `guest`, `session` and `signals`, all `unsafe` code |
 //! | [`signals`] | signals that do not end the process |
-//! | `link` | how other threads reach the thread of a guest |
+//! | `handle` | how other threads wake, stop or disconnect the thread of a guest |
 //! | [`mod@listen`] | the sockets |
 //! | `log` | the rate-limited log of one guest |
 //!
@@ -29,8 +29,8 @@ pub mod activation;
 mod backend;
 pub mod config;
 mod guest;
+mod handle;
 mod keys;
-mod link;
 pub mod listen;
 mod log;
 mod memory;

@@ -347,7 +347,7 @@ impl Service {
             .device
             .post_limits(if limit == u64::MAX { 0 } else { limit });
         // Its thread writes to its ring.
-        guest.link.wake();
+        guest.handle.wake();
     }
 
     /// Changes how much memory the front end of a guest may describe, from its next table on, and how much of it is touched
@@ -371,7 +371,7 @@ impl Service {
         for guest in guests.values() {
             if guest.device.note_host(short) {
                 // Its thread writes to its ring.
-                guest.link.wake();
+                guest.handle.wake();
             }
         }
         true
@@ -393,8 +393,8 @@ impl Service {
         let guests = self.guests();
         let report = guests.values().map(|guest| GuestReport {
             config: guest.config.clone(),
-            connected: guest.link.is_connected(),
-            connections: guest.link.connections(),
+            connected: guest.handle.is_connected(),
+            connections: guest.handle.connections(),
             device: guest.device.metrics().snapshot(),
             memory: guest.account.report(),
         });

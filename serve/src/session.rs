@@ -14,7 +14,7 @@ use tmem_protocol::EVENT_QUEUE;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use crate::backend::{Backend, FIRST_RING_TOKEN};
-use crate::link::Link;
+use crate::handle::ThreadHandle;
 use crate::log::RateLimitedLog;
 use crate::memory::Account;
 use crate::peek::{Next, peek};
@@ -72,7 +72,7 @@ impl From<Errno> for Disconnect {
 pub(crate) struct Guest<'a> {
     pub(crate) device: &'a Arc<TmemDevice>,
     pub(crate) request_queues: u16,
-    pub(crate) link: &'a Link,
+    pub(crate) handle: &'a ThreadHandle,
     pub(crate) log: &'a Arc<RateLimitedLog>,
     pub(crate) account: &'a Arc<Account>,
     /// Where the rings went on when the last connection ended.
@@ -81,7 +81,7 @@ pub(crate) struct Guest<'a> {
 
 /// Serves one connection until it ends.
 pub(crate) fn run(stream: UnixStream, guest: Guest<'_>) -> Disconnect {
-    let Guest { link, .. } = guest;
+    let Guest { handle, .. } = guest;
     guest.account.begin();
     let backend = match start(&stream, &guest) {
         Ok(backend) => backend,
@@ -92,12 +92,12 @@ pub(crate) fn run(stream: UnixStream, guest: Guest<'_>) -> Disconnect {
     let mut session = Session {
         backend,
         handler,
-        link,
+        handle,
         log: guest.log,
         waits: false,
     };
     let end = session.run(&events);
-    if link.is_stopped() {
+    if handle.is_stopped() {
         lock(&session.backend).finish(Instant::now() + FINISH);
     }
     *guest.vring_bases = lock(&session.backend).vring_bases();
@@ -112,7 +112,7 @@ fn start(stream: &UnixStream, guest: &Guest<'_>) -> io::Result<Arc<Mutex<Backend
     let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let watch = |token| epoll::EventData::new_u64(token);
     epoll::add(&events, stream, watch(CONTROL), epoll::EventFlags::IN)?;
-    let wakes = guest.link.wakes();
+    let wakes = guest.handle.wakes();
     epoll::add(&events, wakes, watch(WAKE), epoll::EventFlags::IN)?;
     let backend = Backend::new(
         Arc::clone(guest.device),
@@ -130,7 +130,7 @@ struct Session<'a> {
     /// Used by this thread only; `BackendReqHandler` wants it shareable.
     backend: Arc<Mutex<Backend>>,
     handler: BackendReqHandler<Mutex<Backend>>,
-    link: &'a Link,
+    handle: &'a ThreadHandle,
     log: &'a RateLimitedLog,
     /// The next message waits for room for its descriptors. Its connection is not watched meanwhile.
     waits: bool,
@@ -192,7 +192,7 @@ impl Session<'_> {
         self.wait_for_room(false)?;
         self.handler.handle_request().map_err(|error| match error {
             VhostError::Disconnected | VhostError::SocketBroken(_) => Disconnect::Closed,
-            _ if self.link.is_stopped() => Disconnect::Stopped,
+            _ if self.handle.is_stopped() => Disconnect::Stopped,
             _ if !lock(&self.backend).may_map() => Disconnect::Stuck,
             error => Disconnect::Protocol(error),
         })
@@ -236,7 +236,7 @@ impl Session<'_> {
             }
             CONTROL => self.message()?,
             WAKE => {
-                self.link.clear();
+                self.handle.clear();
                 lock(&self.backend).deliver_events();
             }
             ring => {
@@ -268,7 +268,7 @@ impl Session<'_> {
                 Some(Broken::Untouched) => return Err(Disconnect::Untouched),
                 None => {}
             }
-            if self.link.is_stopped() {
+            if self.handle.is_stopped() {
                 return Err(Disconnect::Stopped);
             }
             let now = Instant::now();

@@ -13,7 +13,7 @@ use tmem_control::api::MemoryBacking;
 use tmem_store::{Gate, Want};
 
 use crate::config::{GuestConfig, MAX_GUEST_BYTES};
-use crate::link::Link;
+use crate::handle::ThreadHandle;
 use crate::sigbus;
 
 use super::backing::page_size;
@@ -46,7 +46,7 @@ pub(crate) struct Account {
     backing: MemoryBacking,
     gate: Option<Arc<dyn Gate>>,
     /// Ends a wait.
-    link: Option<Arc<Link>>,
+    handle: Option<Arc<ThreadHandle>>,
     /// The host had no page in all of [`PATIENCE`], and none since: nobody waits for it again.
     tired: AtomicBool,
     /// Bytes granted to the table that is mapped.
@@ -136,7 +136,7 @@ impl Default for Account {
             first_touch: AtomicU64::new(u64::MAX),
             backing: MemoryBacking::default(),
             gate: None,
-            link: None,
+            handle: None,
             tired: AtomicBool::new(false),
             held: AtomicU64::new(0),
             former: Mutex::default(),
@@ -152,11 +152,15 @@ impl Default for Account {
 }
 
 impl Account {
-    pub(crate) fn new(config: &GuestConfig, gate: Option<Arc<dyn Gate>>, link: Arc<Link>) -> Self {
+    pub(crate) fn new(
+        config: &GuestConfig,
+        gate: Option<Arc<dyn Gate>>,
+        handle: Arc<ThreadHandle>,
+    ) -> Self {
         let account = Self {
             backing: config.memory_backing,
             gate,
-            link: Some(link),
+            handle: Some(handle),
             ..Self::default()
         };
         account.set(config.memory, config.first_touch);
@@ -240,7 +244,9 @@ impl Account {
     }
 
     fn is_stopped(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.is_stopped())
+        self.handle
+            .as_ref()
+            .is_some_and(|handle| handle.is_stopped())
     }
 
     fn former(&self) -> MutexGuard<'_, Former> {

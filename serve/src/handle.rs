@@ -1,4 +1,4 @@
-//! How other threads reach the thread of a guest.
+//! The handle of a guest's thread: how other threads wake, stop or disconnect it.
 
 use std::io;
 use std::net::Shutdown;
@@ -11,7 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 /// Shared by the thread of a guest and those that want something from it.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct ThreadHandle {
     wake: OwnedFd,
     stop: AtomicBool,
     /// The connection, while there is one: to cut it off.
@@ -19,7 +19,7 @@ pub(crate) struct Link {
     connections: AtomicU64,
 }
 
-impl Link {
+impl ThreadHandle {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             wake: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
