@@ -10,6 +10,7 @@
 //! | [`demo`] | `demo`: a guest that swaps into host memory |
 //! | [`bench`] | `bench`: the benchmarks |
 //! | [`paths`] | where things are: checkout, target folder, cache |
+//! | [`space`] | free disk space |
 //! | [`cache`] | what is in the cache: the lock, names by hash, complete or not there |
 //! | [`apt`] | Debian packages: installed ones, and unpacked ones in the cache |
 //! | [`command`] | running other programs, and what is said when they fail |
@@ -26,6 +27,7 @@ mod imports;
 mod package;
 mod paths;
 mod progress;
+mod space;
 mod test;
 
 use std::process::ExitCode;

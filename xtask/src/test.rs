@@ -9,7 +9,7 @@ use tmem_tests::platform;
 
 use crate::build::cargo;
 use crate::image::kernel::{self, Tree};
-use crate::{apt, build, cache, command, image, imports, package, paths};
+use crate::{apt, build, cache, command, image, imports, package, paths, space};
 
 /// Which checks to run; all of them without an option.
 #[derive(clap::Args)]
@@ -76,6 +76,8 @@ pub(crate) fn test(selection: &Selection) -> Result<bool> {
                 .iter()
                 .any(|word| name.contains(word.as_str()))
     };
+    space::check(&paths::target())?;
+    space::check(&paths::cache()?)?;
     if platform::kvm_is_usable() {
         println!("KVM is usable: guests run directly");
     } else {
