@@ -1,7 +1,7 @@
-//! The background threads. `tmem-background` frees what was destroyed, compacts and gives memory back, in bounded steps;
-//! `tmem-prefault` gets memory for size classes that are growing, so that stores do not wait for the kernel; `tmem-cold`
-//! runs the cold tier, with the lowest priority and no more than a share of a processor. When each of them works and
-//! sleeps is said here; what it does is handed to it.
+//! The background threads. `tmem-background` frees what was destroyed, compacts and gives memory back, in bounded
+//! steps; `tmem-prefault` gets memory for size classes that are growing, so that stores do not wait for the kernel;
+//! `tmem-cold` runs the cold tier, with the lowest priority and no more than a share of a processor. This module
+//! decides when each of them works and sleeps; their work is passed in as closures.
 //!
 //! All sleep without a deadline when there is nothing to do, so an idle guest costs no CPU.
 
@@ -27,7 +27,7 @@ const COLD_NICE: i32 = 19;
 const COLD_PAGES: usize = 128;
 const COLD_REST: Duration = Duration::from_millis(10);
 
-/// What the threads do. It finds nothing to do where the store is gone.
+/// The work of the threads. After the store was dropped there is none.
 pub(crate) struct Work {
     /// Frees what was cut loose, compacts, and gives back what a trim plan allows. Returns whether another plan may find more.
     pub(crate) compact: Box<dyn FnMut() -> bool + Send>,
@@ -36,14 +36,14 @@ pub(crate) struct Work {
     pub(crate) cold: ColdWork,
 }
 
-/// What the thread of the cold tier does.
+/// The work of the thread of the cold tier.
 pub(crate) struct ColdWork {
     /// Whether there is nothing to do, as far as is known.
     pub(crate) sleeps: Box<dyn FnMut() -> bool + Send>,
     /// Whether a domain has a cold tier.
     pub(crate) is_on: Box<dyn FnMut() -> bool + Send>,
     /// One sweep, which calls its argument with the pages that it tried since the last call; `false` from that ends the
-    /// sweep. Returns whether another will find something to do, `None` where the store is gone.
+    /// sweep. Returns whether another sweep will find something to do, `None` after the store was dropped.
     pub(crate) sweep: Box<Sweep>,
 }
 
@@ -72,7 +72,7 @@ impl Background {
             run(work.compact, wakes)
         })?;
         background.spawn(config, COLD, move |wakes| run_cold(work.cold, wakes, sweep))?;
-        // On one processor nobody could get frames while somebody else stores.
+        // On one processor no thread could populate frames while another one stores.
         if std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
             background.spawn(config, "tmem-prefault", move |wakes| {
                 prefault(work.prefault, wakes);
@@ -147,8 +147,8 @@ fn run(mut compact: impl FnMut() -> bool, wakes: &Wakes) {
                 return;
             }
         }
-        // To wake this thread costs who asks as much as a store, and to get a frame from the kernel
-        // again costs more: what is free is left for a moment to whoever needs it next.
+        // Waking this thread costs the caller as much as a store, and populating a frame again costs more. So free
+        // frames are kept for a moment for the next store.
         if !wake.rest(REST) {
             return;
         }

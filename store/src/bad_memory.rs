@@ -150,7 +150,7 @@ pub fn repair(address: usize) -> bool {
 
 fn tell(event: RawFd) {
     if event >= 0 {
-        // SAFETY: whoever named the descriptor keeps it open.
+        // SAFETY: the caller that passed the descriptor keeps it open.
         let event = unsafe { BorrowedFd::borrow_raw(event) };
         let _ = rustix::io::write(event, &1u64.to_ne_bytes());
     }
@@ -203,13 +203,13 @@ pub(crate) fn register(start: usize, bytes: usize) {
             .compare_exchange(null, block, Ordering::AcqRel, Ordering::Acquire);
         match linked {
             Ok(_) => return,
-            // SAFETY: somebody else's block, leaked as ours.
+            // SAFETY: a block of another extent, leaked as ours was.
             Err(next) => last = unsafe { &*next },
         }
     }
 }
 
-/// The mapping goes.
+/// The mapping is removed.
 pub(crate) fn forget(start: usize, bytes: usize) {
     for range in blocks().flat_map(|block| &block.ranges) {
         if range.start.load(Ordering::Acquire) == start {
@@ -236,8 +236,8 @@ pub(crate) fn is_lost(start: usize, bytes: usize) -> bool {
         })
 }
 
-/// The bytes were written since [`begin`], and are what is to be there. `false` when a page went bad meanwhile, and they have
-/// to be written again.
+/// The bytes were written since [`begin`], and are correct. `false` when a page went bad meanwhile, and they have to be
+/// written again.
 #[must_use]
 pub(crate) fn written(begin: u64, start: usize, bytes: usize) -> bool {
     // The bytes first: to write them may have been what found the page.

@@ -1,11 +1,11 @@
-//! What an operator chooses.
+//! The settings that an operator chooses.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::codec::codecs::Codecs;
 
-/// What memory is wanted for.
+/// The purpose of a request for memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
     /// Pages, and where they are.
@@ -38,11 +38,11 @@ pub struct StoreConfig {
     pub codecs: Codecs,
     /// Whether a thread compacts, trims and recompresses. Without it, [`crate::Store::maintain`] does.
     pub background: bool,
-    /// What that thread does first: a place to confine it.
+    /// Called first on that thread, for example to confine it.
     pub background_start: Option<fn()>,
     /// How long a page is left alone before the cold tier takes it, at least.
     pub cold_after: Duration,
-    /// Whether what is there stays in memory: the host may not swap it out.
+    /// Whether pages are locked in memory: the host may not swap them out.
     pub locked: bool,
     /// Grants memory; `None` grants all that the budget does.
     pub gate: Option<Arc<dyn Gate>>,
@@ -69,9 +69,9 @@ pub struct DomainConfig {
     pub reserve: u64,
     /// Most bytes the domain may use; `u64::MAX` for none.
     pub limit: u64,
-    /// Share in the memory that nobody reserved, relative to other domains. Not zero.
+    /// Share in the unreserved memory, relative to other domains. Not zero.
     pub weight: u32,
-    /// Whether pages that nobody touches are compressed harder.
+    /// Whether pages that are not touched for some time are recompressed to a smaller size.
     pub cold: bool,
     /// Share groups that the domain may join.
     pub groups: Vec<String>,
@@ -92,7 +92,7 @@ impl Default for DomainConfig {
     }
 }
 
-/// What a running domain can be changed to; `None` leaves a value as it is.
+/// Changes of a running domain; `None` leaves a value as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DomainChange {
     /// See [`DomainConfig::reserve`].

@@ -16,7 +16,7 @@ use crate::pool::Pool;
 use crate::stats::{DomainStats, PoolKind, PoolStats};
 use crate::sync::Mutex;
 
-/// What is known of a domain.
+/// The state of a domain.
 #[derive(Debug)]
 pub(crate) struct DomainInner {
     pub(crate) name: String,
@@ -29,16 +29,16 @@ pub(crate) struct DomainInner {
     /// Held while pools are created and destroyed.
     pools_lock: Mutex<PoolsLock>,
     retired: Mutex<Retired>,
-    /// The domain was removed: its memory goes as a whole.
+    /// The domain was removed: its memory is freed as a whole.
     gone: AtomicBool,
 }
 
 /// Pools that the domain no longer has.
 #[derive(Debug, Default)]
 struct Retired {
-    /// What the private pools that are gone had counted.
+    /// The counters of private pools that were destroyed.
     counted: PoolStats,
-    /// Pools that nobody finds any more, whose pages are being freed.
+    /// Pools that no request finds any more, whose pages are being freed.
     dying: VecDeque<Arc<PoolRef>>,
 }
 
@@ -183,7 +183,7 @@ impl DomainInner {
         }
     }
 
-    /// Cuts what is in a cell loose, without a moment in which its counters are missing.
+    /// Cuts the pool in a cell loose. Its counters are never missing in between.
     fn destroy(&self, cell: &ArcSwapOption<PoolRef>) -> Option<Arc<PoolRef>> {
         let pool_ref = cell.load_full()?;
         pool_ref.cut_loose();

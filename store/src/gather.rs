@@ -15,9 +15,9 @@ use crate::stats::PoolKind;
 
 /// How long memory for a reserve is looked for.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Pages that are evicted between two looks at what is still missing.
+/// Pages that are evicted between two checks of the memory that is still missing.
 const BATCH: usize = 128;
-/// Frames that are given back between two looks.
+/// Frames that are given back between two checks.
 const FRAMES: usize = 256;
 
 /// Memory that is kept for a reserve as it becomes free.
@@ -72,7 +72,7 @@ fn gather(owners: &Owners) -> bool {
         return true;
     }
     for domain in reclaim::furthest_first(&list.domains) {
-        // What a domain holds within its reserve is nobody else's to win.
+        // No other domain may take pages that a domain holds within its reserve.
         let own = domain.account.used() > domain.account.reserve();
         let chosen = |pool_ref: &PoolRef| own || pool_ref.pool.kind == PoolKind::Shared;
         if reclaim::evict_where(domain, BATCH, chosen).pages > 0 {

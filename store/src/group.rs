@@ -12,7 +12,7 @@ use crate::sync::Mutex;
 pub(crate) struct Group {
     pub(crate) pool: Arc<Pool>,
     pub(crate) account: Arc<Account>,
-    /// Held while members come and go.
+    /// Held while members are added and removed.
     members_lock: Mutex<()>,
 }
 

@@ -32,7 +32,7 @@ const EXTENTS: usize = 17;
 static ALWAYS_SMALL_PAGES: AtomicBool = AtomicBool::new(false);
 
 /// Finds out whether a file in memory that is told to allocate a frame gets that frame, or perhaps a huge page around
-/// it, which nobody pays for. Opens a file: to be called before a thread is confined.
+/// it, for which no account is charged. Opens a file, so call it before the thread is confined.
 pub(crate) fn learn_page_sizes() {
     let policy = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
     let small = match policy {
@@ -55,7 +55,7 @@ pub(crate) struct Memory {
     locked: bool,
 }
 
-/// What a read says of bytes that are lost: no check of what was written, which has ten bits.
+/// The check that a read returns for lost bytes. No written data has it, since a check has ten bits.
 const LOST: u16 = u16::MAX;
 
 #[derive(Debug)]
@@ -80,8 +80,7 @@ impl Extent {
             let _ = unsafe { rustix::mm::madvise(at, self.bytes, advice) };
         }
         if locked {
-            // Address space of which most is never used: only what is there stays there.
-            // SAFETY: as above.
+            // Address space of which most is never used: only populated pages are locked. SAFETY: as above.
             unsafe { rustix::mm::mlock_with(at, self.bytes, MlockFlags::ONFAULT) }?;
         }
         Ok(())
@@ -104,7 +103,7 @@ pub(crate) fn can_lock(bytes: u64) -> io::Result<()> {
     }?;
     // SAFETY: the mapping just made.
     let locked = unsafe { rustix::mm::mlock_with(at, bytes, MlockFlags::ONFAULT) };
-    // SAFETY: as above; nobody else knows it.
+    // SAFETY: as above; no other code knows it.
     let _ = unsafe { rustix::mm::munmap(at, bytes) };
     Ok(locked?)
 }
@@ -138,7 +137,7 @@ impl Memory {
         })
     }
 
-    /// As it is, or such that the host keeps what is there in memory.
+    /// As it is, or with its populated pages locked in memory.
     pub(crate) fn locked(self, locked: bool) -> Self {
         Self { locked, ..self }
     }
@@ -316,7 +315,8 @@ impl Memory {
         check.finish()
     }
 
-    /// Reads as many bytes as `bytes` has. Returns the check of what was read, or what is no check if some of it is lost.
+    /// Reads as many bytes as `bytes` has. Returns the check of what was read, or a value that is no check if some of
+    /// it is lost.
     pub(crate) fn read(&self, segment: u32, offset: usize, bytes: &mut [u8]) -> u16 {
         let words = self.words(segment, offset, bytes.len().next_multiple_of(8));
         let mut check = Check::default();
@@ -344,8 +344,8 @@ impl Memory {
         check.finish()
     }
 
-    /// Copies a slot's bytes to another slot of the same memory. What is lost is lost there too; `false` when that cannot be
-    /// noted.
+    /// Copies a slot's bytes to another slot of the same memory. Lost bytes are marked as lost there, too; `false` when
+    /// that is not possible.
     #[must_use]
     pub(crate) fn copy(&self, from: (u32, usize), to: (u32, usize), bytes: usize) -> bool {
         let bytes = bytes.next_multiple_of(8);
@@ -364,7 +364,7 @@ impl Memory {
         !bad_memory::is_lost(from.as_ptr().addr(), bytes) || bad_memory::lose(start, bytes)
     }
 
-    /// Has the file end here: what is behind raises SIGBUS, as bad memory does.
+    /// Truncates the file here: an access behind that raises SIGBUS, as bad memory does.
     #[cfg(test)]
     pub(crate) fn cut(&self, bytes: u64) {
         rustix::fs::ftruncate(&self.file, bytes).expect("is ours");

@@ -1,4 +1,4 @@
-//! Who has memory: the domains, the share groups, and domains that were removed and are not freed yet.
+//! The owners of memory: the domains, the share groups, and domains that were removed and are not freed yet.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
@@ -32,7 +32,7 @@ impl Owners {
         }
     }
 
-    /// What the registry holds, for those who must not wait for its lock.
+    /// The contents of the registry, for threads that must not wait for its lock.
     pub(crate) fn list(&self) -> Guard<Arc<OwnerList>> {
         self.list.load()
     }

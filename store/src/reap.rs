@@ -1,6 +1,6 @@
 //! Freeing what was cut loose: pools that were destroyed, objects that were invalidated, domains that were removed.
 //!
-//! Whoever ends them frees a little, the background thread the rest in bounded steps. What is not free yet stays
+//! The call that ends them frees a little, the background thread the rest in bounded steps. What is not free yet stays
 //! charged, so a store that finds no room helps first.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub(crate) const STEP: usize = 256;
 const HELP: usize = 64;
 /// Frames that it gives back then, which those pages may have been the last in.
 const HELP_FRAMES: usize = 8;
-/// Steps that whoever removes a domain does itself: enough for all that is small.
+/// Steps that the removal of a domain does itself: enough for small domains.
 const INLINE_STEPS: usize = 24;
 
 /// One bounded step. `true` when there was something to free.
@@ -72,7 +72,7 @@ pub(crate) fn free_for(owners: &Owners, domain: &DomainInner, short: Short) -> b
         })
 }
 
-/// Takes over a domain that nobody finds any more.
+/// Takes over a domain that no request finds any more.
 pub(crate) fn let_go(owners: &Owners, domain: &Arc<DomainInner>) {
     owners.leaving.lock().push(Arc::clone(domain));
     owners.wakes.dying.fetch_add(1, Ordering::Relaxed);

@@ -1,8 +1,8 @@
 //! Reclaim: trimming, compacting and evicting when a limit or the budget is reached.
 //!
-//! A store looks only where counters say that something is to be won, and each of its steps is bounded: a few frames to
-//! give back, a few pages to evict, and as many slots to move as one frame holds. Of other owners it takes idle frames
-//! and evicts pages of the domain furthest over its weight; what they waste otherwise is the background's to win.
+//! A store searches only where counters say that memory can be freed, and each of its steps is bounded: it gives back a
+//! few frames, evicts a few pages, and moves at most as many slots as one frame holds. From other owners it takes idle
+//! frames, and it evicts pages of the domain furthest over its weight. Other waste of theirs is left to the background.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ const ATTEMPTS: usize = 10_000;
 /// Times that a store tries again because another thread freed something after it was refused, though nothing was left
 /// that it could have freed itself. Each time others took it first.
 const RETRIES: usize = 4;
-/// Times that a store lets other threads of its guest go on which are getting frames or giving some back.
+/// Times that a store yields to other threads of its guest that are populating frames or giving some back.
 const YIELDS: usize = 32;
 /// Frames that one step of a store gives back at most. Each may be a call of the kernel's.
 const TRIM_FRAMES: usize = 2;
@@ -39,9 +39,9 @@ const ATTEMPTS_AT_PROMISE: usize = 8;
 const MOVES: usize = 65;
 /// Pages that one step of a store evicts at most.
 const EVICTIONS: usize = 4;
-/// Slots that a store looks at for a page of a class to evict, and pages of a class that it evicts for a frame.
+/// Slots that a store examines to find a page of a class to evict, and pages of a class that it evicts for a frame.
 const CLASS_TRIES: usize = 8;
-/// Slots that a store looks at for pages to evict for a frame, of all classes.
+/// Slots of all classes that a store examines to find pages to evict for a frame.
 const FRAME_TRIES: usize = 64;
 /// Domains that one step of a store tries to evict from.
 const VICTIMS: usize = 4;
@@ -95,8 +95,8 @@ pub(crate) fn put(
             attempt += 1;
             continue;
         }
-        // Memory goes from pages to idle frames to whoever wants some: what was in neither when this looked, and is
-        // not to be had now, somebody else has.
+        // Memory moves from pages to idle frames, and from there to any thread that asks. So memory that was in neither
+        // when this thread looked, and is not available now, was taken by another thread.
         let slot_came = wants_slot && class.is_some_and(|class| arena.has_ready(class));
         if retries < RETRIES && (slot_came || memory_came(owners, domain, arena, short, changes)) {
             retries += 1;
@@ -117,7 +117,7 @@ pub(crate) fn put(
     }
 }
 
-/// Whether somebody gave memory back after the ledger counted so many changes, and it is still there.
+/// Whether a thread gave memory back after the ledger counted so many changes, and it is still available.
 fn memory_came(
     owners: &Owners,
     domain: &DomainInner,
@@ -128,7 +128,7 @@ fn memory_came(
     let account = match short {
         Short::Limit => &domain.account,
         Short::Budget => &arena.quota().account,
-        // The host says so itself when it is asked.
+        // The gate checks the host's memory at each request.
         Short::Host => return false,
     };
     owners.ledger.changes() != changes && owners.ledger.has_room(account, FRAME_BYTES as u64)
@@ -154,10 +154,10 @@ fn reclaim(
     match short {
         Short::Limit if !has_evictable(domain) => compact_and_trim_domain(domain),
         Short::Limit => {
-            // The slot of an evicted page serves a new one as it is, which costs a tenth of giving frames back:
-            // that is for when there are too many free slots that nobody needs. Where the pages whose turn it
-            // was leave no slot of the class, one of the class goes; and where that did not help either, the
-            // index wants memory, or the class has no page: a frame is freed. Whoever stores waits for no more.
+            // A new page can use the slot of an evicted page as it is, which costs a tenth of giving frames back.
+            // Frames are given back first only if there are too many free slots. If evicting in order frees no slot of
+            // the class, one page of the class is evicted. If that does not help either, the index needs memory, or the
+            // class has no page: then a frame is freed. A store waits for no more than that.
             (attempt == 0 && domain.arena.is_wasteful() && compact_and_trim_domain(domain))
                 || (attempt == 1 && class.is_some_and(|class| evict_in_class(domain, class)))
                 || (attempt > 0 && evict_frame(domain))
@@ -212,8 +212,8 @@ fn take_idle(list: &OwnerList) -> bool {
     false
 }
 
-/// Evicts ephemeral pages for a host that is short of memory: of the domain furthest over its weight, and only when nobody
-/// else has any, of one within its reserve. Bounded work; `true` when there were such pages.
+/// Evicts ephemeral pages for a host that is short of memory: of the domain furthest over its weight, and of a domain
+/// within its reserve only when no other domain has any. Bounded work; `true` when there were such pages.
 pub(crate) fn evict_for_host(domains: &[Arc<DomainInner>]) -> bool {
     // Nothing of a domain within its reserve is overuse.
     furthest_first(domains)
@@ -226,7 +226,7 @@ pub(crate) fn evict_for_host(domains: &[Arc<DomainInner>]) -> bool {
 fn evict_furthest(asking: &Arc<DomainInner>, attempt: usize, domains: &[Arc<DomainInner>]) -> bool {
     let mut tried: [Option<&Arc<DomainInner>>; VICTIMS] = [None; VICTIMS];
     for turn in 0..VICTIMS {
-        // What a domain holds within its reserve is nobody else's to win.
+        // No other domain may take pages that a domain holds within its reserve.
         let own = |domain: &Arc<DomainInner>| {
             Arc::ptr_eq(asking, domain) || domain.account.used() > domain.account.reserve()
         };
@@ -247,7 +247,7 @@ fn evict_furthest(asking: &Arc<DomainInner>, attempt: usize, domains: &[Arc<Doma
             return false;
         };
         let own = own(victim);
-        // The first pages were those whose turn it was, and left no frame free.
+        // The first attempt evicted in order, and that freed no frame.
         if attempt > 0 && own && evict_frame(victim) {
             return true;
         }
@@ -255,8 +255,9 @@ fn evict_furthest(asking: &Arc<DomainInner>, attempt: usize, domains: &[Arc<Doma
             own || pool_ref.pool.kind == PoolKind::Shared
         });
         if evicted.pages > 0 {
-            // What it wastes otherwise is the background's to win: no guest moves another's slots. Those of a group are
-            // no guest's own, and evicting one member's pages seldom empties a frame: the slots of one are moved.
+            // Other waste of the victim is left to the background: no guest moves another's slots. The slots of a group
+            // belong to no single guest, and evicting one member's pages seldom empties a frame, so the slots of one
+            // frame are moved.
             victim.arena.trim(TRIM_FRAMES);
             for pool_ref in victim.pools() {
                 if pool_ref.pool.kind == PoolKind::Shared {
@@ -290,7 +291,7 @@ fn overuse(domain: &DomainInner) -> u128 {
     (u128::from(over) << 32) / u128::from(account.weight().max(1))
 }
 
-/// What an eviction took.
+/// The amount that was evicted.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Evicted {
     pub(crate) pages: u64,
@@ -327,7 +328,7 @@ fn evict_in_class(domain: &DomainInner, class: usize) -> bool {
         && evict_looking(domain, class, &mut FRAME_TRIES.clone())
 }
 
-/// As [`evict_in_class`], and counts the slots that it looks at.
+/// As [`evict_in_class`], and counts the slots that it examines.
 fn evict_looking(domain: &DomainInner, class: usize, tries: &mut usize) -> bool {
     let looks = CLASS_TRIES.min(*tries);
     (0..looks)
@@ -357,7 +358,7 @@ pub(crate) fn evict_where(
         .filter(|pool_ref| pool_ref.pool.kind != PoolKind::Persistent && choose(pool_ref))
         .collect();
     let mut evicted = Evicted::default();
-    // Pages that were there at a look, and gone when their turn came: other threads evict, too.
+    // Pages that existed when they were chosen and did not when they were to be evicted: other threads evict, too.
     let mut lost = 0;
     while evicted.pages < most as u64 && lost < pools.len() * SHARDS {
         let mut some = false;
@@ -397,8 +398,8 @@ fn compact_and_trim_pool(pool: &Arc<Pool>) -> bool {
 }
 
 /// Gives back frames of an arena that its slots do not need, and moves the slots of one frame if none is idle. `true`
-/// when something was given back; `false` only when moving slots within the frames that there are wins none, or when
-/// another thread is just changing the pages that would have to move.
+/// when something was given back; `false` only when moving slots within the populated frames frees none, or when
+/// another thread is changing the pages that would have to move.
 fn compact_and_trim(arena: &Arena, pool: impl Fn(u8) -> Option<Arc<Pool>>) -> bool {
     if arena.trim(TRIM_FRAMES) > 0 {
         return true;
@@ -448,7 +449,7 @@ fn compact(
     moved
 }
 
-/// How soon frames that nobody needs are given back.
+/// How soon idle frames are given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pace {
     /// All of them now.
@@ -459,8 +460,8 @@ pub(crate) enum Pace {
 
 /// One bounded step of compaction in the background. `true` when there is more to do.
 ///
-/// After a store was refused for want of budget, all is won that moving slots can win without more memory, and given back
-/// at once.
+/// After a store was refused for want of budget, all memory that moving slots can free without taking more is freed,
+/// and given back at once.
 pub(crate) fn compact_step(owners: &Owners, pace: Pace) -> bool {
     let ledger = &owners.ledger;
     let list = owners.list();
@@ -479,7 +480,7 @@ pub(crate) fn compact_step(owners: &Owners, pace: Pace) -> bool {
     more
 }
 
-/// As [`compact_step`] of one domain, until moving slots wins nothing more.
+/// One step as of [`compact_step`] after a refusal, for one domain. `true` when there is more to do.
 pub(crate) fn compact_alone(domain: &DomainInner) -> bool {
     compact_arena(&domain.arena, Pace::Fast, true, own_pools(domain))
 }

@@ -1,5 +1,5 @@
-//! What exists in a store: its domains by name and its share groups, what each of them may take, and what the background
-//! threads do for all.
+//! The contents of a store: its domains by name and its share groups, their limits, and the work of the background
+//! threads.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +32,7 @@ const POOL_FRAMES: usize = 64;
 /// Times that a pool that finds no room frees something that is dying, and tries again.
 const POOL_ATTEMPTS: usize = 64;
 
-/// What all handles of a store share.
+/// The state that all handles of a store share.
 #[derive(Debug)]
 pub(crate) struct StoreInner {
     pub(crate) owners: Owners,
@@ -257,7 +257,7 @@ impl StoreInner {
                 })
             };
             let pool = match new() {
-                // Frames that hold nothing, as those of a reserve that is kept, are not to keep a guest from its pool.
+                // Empty frames, such as those of a populated reserve, must not prevent a guest from creating its pool.
                 Err(AllocError::Short(_)) if domain.arena.trim(POOL_FRAMES) > 0 => new(),
                 made => made,
             };
@@ -323,7 +323,7 @@ impl StoreInner {
             registry.domains.remove(&domain.name);
             registry.publish(&self.owners);
         }
-        // What it reserved is free at once, what it uses when it is given back.
+        // Its reserve is free at once; the memory that it uses is free when it is given back.
         let _ = self
             .owners
             .ledger
@@ -429,7 +429,7 @@ impl StoreInner {
     }
 }
 
-/// What the background threads do for a store, as long as there is one.
+/// The work of the background threads for a store, as long as there is one.
 fn background(store: &Weak<StoreInner>) -> Work {
     let [compacts, fills, sleeps, has_cold, sweeps] = std::array::from_fn(|_| Weak::clone(store));
     Work {

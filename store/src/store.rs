@@ -1,4 +1,4 @@
-//! What callers hold: a store, and the domains in it. Each operation of an operator or a guest begins here.
+//! The handles that callers hold: a store, and the domains in it. Each operation of an operator or a guest begins here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,8 +78,8 @@ impl Store {
         coming
     }
 
-    /// Prepares for the end of the process, for at most about `patience`: the last thread to go has the kernel take the
-    /// memory back, and is not to be one of the lowest priority.
+    /// Prepares for the end of the process, for at most about `patience`. The kernel frees the memory on the last
+    /// thread that ends, so that thread should not be the one of the lowest priority.
     pub fn prepare_exit(&self, patience: Duration) {
         self.inner.prepare_exit(patience);
     }
@@ -160,9 +160,9 @@ impl Domain {
         self.ringing(|| self.store.create_pool(&self.inner, spec, dedup))
     }
 
-    /// Destroys a pool with its pages. Of a shared pool, the domain's own pages go. Nobody finds them when this
-    /// returns; if they are many, they are charged until a background thread (or [`crate::Store::maintain`]), or a
-    /// store that needs the room, has freed them.
+    /// Destroys a pool with its pages. Of a shared pool, only the domain's own pages are destroyed. When this returns,
+    /// no load finds them; if they are many, they are charged until a background thread (or
+    /// [`crate::Store::maintain`]), or a store that needs memory, has freed them.
     ///
     /// # Errors
     /// When there is no such pool.
@@ -270,7 +270,7 @@ impl Domain {
     /// persistent pages are kept and new ones refused.
     ///
     /// # Errors
-    /// When the reserve can not be kept, or the values make no sense together. Nothing is changed.
+    /// When the reserve cannot be kept, or the values are inconsistent. Nothing is changed.
     pub fn set(&self, change: DomainChange) -> Result<(), ConfigError> {
         self.ringing(|| self.store.configure(&self.inner, change))?;
         if let Some(cold) = change.cold {
@@ -334,8 +334,8 @@ impl Domain {
         self.inner.stats()
     }
 
-    /// Ends the domain: its private pools go, and its pages in shared ones. Its name and its reserve are free when this
-    /// returns; the memory of many pages is given back later, as in [`Domain::destroy_pool`]. Idempotent.
+    /// Ends the domain: its private pools and its pages in shared ones are destroyed. Its name and its reserve are free
+    /// when this returns; the memory of many pages is given back later, as in [`Domain::destroy_pool`]. Idempotent.
     pub fn remove(&self) {
         self.ringing(|| self.store.remove(&self.inner));
     }

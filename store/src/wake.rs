@@ -1,4 +1,4 @@
-//! How the background threads are woken and ended, and what is left to them.
+//! How the background threads are woken and ended, and the work that is left to them.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -30,7 +30,7 @@ impl Wake {
         self.ring();
     }
 
-    /// As [`Wake::ask`], for whoever holds a lock: [`Wakes::ring`] wakes the thread afterwards.
+    /// As [`Wake::ask`], for a caller that holds a lock: [`Wakes::ring`] wakes the thread afterwards.
     pub(crate) fn ask_soon(&self) {
         // What there is to do was written before; `listen` has the other fence.
         fence(Ordering::SeqCst);
@@ -84,7 +84,7 @@ impl Wake {
         !state.stop
     }
 
-    /// Whoever asks from now on wakes the thread. What was asked for before is seen by a look after this.
+    /// A request from now on wakes the thread. The thread finds earlier requests if it checks for them after this call.
     pub(crate) fn listen(&self) {
         self.asked.store(false, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -118,13 +118,14 @@ pub(crate) struct Wakes {
 }
 
 impl Wakes {
-    /// Wakes those that were asked while a lock was held. Whoever took a lock calls it when it holds none any more.
+    /// Wakes those that were asked while a lock was held. A thread that held a lock calls this when it holds none any
+    /// more.
     pub(crate) fn ring(&self) {
         self.background.ring();
         self.prefault.ring();
     }
 
-    /// Takes what is large to drop from whoever holds a lock.
+    /// Takes large values that a lock holder must not drop itself.
     pub(crate) fn bury(&self, spent: impl Send + 'static) {
         let mut graveyard = self.graveyard.lock();
         if graveyard.0.try_reserve(1).is_ok() {
@@ -141,7 +142,7 @@ impl Wakes {
     }
 }
 
-/// What nobody needs any more.
+/// Values that are not needed any more.
 #[derive(Default)]
 struct Graveyard(Vec<Box<dyn Send>>);
 

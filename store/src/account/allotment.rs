@@ -1,4 +1,4 @@
-//! What a domain may take of the budget.
+//! The part of the budget that a domain may use.
 
 use crate::config::{DomainChange, DomainConfig};
 use crate::error::ConfigError;

@@ -1,4 +1,4 @@
-//! What an allocation costs.
+//! The cost of an allocation.
 
 /// Bytes that the heap spends on an allocation of `bytes`.
 pub(crate) fn heap_bytes(bytes: usize) -> u64 {

@@ -1,7 +1,7 @@
 //! Who uses how many bytes of the budget, and who may take more.
 //!
-//! One lock guards all amounts, and it is the innermost of the crate. It is taken when a frame or a
-//! piece of index comes or goes, not for each page, and held for a few additions.
+//! One lock guards all amounts, and it is the innermost of the crate. It is taken when a frame or a piece of index is
+//! allocated or freed, not for each page, and held for a few additions.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -14,7 +14,7 @@ use crate::sync::{Counter, InnerMutex, Sum};
 pub(crate) struct Account {
     /// Bytes of own frames and own metadata.
     used: Counter,
-    /// What the pages in share groups would cost this domain alone.
+    /// The cost of the pages in share groups, as if this domain had them alone.
     shared: Counter,
     reserve: Counter,
     limit: Counter,
@@ -56,7 +56,7 @@ impl Account {
         self.weight.get()
     }
 
-    /// What the domain may take.
+    /// The limits of the domain.
     pub(crate) fn allotment(&self) -> Allotment {
         Allotment {
             reserve: self.reserve(),
@@ -80,7 +80,7 @@ impl Account {
 pub(crate) enum Short {
     /// The domain is at its limit.
     Limit,
-    /// The budget has no more memory that nobody reserved.
+    /// The budget has no more unreserved memory.
     Budget,
     /// The host has no memory to spare.
     Host,
@@ -98,15 +98,15 @@ pub(crate) struct Ledger {
     evictable: Sum,
     /// Owners with frames to give back.
     pub(crate) owners_with_idle: Sum,
-    /// A store was refused for want of budget: what compaction can win is wanted now.
+    /// A store was refused for want of budget: memory that compaction can free is needed now.
     shortage: AtomicBool,
 }
 
 #[derive(Debug)]
 struct State {
-    /// The budget less all reserves and less what everybody uses beyond its reserve.
+    /// The budget less all reserves and less the use of each domain beyond its reserve.
     unreserved: u64,
-    /// What of it nobody may take, because it is gathered for reserves.
+    /// The part of it that no domain may take, because it is gathered for reserves.
     promised: u64,
 }
 
@@ -207,7 +207,7 @@ impl Ledger {
         self.shortage.swap(false, Ordering::Relaxed)
     }
 
-    /// Keeps bytes for a reserve, as they become free: nobody takes them beyond its own reserve.
+    /// Keeps bytes for a reserve, as they become free: no domain takes them beyond its own reserve.
     pub(crate) fn promise(&self, bytes: u64) {
         self.state.lock().promised += bytes;
     }

@@ -1,4 +1,4 @@
-//! Who is charged for memory: the ledger, what a domain may take, an owner's quota in it, and what an allocation costs.
+//! Accounting of memory: the ledger, the limits of a domain, an owner's quota, and the cost of an allocation.
 
 pub(crate) mod allotment;
 pub(crate) mod heap;

@@ -1,4 +1,4 @@
-//! What an owner may charge to its account, and why a charge is refused.
+//! The right of an owner to charge its account, and why a charge is refused.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The end of an owner: its memory goes a segment at a time, whatever slots are in use.
+//! The end of an owner: its memory is freed a segment at a time, whatever slots are in use.
 
 use super::Arena;
 
@@ -6,8 +6,8 @@ use super::Arena;
 const FRAMES: usize = 1024;
 
 impl Arena {
-    /// Gives back some of the memory of an owner that is gone: nobody names its slots any more. Returns whether nothing
-    /// is left that could be given back.
+    /// Gives back some of the memory of an owner that was removed: nothing names its slots any more. Returns whether
+    /// nothing is left that could be given back.
     pub(crate) fn abandon(&self) -> bool {
         let mut waits = false;
         for (class, cell) in self.classes.iter().enumerate() {

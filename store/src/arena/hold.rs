@@ -1,5 +1,5 @@
-//! Slots that a thread holds while it gets frames for them: chosen and charged under the class's lock, got from the kernel
-//! without any, and nobody else's meanwhile.
+//! Slots that a thread holds while it populates their frames. Slot and frames are chosen and charged under the class's
+//! lock, and populated without a lock; no other thread can use them meanwhile.
 
 use std::mem::ManuallyDrop;
 use std::sync::atomic::Ordering;
@@ -11,10 +11,10 @@ use crate::account::quota::AllocError;
 use crate::entry::{Encoding, Slot, SlotId};
 use crate::memory::FRAME_BYTES;
 
-/// Frames that a class of `frames` frames takes beyond its need: few when it is small, so that a small guest pays for
-/// little that it does not use, and never many, because whoever stores waits until the kernel has found and
-/// cleared them. In the bench `store`, `p999_over_p50` was 33 with seven of them, 20 with three and 18 with one; with
-/// one, half of the stores took 3 % longer, since more of them call the kernel.
+/// Frames that a class of `frames` frames takes beyond its need. They are few when the class is small, so that a small
+/// guest is charged for little that it does not use, and never many, because a store waits until the kernel has
+/// allocated and cleared them. In the bench `store`, `p999_over_p50` was 33 with seven of them, 20 with three and 18
+/// with one; with one, half of the stores took 3 % longer, since more of them call the kernel.
 fn fault_around(frames: u64) -> u64 {
     (frames / 8).min(3)
 }
@@ -260,8 +260,8 @@ impl Arena {
         got
     }
 
-    /// The frames that the kernel gave are the segment's, the others go back. So does the slot that they are for, if
-    /// one of its frames is missing: `false`.
+    /// Frames that were populated become the segment's, the charge for the others is given back. If a frame of the slot
+    /// is missing, the slot is given back as well: `false`.
     pub(super) fn end_filling(
         &self,
         class: usize,
@@ -340,7 +340,7 @@ impl Arena {
         }
     }
 
-    /// Whoever ended the owner could not give back what this thread had.
+    /// The thread that ended the owner could not give back the frames that this thread had.
     pub(super) fn finish_if_ended(&self) {
         if self.ended.load(Ordering::Relaxed) {
             while self.trim(usize::MAX) > 0 {}

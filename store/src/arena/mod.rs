@@ -48,14 +48,14 @@ pub(crate) struct Arena {
     spare: InnerMutex<Spare>,
     /// Frames of retired segments. Written under the lock of `spare`.
     retired_frames: Counter,
-    /// Of those, what the background may still give back. Written by whoever plans the trim.
+    /// Of those, how many the background may still give back. Written by the thread that plans the trim.
     retired_trim_budget: Counter,
     /// Bit per size class that wants frames prefaulted.
     wanting: AtomicU64,
     /// Bit per size class with idle frames. A bit is changed under the class's lock.
     idle: AtomicU64,
-    /// Bit per size class where moving slots may free a frame: set by whatever could make it so, and taken away by
-    /// whoever finds under the class's lock that it does not.
+    /// Bit per size class where moving slots may free a frame. It is set by each change that could make this true, and
+    /// cleared by a thread that finds under the class's lock that it is false.
     movable: AtomicU64,
     /// Bit per size class that has segments. A bit is changed under the class's lock.
     occupied: AtomicU64,
@@ -65,7 +65,7 @@ pub(crate) struct Arena {
     on_the_way: AtomicU64,
     /// More memory holds no slot than the owner should keep, when it was last measured.
     wasteful: AtomicBool,
-    /// The owner is gone: no frames are prefaulted.
+    /// The owner was removed: no frames are prefaulted.
     ended: AtomicBool,
     /// The background leaves the owner's reserve alone.
     keeps_reserve: AtomicBool,
@@ -92,7 +92,8 @@ struct Gauges {
     ready: Counter,
 }
 
-/// What the background may give back of a class until it plans again. Written by whoever plans the trim.
+/// How many frames of a class the background may give back until it plans again. Written by the thread that plans the
+/// trim.
 #[derive(Debug, Default)]
 struct TrimPlan {
     /// Slots taken when it planned.
@@ -178,7 +179,7 @@ impl Arena {
         self.fetch_now(slot, bytes)
     }
 
-    /// As [`Arena::fetch`], for whoever has no memory to do without a lock.
+    /// As [`Arena::fetch`], for a caller that keeps its lock because it has no memory to pin the slot.
     pub(crate) fn fetch_now(&self, slot: Slot, bytes: &mut [u8]) -> bool {
         let offset = usize::from(slot.index) * slot_bytes(class_of(slot.len));
         self.memory
@@ -255,7 +256,7 @@ impl Arena {
                 self.mark_idle(class, none_before, idle.is_empty());
             }
         }
-        // A slot that is taken where there is memory is nothing that moving could win by.
+        // Taking a slot in a populated frame cannot make it possible to free a frame by moving slots.
         if after >= before {
             self.mark_movable(class);
         }
@@ -368,7 +369,7 @@ impl Arena {
             segment.free(id.index).then(|| segment.live() == 0)
         });
         let Some(empty) = given.flatten() else {
-            // That of an owner that is gone may be closed already.
+            // The segment of a removed owner may be closed already.
             debug_assert!(
                 self.ended.load(Ordering::Relaxed),
                 "slot given back twice, or of an unknown segment"
@@ -391,7 +392,8 @@ impl Arena {
         }
     }
 
-    /// Closes a segment without slots in use, unless frames of it are on the way: then whoever has them does.
+    /// Closes a segment without slots in use, unless a thread is populating or freeing frames of it: then that thread
+    /// closes it.
     fn close_empty(&self, class: usize, inner: &mut SizeClass, segment_id: u32) {
         let Some(segment) = inner.segments.get(&segment_id) else {
             return;
@@ -437,7 +439,7 @@ impl Arena {
         frames > dense + 1 && (frames - dense) * 1000 > frames * per_mille
     }
 
-    /// No frames are prefaulted from now on, and whoever is at it in a class is done or knows.
+    /// No frames are prefaulted from now on. A thread that was prefaulting has finished, or knows this.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
         for cell in &self.classes {
@@ -493,7 +495,7 @@ impl Arena {
 }
 
 impl Drop for Arena {
-    /// The memory goes as a whole, and with it all that was charged for it.
+    /// The memory is freed as a whole, and with it its charge.
     fn drop(&mut self) {
         let usage = self.usage();
         self.quota.uncharge(usage.frames + usage.metadata);

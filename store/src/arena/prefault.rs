@@ -36,7 +36,7 @@ impl Arena {
             self.prefault_class(class);
         }
         if wanting != 0 {
-            // What is not needed after all is given back.
+            // Frames that are not needed after all are given back.
             self.quota.wakes().background.ask_soon();
         }
         wanting != 0
@@ -100,7 +100,7 @@ mod tests {
         slots
     }
 
-    /// Frames that hold no slot; and what is charged is what is there.
+    /// Frames that hold no slot. The charge equals the populated frames.
     fn idle(arena: &Arena, ledger: &Ledger) -> u64 {
         let usage = arena.usage();
         assert_eq!(ledger.used(), usage.frames + usage.metadata);

@@ -32,7 +32,7 @@ fn frames(offset: usize, bytes: usize) -> u64 {
     (u64::MAX << first) & (u64::MAX >> (63 - last))
 }
 
-/// What names a slot, in 8 bytes: see `index::backref::Backref`. Zero names none.
+/// Backref of a slot, in 8 bytes: see `index::backref::Backref`. Zero is none.
 pub(crate) type PackedBackref = u64;
 
 /// Lists of its class that a segment is in: it has a free slot.
@@ -46,7 +46,7 @@ pub(crate) const IDLE: u8 = 4;
 #[derive(Debug)]
 pub(crate) struct Segment {
     class: u8,
-    /// The lists that it is in, as whoever keeps them wrote down.
+    /// The lists that it is in, written by the owner of the lists.
     pub(crate) listed: u8,
     /// Slots in use.
     live: u16,
@@ -56,11 +56,11 @@ pub(crate) struct Segment {
     low: u16,
     /// Frames that have memory, and are charged.
     resident: u64,
-    /// Frames that are charged, and that somebody is asking the kernel for, without a lock: they are that thread's until
-    /// it is done. The segment stays meanwhile.
+    /// Frames that are charged, and that a thread is populating without a lock: they are that thread's until it is
+    /// done. The segment stays meanwhile.
     filling: u64,
-    /// Frames that are charged still, and that somebody is giving back to the kernel, in the same way. No slot in them is
-    /// in use or taken.
+    /// Frames that are still charged, and that a thread is giving back to the kernel, in the same way. No slot in them
+    /// is in use or taken.
     leaving: u64,
     /// Frames that a slot in use touches.
     busy: u64,
@@ -159,7 +159,7 @@ impl Segment {
         heap_bytes(size_of::<Self>()) + 64 + heap_bytes(slots_per_segment(class).div_ceil(64) * 8)
     }
 
-    /// Frames from now on somebody's, who asks the kernel for them.
+    /// Marks frames as being populated by the caller.
     pub(crate) fn begin_filling(&mut self, frames: u64) {
         debug_assert_eq!(frames & (self.resident | self.on_the_way()), 0);
         self.filling |= frames;
@@ -173,7 +173,7 @@ impl Segment {
         self.leaving |= frames & !got;
     }
 
-    /// Idle frames are from now on somebody's, who gives them back to the kernel.
+    /// Marks idle frames as being given back by the caller.
     pub(crate) fn begin_leaving(&mut self, frames: u64) {
         debug_assert_eq!(frames & !self.idle(), 0);
         self.ready -= self.ready_in(frames);
@@ -441,7 +441,7 @@ impl Segment {
         Some((u64::from(self.touching[frame as usize]), u64::from(above)))
     }
 
-    /// Compares what is counted with the slots in use.
+    /// Compares the counts with the slots in use.
     #[cfg(test)]
     pub(crate) fn recount(&self) {
         let bytes = slot_bytes(self.class());

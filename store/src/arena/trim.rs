@@ -1,9 +1,9 @@
 //! Giving memory back: frames that hold no slot in use are punched out of the file. They are marked under the class's
-//! lock and punched without it, so that nobody waits for the kernel who only wants a slot.
+//! lock and punched without it, so that a thread that only needs a slot does not wait for the kernel.
 //!
-//! Whoever is short of memory takes what it finds. The background takes its time: in each plan half of what is
-//! idle, and nothing of the prefaulted frames of a class that took slots since the last plan, because a frame costs more
-//! to get again than to keep for a moment.
+//! A thread that is short of memory gives back all idle frames that it finds. The background is slower: in each plan it
+//! gives back half of the idle frames, and no prefaulted frames of a class that took slots since the last plan, because
+//! populating a frame again costs more than keeping it for a moment.
 
 use std::sync::atomic::Ordering;
 
@@ -195,7 +195,7 @@ impl Arena {
         left
     }
 
-    /// Bytes of the class's frames that hold no slot in use: what compacting and trimming it may win.
+    /// Bytes of the class's frames that hold no slot in use: the most that compacting and trimming may free.
     fn waste(&self, class: usize) -> u64 {
         let gauges = &self.classes[class].gauges;
         (gauges.frames.get() * FRAME_BYTES as u64)

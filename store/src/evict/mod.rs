@@ -1,4 +1,4 @@
-//! Which page of an ephemeral pool goes first.
+//! The order in which pages of an ephemeral pool are evicted.
 
 pub(crate) mod s3fifo;
 
@@ -17,9 +17,9 @@ pub(crate) trait Policy: Default {
     fn insert(&mut self, nodes: &mut Slab<Node>, node: u32, fingerprint: u32);
     /// The page was loaded and stays.
     fn touch(&mut self, nodes: &mut Slab<Node>, node: u32);
-    /// The page goes, whatever the reason.
+    /// The page is removed, whatever the reason.
     fn remove(&mut self, nodes: &mut Slab<Node>, node: u32);
-    /// The page that should go next.
+    /// The page that should be evicted next.
     fn victim(&mut self, nodes: &mut Slab<Node>) -> Option<u32>;
     /// The page is evicted, and removed next.
     fn evicted(&mut self, nodes: &Slab<Node>, node: u32, fingerprint: u32);

@@ -172,7 +172,7 @@ impl Policy for S3Fifo {
 
     fn grow(&mut self) {
         let len = (self.ghosts.len() * 2).max(16);
-        // What was remembered stays where it can be found: both halves start alike.
+        // Remembered fingerprints can still be found: both halves start alike.
         let mut ghosts = Vec::new();
         if ghosts.try_reserve_exact(len).is_ok() {
             ghosts.extend_from_slice(&self.ghosts);

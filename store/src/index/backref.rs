@@ -11,7 +11,7 @@ pub(crate) struct EntryId {
 }
 
 impl EntryId {
-    /// What a slot is told that the entry names, in the pool of this index.
+    /// The backref of the slot that the entry names, in the pool of this index.
     #[expect(clippy::cast_possible_truncation, reason = "there are 64 shards")]
     pub(crate) fn backref(self, pool: u8) -> Backref {
         Backref::Chunk {
@@ -23,8 +23,9 @@ impl EntryId {
     }
 }
 
-/// What names a slot: packed into 8 bytes beside the slot, so that compaction finds the entry that it
-/// must change. A hint: whoever follows it checks under the lock of what it names that the slot is named there.
+/// The entry, node or record that names a slot. It is packed into 8 bytes beside the slot, so that compaction finds the
+/// entry that it must change. It is a hint: a thread that follows it checks, under the lock of that entry, node or
+/// record, that the slot is named there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Backref {
     /// Entry `offset` of a chunk.

@@ -4,7 +4,7 @@ use std::hash::BuildHasher;
 
 use crate::page::ObjectId;
 
-/// Hashes of a key: of its chunk, and of its object, which is only needed when a chunk comes or goes.
+/// Hashes of a key: of its chunk, and of its object, which is only needed when a chunk is added or removed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeyHash<'a> {
     pub(crate) chunk: u32,

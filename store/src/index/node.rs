@@ -1,4 +1,4 @@
-//! What a shard keeps of a page that may be evicted.
+//! The node that a shard keeps for a page that may be evicted.
 
 use crate::entry::Entry;
 

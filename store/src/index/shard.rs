@@ -2,8 +2,8 @@
 //! ephemeral pool. No locks in here; the pool holds the shard's.
 //!
 //! A chunk is found through a hash table of 8-byte items. The chunks of an object are also a list, so that the object
-//! can be invalidated without knowing its pages. An object that is cut loose is found by nobody any more; its chunks
-//! stay until somebody takes them out, a few at a time.
+//! can be invalidated without knowing its pages. No key leads to an object that is cut loose; its chunks stay until
+//! they are freed, a few at a time.
 
 use super::chunk::{Chunk, NONE};
 use super::hash::KeyHash;
@@ -249,7 +249,7 @@ impl Shard {
         }
     }
 
-    /// Removes an object without chunks; one that is cut loose goes when it is the first of those.
+    /// Removes an object without chunks; one that is cut loose is removed when it is the first of those.
     fn remove_object_if_empty(&mut self, quota: &Quota, number: u32, key_hash: KeyHash<'_>) {
         let Some(object) = self.objects.get(number) else {
             return;
@@ -269,7 +269,7 @@ impl Shard {
         self.uncharge(quota, freed);
     }
 
-    /// Charges bytes that live and go with the shard. `false` when they are refused.
+    /// Charges bytes that are freed with the shard. `false` when they are refused.
     pub(crate) fn charge(&mut self, quota: &Quota, bytes: u64) -> bool {
         let charged = quota.charge(bytes).is_ok();
         if charged {
@@ -289,8 +289,8 @@ impl Shard {
         self.objects.get(object).map(|object| object.first)
     }
 
-    /// Cuts an object loose, however many pages it has: nobody finds them from now on, and pages that are stored
-    /// under the same keys are those of a new object.
+    /// Cuts an object loose, however many pages it has: no key leads to them from now on, and pages that are stored
+    /// under the same keys belong to a new object.
     pub(crate) fn cut_loose(&mut self, quota: &Quota, key_hash: KeyHash<'_>, id: ObjectId) {
         let tag = key_hash.of_object(id);
         let Some(number) = self.named(tag, id) else {
@@ -316,7 +316,8 @@ impl Shard {
         self.loose.is_some()
     }
 
-    /// A chunk of the first object that was cut loose. An object without chunks goes instead, one at a call.
+    /// A chunk of the first object that was cut loose. If that object has no chunks, it is removed instead, one at a
+    /// call.
     pub(crate) fn loose_chunk(&mut self, quota: &Quota) -> Option<u32> {
         let (number, last) = self.loose?;
         let object = self.objects.get(number)?;

@@ -8,7 +8,7 @@ pub(crate) struct Slab<T, const PAGE: usize = 16> {
     pages: Pages<T>,
     free: Option<u32>,
     live: usize,
-    /// What the last value left, if it is much.
+    /// The pages that removing the last value left, if they are many.
     spent: Pages<T>,
 }
 
@@ -121,7 +121,7 @@ impl<T, const PAGE: usize> Slab<T, PAGE> {
         }
     }
 
-    /// Takes a value out. The pages go with the last one; if they are many, they are [`Slab::spent`].
+    /// Takes a value out. The pages are freed with the last one; if they are many, they are [`Slab::spent`].
     pub(crate) fn remove(&mut self, number: u32) -> Option<T> {
         let cell = self
             .pages
@@ -146,7 +146,7 @@ impl<T, const PAGE: usize> Slab<T, PAGE> {
         }
     }
 
-    /// Pages that nobody needs and that take long to drop: for whoever holds no lock.
+    /// Pages that are not needed and take long to drop: for a caller that holds no lock.
     pub(crate) fn spent(&mut self) -> Option<Pages<T>> {
         (!self.spent.is_empty()).then(|| std::mem::take(&mut self.spent))
     }

@@ -11,7 +11,7 @@ use crate::account::quota::{AllocError, Quota};
 /// Items that a leaf has on average before another one is added: twice as many, and the hash_of of a hash, still fit
 /// into a leaf of 512 places.
 const LEAF: usize = 200;
-/// Leaves go when they have fewer items than this on average.
+/// Leaves are removed when they have fewer items than this on average.
 const SPARSE: usize = LEAF / 4;
 
 /// Item of a table: 32 bits of a hash, and the number that is looked for.

@@ -88,7 +88,7 @@ struct Record {
     references: u32,
 }
 
-/// What became of a new page.
+/// The result of adding a new page.
 pub(crate) enum Inserted {
     Record(u32),
     /// Another record has the hash: the page goes to a slot of its own.
@@ -262,8 +262,8 @@ impl DedupTable {
         }
     }
 
-    /// One reference less; the slot goes with the last. Returns the payload's length and whether it
-    /// went.
+    /// Drops one reference, and frees the slot with the last. Returns the payload's length and whether the slot was
+    /// freed.
     pub(crate) fn release(&self, record: u32, arena: &Arena) -> (u16, bool) {
         let shard_index = record as usize % SHARDS;
         let gauges = &self.gauges[shard_index];
@@ -306,7 +306,7 @@ impl DedupTable {
             .map_or(0, |record| record.slot.len)
     }
 
-    /// Copies a record's bytes out, for whoever has no memory to do without the lock.
+    /// Copies a record's bytes out, for a caller that keeps its lock because it has no memory to pin the slot.
     pub(super) fn fetch_now(&self, record: u32, arena: &Arena, scratch: &mut [u8]) -> Option<Slot> {
         let shard = self.shards[record as usize % SHARDS].lock();
         let slot = shard.records.get(record >> SHARD_BITS)?.slot;
@@ -351,8 +351,8 @@ impl DedupTable {
         self.gauges.iter()
     }
 
-    /// Gives back what the tables cost; the pool is going. Records that are left go with the arena if all of that goes;
-    /// else they are those of pages that are just being loaded.
+    /// Gives back the charge for the tables of a pool that is being freed. Remaining records are freed with the arena,
+    /// if the whole arena is freed; otherwise they are those of pages that are being loaded.
     pub(crate) fn end(&self, arena: &Arena, whole: bool) {
         for (gauges, shard) in self.gauges.iter().zip(&self.shards) {
             let records = {

@@ -1,4 +1,4 @@
-//! Eviction: ephemeral pages go so that others have memory.
+//! Eviction: ephemeral pages are dropped so that other pages have memory.
 
 use std::sync::atomic::Ordering;
 
@@ -44,7 +44,8 @@ impl Pool {
         }
     }
 
-    /// No member has pages to evict in a shard any more: they went with it. Its lock is held, or nobody else has the pool.
+    /// No member has pages to evict in a shard any more: they were freed with it. Its lock is held, or no other thread
+    /// has the pool.
     pub(super) fn forget_queues(&self, shard: usize) {
         let bit = 1 << (shard % SHARDS);
         for (member, queued) in (0..=u8::MAX).zip(&self.queued) {

@@ -1,4 +1,4 @@
-//! Bringing a page back. What keeps its bytes where they are is found under the lock; they are read without it.
+//! Loading a page. The slot is pinned under the lock; its bytes are read without it.
 
 use super::dedup::PinnedRecord;
 use super::encode::with_scratch;
@@ -16,7 +16,7 @@ use crate::stats::PoolKind;
 enum Found<'a> {
     Fill(u64),
     Slot(Pinned<'a, Locked>, Location),
-    /// The record, and whether the page's reference to it is to go.
+    /// The record, and whether the page's reference to it must be dropped.
     Record(PinnedRecord<'a>, Option<u32>),
     /// A slot that no entry names any more.
     Detached(Slot),

@@ -21,8 +21,8 @@ impl Pool {
         self.members.store(Arc::new(members));
     }
 
-    /// Lets a member store, or keeps it from it. When this returns, no page of a member that was kept from it comes
-    /// any more, and nobody finds those that are there.
+    /// Allows a member to store, or forbids it. When this returns, no more page of a forbidden member is stored, and
+    /// its pages are not found any more.
     pub(crate) fn admit(&self, member: u8, admitted: bool) {
         for cell in &self.shards {
             cell.locked.lock().admitted.set(member, admitted);

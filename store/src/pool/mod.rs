@@ -60,7 +60,7 @@ use crate::page::Key;
 use crate::stats::{PoolKind, PoolStats};
 use crate::sync::{Counter, InnerMutex};
 
-/// What a page of a share group costs its domain beside its slot: entry, node and their tables.
+/// Cost of a page of a share group in addition to its slot: entry, node and their tables.
 const SHARED_PAGE_METADATA: u64 = 40;
 /// Most members of a shared pool at a time.
 pub(crate) const MOST_MEMBERS: usize = 255;
@@ -88,7 +88,7 @@ pub(crate) struct Pool {
     loose: AtomicU64,
     /// Shards of a pool that was killed are empty below this.
     emptied: AtomicUsize,
-    /// What the pool itself cost is given back.
+    /// The charge for the pool itself was given back.
     finished: AtomicBool,
 }
 
@@ -108,9 +108,9 @@ struct Locked {
     /// Members of a shared pool that may store here.
     admitted: Admitted,
     pins: Pins,
-    /// The pool is gone.
+    /// The pool was destroyed.
     dead: bool,
-    /// Chunks of a pool that is gone are empty below this.
+    /// Chunks of a destroyed pool are empty below this.
     next: u32,
 }
 
@@ -133,7 +133,7 @@ impl From<AllocError> for PutError {
     }
 }
 
-/// What a pool is made of.
+/// The parts of a pool.
 pub(crate) struct PoolParts {
     pub(crate) kind: PoolKind,
     pub(crate) pool_index: u8,
@@ -206,7 +206,7 @@ impl Pool {
             return Err(PutError::PoolGone);
         }
         self.help(cell, locked, shard_index);
-        // The old page goes first, whatever becomes of the new one; its entry in the chunk stays.
+        // The old page is freed first, whether or not the new one is stored; its entry in the chunk stays.
         let (_, offset) = key.chunk();
         let known = locked.shard.find(key_hash, key);
         if let Some(found) = known.and_then(|chunk| locked.shard.chunk(chunk)) {
@@ -379,7 +379,8 @@ impl Pool {
         }
     }
 
-    /// Takes an entry of the index off all counts and queues. What it returns names the bytes, which are the caller's.
+    /// Takes an entry of the index off all counts and queues. The returned value names the bytes, which now belong to
+    /// the caller.
     fn detach(&self, cell: &ShardCell, locked: &mut Locked, entry: Entry) -> Entry {
         let mut entry = entry;
         if let Kind::Node(node_id) = entry.kind() {
@@ -496,7 +497,7 @@ fn fingerprint(key_hash: KeyHash<'_>, offset: u8) -> u32 {
         | 1
 }
 
-/// What a page of a share group is charged with: what it would cost alone.
+/// The charge for a page of a share group: its cost if it were not shared.
 fn shared_cost(len: u16) -> u64 {
     let slot = if len == 0 {
         0

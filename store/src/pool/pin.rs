@@ -1,6 +1,6 @@
-//! Slots whose bytes somebody reads without a lock. The host may have swapped their memory out, so nobody who waits for
-//! a lock is to wait for such a read; and whoever reads is not to find another page's bytes, or a frame that the
-//! kernel has again. A slot that is pinned is not given back before the last reader is done.
+//! Slots whose bytes a thread reads without a lock. The host may have swapped their memory out, and a thread that waits
+//! for a lock must not wait for such a read. The reader must not find another page's bytes, or a frame that was given
+//! back to the kernel. So a pinned slot is not freed before its last reader is done.
 
 use crate::arena::Arena;
 use crate::entry::Slot;
@@ -55,7 +55,7 @@ impl Pins {
     }
 }
 
-/// What a lock guards whose entries name slots.
+/// The data under a lock that protects entries which name slots.
 pub(super) trait HasPins {
     fn pins(&mut self) -> &mut Pins;
 }

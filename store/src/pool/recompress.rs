@@ -1,4 +1,4 @@
-//! The cold tier: pages that nobody touched for three sweeps are compressed harder, and come back to the
+//! The cold tier: pages that were not touched for three sweeps are recompressed to a smaller size, and promoted to the
 //! fast codec when they are loaded twice between sweeps.
 //!
 //! Codec work happens without a lock. The slot is pinned meanwhile: an entry that still names it has the same bytes.
@@ -149,7 +149,7 @@ impl Pool {
         }
     }
 
-    /// A cold page that was loaded again goes back to the fast codec.
+    /// Recompresses a cold page that was loaded again with the fast codec.
     pub(super) fn promote(
         &self,
         cell: &ShardCell,
@@ -168,7 +168,7 @@ impl Pool {
         }
     }
 
-    /// Puts other bytes that stand for the same page in place of a slot, if that is what is there.
+    /// Replaces a slot by other bytes that encode the same page, if the entry still names that slot.
     fn replace_bytes(
         &self,
         cell: &ShardCell,

@@ -1,4 +1,4 @@
-//! Moving pages to other slots, so that compaction wins frames.
+//! Moving pages to other slots, so that compaction frees frames.
 
 use super::pin::Pinned;
 use super::{Locked, Pool};

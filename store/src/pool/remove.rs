@@ -1,7 +1,7 @@
 //! Taking pages away: one, those of an object, all of the pool.
 //!
-//! What may be millions of pages is cut loose, so that nobody finds them any more, and freed later, a few pages at a
-//! time: by the background thread, and by stores that need the room.
+//! A set that may be millions of pages is cut loose, so that no key leads to them any more. They are freed later, a few
+//! pages at a time, by the background thread and by stores that need memory.
 
 use std::sync::atomic::Ordering;
 
@@ -12,9 +12,9 @@ use crate::page::{Key, ObjectId};
 
 /// Pages that are freed while a lock is held that a store may wait for.
 const AT_A_TIME: usize = 8;
-/// Pages of a pool that is gone that are freed while a lock of it is held.
+/// Pages of a destroyed pool that are freed each time that a lock of it is held.
 const DEAD_AT_A_TIME: usize = 64;
-/// Pages of an object that are freed by whoever invalidates it, before the rest is cut loose.
+/// Pages of an object that the invalidation itself frees, before the rest is cut loose.
 const INLINE: usize = 128;
 /// Chunks that are dropped with their shard in the time that a page takes.
 const CHUNKS_FOR_A_PAGE: usize = 8;
@@ -32,7 +32,7 @@ impl Pool {
         }
     }
 
-    /// Removes the pages of an object: some at once, and of the rest nobody finds one any more.
+    /// Removes the pages of an object: some are freed at once, the rest is cut loose.
     pub(crate) fn invalidate_object(&self, object: ObjectId) {
         let (_, key_hash) = self.key_hash(Key { object, index: 0 });
         let mut left = INLINE;
@@ -152,15 +152,15 @@ impl Pool {
         removed
     }
 
-    /// Ends the pool: nobody stores to it any more. Its pages stay until [`Pool::free_dead`].
+    /// Ends the pool: no page is stored to it any more. Its pages stay until [`Pool::free_dead`].
     pub(crate) fn kill(&self) {
         for cell in &self.shards {
             cell.locked.lock().dead = true;
         }
     }
 
-    /// Frees about `most` pages of a pool that was killed. With `whole` the slots of its arena go with the arena, and
-    /// are not given back one by one. Returns whether nothing is left.
+    /// Frees about `most` pages of a pool that was killed. With `whole` the slots are freed with the arena as a whole,
+    /// and not one by one. Returns whether nothing is left.
     pub(crate) fn free_dead(&self, most: usize, whole: bool) -> bool {
         let mut left = most;
         loop {
@@ -194,7 +194,7 @@ impl Pool {
                 }
                 self.clear_loose(shard_index);
                 self.forget_queues(shard_index);
-                // With it go tables that grew for a page that was refused.
+                // This also drops tables that grew for a page that was refused.
                 self.quota().uncharge(locked.shard.charged());
                 cell.counters.metadata.set(0);
                 (
@@ -220,7 +220,7 @@ impl Pool {
 }
 
 impl Drop for Pool {
-    /// Pages that are left go with the arena.
+    /// Remaining pages are freed with the arena.
     fn drop(&mut self) {
         for shard_index in 0..SHARDS {
             let charged = self.shards[shard_index].locked.lock().shard.charged();
