@@ -8,10 +8,10 @@ use crate::regular;
 /// The groups of this machine.
 const GROUPS: &str = "/etc/group";
 
-/// What the key of a mode takes.
+/// The values of a key for a mode.
 pub(crate) const MODE: &str =
     "a mode in octal, from \"0600\" to \"0777\", that lets the owner read and write";
-/// What the key of a group takes.
+/// The values of a key for a group.
 pub(crate) const GROUP: &str = "the name of a group in /etc/group, or its number";
 
 /// Not a mode, or not a group, and what it should be.
@@ -35,7 +35,7 @@ impl Default for Access {
 }
 
 impl Access {
-    /// Where no mode is given, a group that is given may connect, and else nobody but the user of the process.
+    /// Without a mode, the group may connect if one is given, and otherwise only the user of the process.
     pub fn new(mode: Option<u32>, group: Option<u32>) -> Self {
         let usual = if group.is_some() { 0o660 } else { 0o600 };
         Self {

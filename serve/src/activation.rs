@@ -21,7 +21,7 @@ pub const STATISTICS: &str = "@statistics";
 /// Why the sockets that were passed are not used.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivationError {
-    /// `LISTEN_FDS` and its companions make no sense.
+    /// `LISTEN_FDS` and the related variables are invalid.
     #[error("Cannot take the sockets of the service manager")]
     Environment(#[source] io::Error),
     /// Not something that a guest or a client can connect to.
@@ -62,8 +62,8 @@ impl Sockets {
             return Ok(Self::default());
         }
         let passed = sd_notify::listen_fds_with_names().map_err(ActivationError::Environment)?;
-        // SAFETY: systemd passed this number for this process (LISTEN_PID), which did nothing with
-        // it yet: this is the only place that looks, and it does so once.
+        // SAFETY: systemd passed this number for this process (LISTEN_PID), which did nothing with it yet: this is the
+        // only code that takes such numbers, and it does so once.
         let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
         Self::sort(passed.map(|(fd, name)| (own(fd), name)), config)
     }

@@ -1,4 +1,4 @@
-//! What a front end may ask for on its connection: the vhost-user back end.
+//! The vhost-user back end: the requests that a front end may send on its connection.
 //!
 //! Framing is the `vhost` crate's. Everything here comes from a process that may be hostile; an
 //! error ends its connection.
@@ -34,8 +34,8 @@ use crate::sigbus::Broken;
 /// Chains taken from one ring before the others have their turn.
 const TURN: u16 = 64;
 
-/// How long pools of before a new connection, or a restart of the rings, stay when the driver does not name them but
-/// uses others: a driver that goes on names them in far less.
+/// How long pools stay that existed before a new connection or a restart of the rings, when the driver uses others and
+/// does not name them. A driver that goes on with them names them much sooner.
 const CLAIM: Duration = Duration::from_secs(600);
 
 /// Where ring `index` is found among the events of a session.
@@ -50,7 +50,7 @@ pub(crate) struct Backend {
     rings: Vec<Ring>,
     ram: Option<GuestRam>,
     acked: u64,
-    /// A ring made no sense: nothing is served before the device is reset.
+    /// A ring was inconsistent: nothing is served before the device is reset.
     needs_reset: bool,
 }
 
@@ -99,7 +99,7 @@ impl Backend {
         self.device.metrics().count_doorbell(index);
     }
 
-    /// What is wrong with the guest's memory.
+    /// The fault of the guest's memory, if there was one.
     pub(crate) fn broken(&self) -> Option<Broken> {
         self.ram.as_ref().and_then(GuestRam::broken)
     }
@@ -148,7 +148,7 @@ impl Backend {
 
     /// Answers what the rings hold now, before the end of the service: one turn in any case, more until `deadline`.
     pub(crate) fn finish(&mut self, deadline: Instant) {
-        // What comes meanwhile comes too late; a full ring is served in as many turns.
+        // A full ring is served in this many turns. Requests that are added meanwhile may stay unanswered.
         for _ in 0..MAX_QUEUE_SIZE / TURN {
             if self.broken().is_some() || self.serve() == 0 || Instant::now() >= deadline {
                 break;
@@ -223,7 +223,7 @@ impl Backend {
         }
     }
 
-    /// The guest begins anew: its pools go.
+    /// The guest begins anew: its pools are freed.
     fn reset(&mut self) {
         self.device.reset();
         self.device.set_features(self.acked);
@@ -311,7 +311,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
         _postcopy: Option<bool>,
     ) -> VhostResult<Option<Vec<VhostUserMemoryRegionBase>>> {
         if self.broken().is_some() {
-            // A new table would make it look whole.
+            // A new table would hide that the memory is broken.
             return Err(VhostError::InvalidParam);
         }
         self.account.wait_for_turn();
@@ -365,9 +365,9 @@ impl VhostUserBackendReqHandlerMut for Backend {
         if ring.queue.ready() {
             return Err(VhostError::InvalidOperation("ring is running"));
         }
-        // A driver sets its rings up from 0 after a reset only. Not every front end passes a reset
-        // on, and what a driver does not remember it can never free. This only ever frees pools: to
-        // go on with them takes their ids (`TmemDevice::hand_over`).
+        // A driver sets its rings up from 0 after a reset only. Not every front end passes a reset on, and a driver can
+        // never free pools that it does not remember. This can only free pools: to use them, a driver needs their ids
+        // (`TmemDevice::hand_over`).
         let anew = base == 0 && ring.queue.next_avail() != 0;
         ring.set_next(base);
         if anew {

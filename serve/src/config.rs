@@ -1,4 +1,4 @@
-//! What `tmem serve` is told: a TOML file, or the same by flags.
+//! The configuration of `tmem serve`: a TOML file, or the same by flags.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,8 @@ pub(crate) mod file;
 
 /// Most guests of one service.
 pub const MAX_GUESTS: usize = 100;
-/// Most memory of one guest, in bytes. What is mapped takes address space of the process, and [`MAX_GUESTS`] guests of
-/// this size still fit.
+/// Most memory of one guest, in bytes. Mapped memory uses address space of the process, in which [`MAX_GUESTS`] guests
+/// of this size still fit.
 pub const MAX_GUEST_BYTES: u64 = 1 << 40;
 
 /// Most share groups of one guest.
@@ -56,7 +56,7 @@ pub struct GuestConfig {
     pub reserve: u64,
     /// Bytes that it may use at most; `None` is no limit.
     pub limit: Option<u64>,
-    /// Its share in the memory that nobody reserved.
+    /// Its share in the unreserved memory.
     pub weight: u32,
     /// Size suggested for its swap disk in bytes; with 0 the guest decides.
     pub swap: u64,
@@ -66,7 +66,7 @@ pub struct GuestConfig {
     pub keep: Duration,
     /// Share groups that it may join. A guest that names another one is refused.
     pub groups: Vec<String>,
-    /// Whether pages that nobody has used for a while are compressed harder.
+    /// Whether pages that were not used for a while are recompressed to a smaller size.
     pub compression: Compression,
     /// When its pools keep one copy of pages with the same bytes.
     pub dedup: Dedup,
@@ -76,7 +76,7 @@ pub struct GuestConfig {
     pub memory: Option<u64>,
     /// Bytes of it that the service may be the first to touch, as long as its files are there; `None` is no limit.
     pub first_touch: Option<u64>,
-    /// What may be behind it.
+    /// The files that may back it.
     pub memory_backing: MemoryBacking,
 }
 
@@ -98,7 +98,7 @@ pub enum ConfigError {
     Read {
         /// The path given.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: std::io::Error,
     },
@@ -107,7 +107,7 @@ pub enum ConfigError {
     Parse {
         /// The path given.
         path: PathBuf,
-        /// Line, column and what is wrong there, on one line.
+        /// Line, column and the fault there, on one line.
         message: String,
     },
     /// A size is not a number with one of the known units.
@@ -137,12 +137,12 @@ pub enum ConfigError {
     /// More guests than the service takes.
     #[error("{0} guests, at most {MAX_GUESTS}")]
     TooManyGuests(usize),
-    /// A number that makes no sense for a guest.
+    /// A number that is invalid for a guest.
     #[error("Guest {name:?}: {what}")]
     Guest {
         /// Its name.
         name: String,
-        /// What does not do.
+        /// The invalid value.
         what: &'static str,
     },
     /// The guests reserve more than there is.
@@ -285,7 +285,7 @@ impl TryFrom<GuestSpec> for GuestConfig {
     }
 }
 
-/// What a guest can name in a request ([`tmem_protocol::GROUP_LEN`]), and an operator can read.
+/// A name that fits into a request ([`tmem_protocol::GROUP_LEN`]), and that an operator can read.
 fn is_group(name: &str) -> bool {
     is_name(name, tmem_protocol::GROUP_LEN)
 }

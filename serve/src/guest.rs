@@ -42,7 +42,7 @@ pub(crate) struct Guest {
     pub(crate) handle: Arc<ThreadHandle>,
     pub(crate) account: Arc<Account>,
     thread: Option<JoinHandle<()>>,
-    /// Absent where somebody else made the socket.
+    /// Absent where another process made the socket.
     _file: Option<SocketFile>,
 }
 
@@ -142,7 +142,7 @@ impl Drop for Guest {
     }
 }
 
-/// What the device offers. Shared pools work for those who may join a group.
+/// The features that the device offers. Shared pools work for guests that may join a group.
 fn features(config: &GuestConfig) -> u64 {
     let mut features = feature::bit(feature::EVENTS) | feature::bit(feature::EPHEMERAL);
     if !config.groups.is_empty() {
@@ -185,7 +185,7 @@ impl Server {
         let mut kept_until = None;
         while !self.handle.is_stopped() {
             let accepted = self.accept(kept_until);
-            // First of all: who comes in the moment in which the time is over comes too late.
+            // Checked before the connection is used: a client that connects as the time is over finds no pools.
             if kept_until.is_some_and(|until| Instant::now() >= until) {
                 self.log.info(format_args!("Its pools are freed"));
                 kept_until = None;
@@ -206,7 +206,7 @@ impl Server {
                 // The guest is gone or its VMM restarts, or the host is short of something, of descriptors for
                 // example: the device and its pools wait for it.
                 Disconnect::Closed | Disconnect::Host(_) => self.keep,
-                // What a guest of this kind stored is worth nothing.
+                // The pages of such a guest are not kept.
                 Disconnect::BrokenMemory
                 | Disconnect::Untouched
                 | Disconnect::Stuck
@@ -219,7 +219,7 @@ impl Server {
             } else {
                 kept_until = Instant::now().checked_add(keep);
             }
-            // Not before: who sees that it is gone sees what is left of it.
+            // Only now, so that an observer who sees the end of the connection also sees its effects.
             self.handle.disconnected();
             match end {
                 Disconnect::Closed | Disconnect::Stopped => {
@@ -233,10 +233,10 @@ impl Server {
         }
     }
 
-    /// A panic costs this guest its connection and its pages, and nobody else anything.
+    /// A panic costs this guest its connection and its pages, and affects no other guest.
     fn serve_or_panic(&mut self, stream: UnixStream) -> Disconnect {
-        // What it leaves half done is forgotten with the guest's pools: no lock is held here, and those of the store
-        // guard what is whole at any time.
+        // Incomplete work is dropped with the guest's pools: no lock is held here, and the data under the locks of the
+        // store is consistent at any time.
         let served = catch_unwind(AssertUnwindSafe(|| self.serve(stream)));
         served.unwrap_or_else(|_| {
             self.account.count_panic();

@@ -34,7 +34,7 @@ impl ThreadHandle {
         self.wake.as_fd()
     }
 
-    /// Makes the thread look at what changed: its stop flag, events for the guest.
+    /// Makes the thread check for changes: its stop flag, events for the guest.
     pub(crate) fn wake(&self) {
         // Full is readable as well.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
@@ -59,7 +59,7 @@ impl ThreadHandle {
     /// Cuts the connection off, if there is one.
     fn disconnect(&self) {
         if let Some(stream) = self.stream().as_ref() {
-            // It may be gone already.
+            // The thread may have ended already.
             let _ = stream.shutdown(Shutdown::Both);
         }
     }

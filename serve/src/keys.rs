@@ -8,13 +8,13 @@ use tmem_base::Size;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// What a key of a size takes.
+/// The values of a key for a size.
 pub(crate) const SIZE: &str = "a size: bytes, or a number with K, M, G or T as in \"64M\"";
 
 /// Most characters of a bad value that are shown.
 const SHOWN: usize = 64;
 
-/// What is wrong, and at which byte of the file.
+/// The fault, and its byte in the file.
 #[derive(Debug)]
 pub(crate) struct Bad {
     pub(crate) at: usize,
@@ -47,8 +47,8 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A number that is written in octal, also with a leading `0o`. A TOML integer is one where it is written so: `660`
-    /// would be another mode than everybody reads.
+    /// A number that is written in octal, also with a leading `0o`. A TOML integer must be written that way, too: `660`
+    /// would be another mode than the reader expects.
     pub(crate) fn octal(self) -> Option<u32> {
         let digits = match self {
             Self::Toml(DeValue::Integer(integer)) if integer.radix() == 8 => integer.as_str(),

@@ -32,11 +32,11 @@ pub enum ListenError {
         path: PathBuf,
         /// The number of the group.
         group: u32,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// Another mode or group than was asked for, or another file: somebody or something changes them.
+    /// Another mode or group than was requested, or another file: another process changes them.
     #[error("Socket {} has not the mode and group that it was given", .0.display())]
     Changed(PathBuf),
     /// The system refused.
@@ -44,7 +44,7 @@ pub enum ListenError {
     Io {
         /// The path of the socket.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
@@ -84,7 +84,7 @@ pub fn listen_for(
             source: errno.into(),
         })?;
     }
-    // A folder can have rules of its own for what is made in it.
+    // A folder can have rules of its own for files that are made in it.
     let now = rustix::fs::lstat(path).map_err(refused)?;
     if !file.is(now.st_dev, now.st_ino)
         || now.st_mode & 0o7777 != access.mode
@@ -106,7 +106,7 @@ fn give(path: &Path, group: u32) -> Result<(), Errno> {
     rustix::fs::chownat(CWD, path, None, group, AtFlags::SYMLINK_NOFOLLOW)
 }
 
-/// Removes the socket of a process that is gone.
+/// Removes the socket of a process that has ended.
 ///
 /// # Errors
 /// [`ListenError::InUse`] and [`ListenError::NotASocket`] when there is something else.
@@ -182,11 +182,11 @@ mod tests {
     #[test]
     fn a_group_that_the_process_is_not_in_is_an_error_that_says_so_and_leaves_nothing() {
         if rustix::process::geteuid().is_root() {
-            // Only who has no privileges is refused: again as somebody else.
+            // Only a process without privileges is refused: run again as another user.
             let here = std::env::current_exe().expect("own path");
             let folder = tempfile::tempdir().expect("temporary folder");
             std::os::unix::fs::chown(folder.path(), Some(65534), Some(65534)).expect("is root");
-            // The program may be where others cannot go.
+            // The program may be in a folder that other users cannot access.
             let program = folder.path().join("test");
             std::fs::copy(here, &program).expect("copies");
             let status = std::process::Command::new("setpriv")

@@ -1,4 +1,4 @@
-//! The rate-limited log of one guest: what happens to it, in no more lines than somebody can read.
+//! The rate-limited log of one guest: what happens to it, in as many lines as a person can read.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -16,7 +16,7 @@ const PERIOD: Duration = Duration::from_secs(60);
 pub(crate) struct RateLimitedLog {
     guest: String,
     target: String,
-    /// An allowance for each level: what goes well leaves that of what goes wrong alone.
+    /// A limit for each level, so that lines about success do not use up the limit of warnings.
     info: Mutex<RateLimit>,
     warn: Mutex<RateLimit>,
 }

@@ -1,5 +1,5 @@
-//! Looks at the next message of a front end before it is received: a descriptor for which the process has no room is lost
-//! with its message, and nobody could tell that from a message that never had one.
+//! Looks at the next message of a front end before it is received: a descriptor for which the process has no room would
+//! be lost, and the message could not be told from one that never had a descriptor.
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
@@ -16,7 +16,7 @@ const MOST: usize = MAX_ATTACHED_FD_ENTRIES;
 /// Descriptors that the answer to a message can need: the faults of its memory, the file behind a domain's pages.
 const OWN: usize = 2;
 
-/// What is next on a connection.
+/// The next thing on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// A message, or the end.
@@ -29,7 +29,7 @@ pub(crate) enum Next {
     Torn,
 }
 
-/// Looks at what is next, and leaves it there.
+/// Examines the next message, and leaves it in the socket.
 pub(crate) fn peek(stream: impl AsFd) -> Result<Next, Errno> {
     let mut header = [0; HEADER];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(peek(&back), Ok(Next::Message));
         let mut buffer = [0u8; HEADER + 8];
         let mut fds = [0; MOST];
-        // More than are taken do not look as if there was no room.
+        // Surplus descriptors are not mistaken for a lack of room.
         front
             .send_with_fds(&bytes, &[file.as_raw_fd(); MOST + 8])
             .expect("sends");

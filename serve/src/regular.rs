@@ -13,7 +13,7 @@ const MAX: u64 = 4 << 20;
 /// # Errors
 /// The system's, and where there is something else or more.
 pub(crate) fn read(path: &Path) -> io::Result<String> {
-    // A pipe would wait for somebody to write, and a terminal become ours.
+    // Opening a pipe would wait for a writer, and a terminal would become the controlling terminal.
     let mut options = OpenOptions::new();
     let file = options
         .read(true)

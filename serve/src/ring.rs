@@ -44,7 +44,7 @@ impl Ring {
         self.enabled && self.queue.ready()
     }
 
-    /// Every chain is answered before the next is taken, so both indices are always the same.
+    /// Every chain is answered before the next is taken, so both indexes are always equal.
     pub(crate) fn set_next(&mut self, next: u16) {
         self.queue.set_next_avail(next);
         self.queue.set_next_used(next);
@@ -72,7 +72,7 @@ impl Ring {
         valid
     }
 
-    /// Stops the ring and gives back the place where it goes on.
+    /// Stops the ring and returns the index at which it goes on.
     pub(crate) fn stop(&mut self) -> u16 {
         self.queue.set_ready(false);
         self.kick = None;
@@ -115,8 +115,7 @@ struct Call {
 }
 
 impl Call {
-    /// Refuses what is in a file system: a guest must not have us write there, who may write where it
-    /// may not.
+    /// Refuses files in a file system: the service might be allowed to write to a file that the guest may not write to.
     fn new(file: File) -> Result<Self, Errno> {
         let stat = rustix::fs::fstat(&file)?;
         let is_socket = match FileType::from_raw_mode(stat.st_mode) {

@@ -1,4 +1,4 @@
-//! What each kind of thread may ask of the kernel.
+//! The system calls that each kind of thread may make.
 //!
 //! A thread that is taken over by a guest or a client finds no way to a file, a network or another
 //! program: any call that is not in [`CALLS`] ends the process. The table is the same in debug builds.
@@ -35,9 +35,9 @@ pub enum Thread {
     Upkeep,
     /// Measures what memory the host has, in files that are open.
     Memory,
-    /// The server of figures, which changes nothing.
+    /// The statistics server, which changes nothing.
     Statistics,
-    /// Tells the service manager that the service lives.
+    /// Tells the service manager that the service works.
     Watchdog,
 }
 
@@ -50,7 +50,7 @@ pub enum ConfineError {
     /// The table does not make a filter.
     #[error("The table of system calls is wrong")]
     Table(#[source] seccompiler::BackendError),
-    /// The kernel does not take it.
+    /// The kernel does not accept it.
     #[error("The kernel takes no seccomp filter")]
     Kernel(#[source] seccompiler::Error),
 }
@@ -70,7 +70,7 @@ enum Only {
     Has(u32),
     /// The first argument is this process.
     Own,
-    /// `fanotify_mark` has the kernel say when the file of a descriptor is gone, and knows no path.
+    /// `fanotify_mark` makes the kernel report when the file of a descriptor is deleted, and takes no path.
     Gone,
     /// `fchownat` changes the group and not the owner, and follows no link.
     Group,
@@ -246,7 +246,7 @@ pub fn confine(thread: Thread) -> Result<(), ConfineError> {
     seccompiler::apply_filter(program).map_err(ConfineError::Kernel)
 }
 
-/// [`confine`] where nobody is left to tell: ends the process when it fails.
+/// [`confine`] for a caller that cannot report an error: ends the process when it fails.
 pub fn confine_or_abort(thread: Thread) {
     if let Err(error) = confine(thread) {
         log::error!("Cannot confine a thread: {error}");
@@ -354,7 +354,7 @@ mod tests {
         Thread::Statistics,
     ];
 
-    /// What a confined thread tries in the child below, by the number in its environment.
+    /// The forbidden calls that a confined thread makes in the child below, by the number in its environment.
     fn forbidden(number: usize) {
         // The first thread may read: its configuration.
         let write = KINDS[number / ATTEMPTS] == Thread::Main;
@@ -513,7 +513,7 @@ mod tests {
             assert!(seen.insert(*call), "call {call} is there twice");
             assert!(*threads != 0 && !why.is_empty());
         }
-        // The way out of a sandbox, and the ways to what is not ours.
+        // Calls that leave a sandbox, or that access other processes and files.
         for call in [
             libc::SYS_execve,
             libc::SYS_execveat,

@@ -27,7 +27,7 @@ const STOP: Duration = Duration::from_millis(700);
 /// How long a reserve waits for the host to have memory.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Time between two looks whether it has some.
+/// Time between two checks for it.
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Descriptors of a ring: kick, call, error.
@@ -37,7 +37,7 @@ const RING_DESCRIPTORS: u64 = 3;
 /// listener, the connection twice, epoll, the wake-up, the file behind its pages, the faults of its memory; and some room.
 const GUEST_DESCRIPTORS: u64 = 8 + 32 + 7 + 2;
 
-/// Descriptors that are nobody's: control plane, signals, standard streams, figures of the host's memory.
+/// Descriptors that belong to no guest: control plane, signals, standard streams, statistics of the host's memory.
 const OWN_DESCRIPTORS: u64 = 128;
 
 /// Why a service or a guest of it does not start.
@@ -66,7 +66,7 @@ pub enum StartError {
     /// Each guest can hold so many descriptors that there would be none for others.
     #[error("The guests can need {needed} descriptors, and the limit of the process is {limit}")]
     Descriptors {
-        /// What all guests together can need.
+        /// The descriptors that all guests together can need.
         needed: u64,
         /// The limit.
         limit: u64,
@@ -115,15 +115,15 @@ struct Adding {
 /// One guest as it is now.
 #[derive(Clone, Debug)]
 pub struct GuestReport {
-    /// What the operator asked for.
+    /// The configuration that the operator chose.
     pub config: GuestConfig,
     /// Whether a front end is connected.
     pub connected: bool,
     /// Connections since the guest was added.
     pub connections: u64,
-    /// What its device counted.
+    /// The counters of its device.
     pub device: MetricsSnapshot,
-    /// What its front end's memory came to.
+    /// The account of its front end's memory.
     pub memory: MemoryReport,
 }
 
@@ -136,7 +136,7 @@ impl Service {
         Self::start_with(config, BTreeMap::new(), None)
     }
 
-    /// As [`Self::start`], with the sockets of some guests (by name) made by somebody else, and somebody who grants
+    /// As [`Self::start`], with sockets of some guests (by name) that another process made, and a gate that grants
     /// memory.
     ///
     /// # Errors
@@ -189,8 +189,8 @@ impl Service {
         Ok(())
     }
 
-    /// Adds a guest whose socket somebody else made. Its path is that of the socket, whatever its configuration says;
-    /// its file is left alone.
+    /// Adds a guest whose socket another process made. Its path is that of the socket, whatever its configuration says;
+    /// the file is not removed.
     ///
     /// # Errors
     /// See [`StartError`]. The socket is closed then.
@@ -220,7 +220,7 @@ impl Service {
         }
     }
 
-    /// In a thread of its own: nobody is to wait for gigabytes.
+    /// In a thread of its own, so that no caller waits for gigabytes.
     fn populate_later(&self, domain: Domain) {
         if !self.populates {
             return;
@@ -240,7 +240,7 @@ impl Service {
 
     fn add(&self, config: GuestConfig, socket: Option<UnixListener>) -> Result<Domain, StartError> {
         self.begin(&config)?;
-        // Its reserve may have to be gathered: nobody waits for that.
+        // Its reserve may have to be gathered, so no lock is held meanwhile.
         let started = self.start_guest(config.clone(), socket);
         let mut guests = self.guests();
         let mut adding = self.adding();
@@ -401,7 +401,8 @@ impl Service {
         report.collect()
     }
 
-    /// Ends the service: the guests finish what they are at, and their sockets go. None is added any more.
+    /// Ends the service: the guests' pending requests are answered, and their sockets are removed. No guest is added
+    /// any more.
     pub fn stop(&self) {
         let mut guests = {
             let mut guests = self.guests();
@@ -434,7 +435,7 @@ fn populate(domain: &Domain) -> Result<(), StartError> {
         match domain.populate_reserve() {
             Ok(false) => return Ok(()),
             Ok(true) => last = Instant::now(),
-            // What the host grants at a time is less than what it has.
+            // The host grants less at a time than it has.
             Err(_) if last.elapsed() < PATIENCE => thread::sleep(PAUSE),
             Err(_) => {
                 return Err(StartError::Populate {

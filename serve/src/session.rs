@@ -20,20 +20,20 @@ use crate::memory::Account;
 use crate::peek::{Next, peek};
 use crate::sigbus::Broken;
 
-/// How long a ring is polled after its last request: about what it costs to sleep and to be woken. That is
-/// `wakeup_us` of `cargo xtask bench serve`, 17 to 31 us on a virtual machine, where it takes two exits.
+/// How long a ring is polled after its last request: about the cost of sleeping and being woken. That is `wakeup_us` of
+/// `cargo xtask bench serve`, 17 to 31 us on a virtual machine, where it takes two exits.
 pub const SPIN: Duration = Duration::from_micros(25);
 
-/// Polls of idle rings between two looks at the clock, which take longer than a poll.
+/// Polls of idle rings between two reads of the clock, since a read takes longer than a poll.
 const POLLS: u32 = 8;
 
 /// How long a guest that always has requests can keep its own messages waiting.
 const TURN: Duration = Duration::from_millis(1);
 
-/// How long a service that ends goes on with requests that are there.
+/// How long a service that ends goes on answering requests.
 const FINISH: Duration = Duration::from_millis(200);
 
-/// Between two looks whether there is room for the descriptors of a message.
+/// Time between two checks whether there is room for the descriptors of a message.
 const ROOM: Duration = Duration::from_millis(20);
 
 const CONTROL: u64 = 0;
@@ -68,7 +68,7 @@ impl From<Errno> for Disconnect {
     }
 }
 
-/// What outlives a connection.
+/// State that outlives a connection.
 pub(crate) struct Guest<'a> {
     pub(crate) device: &'a Arc<TmemDevice>,
     pub(crate) request_queues: u16,
@@ -198,7 +198,7 @@ impl Session<'_> {
         })
     }
 
-    /// Stops to watch the connection, or begins again: what is there would else be told all the time.
+    /// Stops watching the connection, or starts again: otherwise the waiting message would be reported all the time.
     fn wait_for_room(&mut self, waits: bool) -> Result<(), Disconnect> {
         if waits == self.waits {
             return Ok(());

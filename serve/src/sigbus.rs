@@ -1,12 +1,12 @@
-//! Surviving a guest that takes away what is behind its memory.
+//! Surviving a guest that truncates the file of its memory.
 //!
 //! A mapping that reaches beyond the end of its file raises SIGBUS where it is touched, and the
 //! default ends the process, with the pages of every other guest. The handler here puts zero pages
 //! in place of the whole region and marks the memory of the touching thread as broken; the access
 //! then goes on, and the thread ends the session of its guest before it answers anything more.
 //!
-//! A page that nobody has touched raises SIGBUS, too, where the mapping is watched. It is made here, as
-//! long as the thread may make pages (`memory`).
+//! An untouched page raises SIGBUS, too, where the mapping is watched. It is allocated here, as long as the thread may
+//! allocate pages (`memory`).
 //!
 //! Only the thread that serves a guest touches the memory of that guest, so the regions are kept
 //! per thread. The handler never sees those of another thread, and never a half-written table. No
@@ -33,12 +33,12 @@ const TRIES: u32 = 100;
 /// Start, end, and whether missing pages are made.
 const NONE: (usize, usize, bool) = (0, 0, false);
 
-/// What is wrong with a guest's memory.
+/// The fault of a guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Broken {
     /// It ends before its region does, or its pages cannot be had.
     Short,
-    /// A page was gone when it was touched, and the guest has no allowance for another.
+    /// A page was missing when it was touched, and the guest has no allowance for another.
     Untouched,
 }
 
@@ -102,8 +102,8 @@ impl Guard {
         }
     }
 
-    /// Whether memory turned out to be less than promised. What was read from it since its
-    /// last check may be zeros that the guest never wrote.
+    /// Whether memory turned out to be less than promised. Data that was read from it since the last check may be zeros
+    /// that the guest never wrote.
     pub(crate) fn broken(&self) -> Option<Broken> {
         compiler_fence(Ordering::SeqCst);
         BROKEN.get()
@@ -171,9 +171,8 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, _context: *mu
         unsafe { *errno = before };
         return;
     }
-    // Not a guest's doing: end as without a handler. The access is repeated and faults again; a
-    // signal that somebody sent has to be sent once more.
-    // SAFETY: restores the default action; touches no memory of ours.
+    // Not caused by a guest: end as without a handler. The access is repeated and faults again; a signal that a process
+    // sent has to be sent once more. SAFETY: restores the default action; touches no memory of ours.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
     if code <= 0 {
         // SAFETY: async-signal-safe; delivered when this handler returns.
@@ -213,7 +212,7 @@ fn guest_memory(code: c_int, address: usize) -> bool {
         )
     };
     if replaced == libc::MAP_FAILED {
-        // It cannot go on, and to end would take all other guests with it.
+        // The thread cannot go on, and ending the process would end all other guests.
         park();
     }
     BROKEN.set(Some(broken));

@@ -30,8 +30,8 @@ pub fn ignore_file_size_limit() {
     ignore_one(libc::SIGXFSZ);
 }
 
-/// Has a page of the store's memory that goes bad cost the pages of guests on it, and not the process. For every process that
-/// has a store and no [`crate::Service`], which does it too.
+/// Makes a bad page of the store's memory cost only the guests' pages on it, and not the process. For every process
+/// that has a store and no [`crate::Service`], which does it too.
 pub fn survive_bad_memory() {
     crate::sigbus::install();
 }

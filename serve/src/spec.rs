@@ -41,7 +41,7 @@ fn turned(name: &str) -> String {
     name.chars().map(turn).collect()
 }
 
-/// What is wrong with a value, by itself what its key takes.
+/// The fault of a value. Without a fault in particular, the values that its key takes.
 #[derive(Debug)]
 struct Fault {
     what: String,

@@ -16,7 +16,7 @@ const PAGES: u64 = 16 << 10;
 /// Bytes of the small copies: a request header, an entry or an answer is about as long.
 const SMALL: usize = 32;
 
-/// What the descriptor costs more than the mapping, in nanoseconds.
+/// Additional cost of the descriptor compared with the mapping, in nanoseconds.
 pub(crate) struct Copied {
     pub(crate) page_from_guest: f64,
     pub(crate) page_to_guest: f64,

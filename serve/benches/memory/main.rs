@@ -1,8 +1,8 @@
-//! `cargo xtask bench memory [--quick]`: what it costs that a front end's memory is mapped, and that the pages of it that
-//! nobody has touched are counted before they are made.
+//! `cargo xtask bench memory [--quick]`: the cost of mapping a front end's memory, and of counting its untouched pages
+//! before they are allocated.
 //!
-//! Prints a table and writes `bench/memory.json` in the target directory. Ratios are to a floor of the same turn; a ratio
-//! is the median of those of all turns.
+//! Prints a table and writes `bench/memory.json` in the target directory. Ratios are to a floor of the same turn; a
+//! printed ratio is the median over all turns.
 //!
 //! | module | measures |
 //! |---|---|

@@ -1,7 +1,8 @@
-//! What one guest may have this process do with the memory of its front end, and what it did.
+//! Accounting for the memory of one guest's front end: the limits, and the use so far.
 //!
-//! A page that is in nobody's page cache is charged to the control group of who touches it first. That is counted here,
-//! and granted as the pages of the store are: by the operator's allowance and by the memory that the host has left.
+//! A page that is not in the page cache is charged to the control group of the process that touches it first. Such
+//! pages are counted here, and granted as the pages of the store are: by the operator's allowance and by the memory
+//! that the host has left.
 
 use std::fs::File;
 use std::sync::atomic::Ordering::Relaxed;
@@ -20,14 +21,14 @@ use super::backing::page_size;
 use super::files;
 use super::pace::Pace;
 
-/// Pages that are granted at a time, so that a page more seldom needs more than a look.
+/// Pages that are granted at a time, so that one more page seldom needs another grant.
 const BATCH: u64 = 16;
 
-/// Files of former tables that are told apart. What is in more of them counts for the life of their guest.
+/// Files of former tables that are tracked one by one. The pages in further files count until their guest is removed.
 const FILES: usize = 64;
 
-/// Pages of a guest that are granted as empty pools are, with which a host goes deeper: a guest that starts needs its
-/// rings, and one that runs its swap, however full the host is.
+/// Pages of a guest that may use the same part of the host's floor as empty pools: a guest that starts needs its rings,
+/// and a running guest its swap, however full the host is.
 const DEEP: u64 = 256;
 
 /// How long a page is waited for on a host that has no memory left. A refusal is an I/O error in the guest, and a driver
@@ -47,13 +48,13 @@ pub(crate) struct Account {
     gate: Option<Arc<dyn Gate>>,
     /// Ends a wait.
     handle: Option<Arc<ThreadHandle>>,
-    /// The host had no page in all of [`PATIENCE`], and none since: nobody waits for it again.
+    /// The host had no page in all of [`PATIENCE`], and none since: later requests do not wait.
     tired: AtomicBool,
     /// Bytes granted to the table that is mapped.
     held: AtomicU64,
     /// Pages made for tables before it. Locked by the guest's thread only.
     former: Mutex<Former>,
-    /// What tables took. Locked by the guest's thread only.
+    /// The time that tables took. Locked by the guest's thread only.
     pace: Mutex<Pace>,
     /// Bytes granted so far, those of earlier connections included.
     pub(super) touched: AtomicU64,
@@ -70,12 +71,12 @@ pub(crate) struct Account {
 }
 
 /// Pages that were made in files of former tables, connections before included: they are charged here until the file is
-/// gone, whoever else has it.
+/// deleted, even if only other processes have it.
 #[derive(Debug, Default)]
 struct Former {
-    /// Whether a file is gone, and bytes in it.
+    /// Whether a file is deleted, and bytes in it.
     files: Vec<(Arc<AtomicBool>, u64)>,
-    /// Bytes in files of which nobody will say that they are gone.
+    /// Bytes in files whose deletion is not reported.
     others: u64,
 }
 
@@ -112,7 +113,7 @@ impl Former {
     }
 }
 
-/// What an account says.
+/// The values of an account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryReport {
     /// Bytes that the front end describes now.

@@ -1,7 +1,7 @@
-//! What is behind a descriptor that a front end offers as memory.
+//! The kind of file behind a descriptor that a front end offers as memory.
 //!
-//! A page fault in a mapping is answered by whoever backs the file. That has to be the kernel alone: a fault that waits
-//! for a process, a server or a disk can hold up every other thread that changes the address space.
+//! The owner of the file resolves page faults in a mapping. That has to be the kernel alone: a fault that waits for a
+//! process, a server or a disk can hold up every other thread that changes the address space.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -28,14 +28,14 @@ pub(super) struct Backing {
 /// Why a file is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// Somebody other than the kernel may have to answer for its pages.
+    /// Its pages may not be provided by the kernel alone.
     Foreign,
-    /// Nothing is known of it.
+    /// The system does not say what it is.
     Unknown(Errno),
 }
 
-/// Looks at a file. Unless the operator allows any, nothing here asks its file system before it is known to be of the
-/// kernel: a file system in user space may never answer.
+/// Looks at a file. Unless the operator allows any, nothing here asks its file system before it is known to be one of
+/// the kernel's own: a file system in user space may never answer.
 pub(super) fn look(file: &File, allowed: MemoryBacking) -> Result<Backing, Refusal> {
     // Only files of tmpfs and hugetlbfs have seals, none or some, and only the kernel is asked for them.
     match (rustix::fs::fcntl_get_seals(file), allowed) {

@@ -1,6 +1,7 @@
 //! Has the kernel say where a page would be made, in place of making it: userfaultfd(2).
 //!
-//! To look first and touch then is no way: a front end can take the page out of its file in between, as often as it likes.
+//! Checking first and touching then does not work: a front end can take the page out of its file in between, as often
+//! as it likes.
 
 use std::io;
 use std::ops::Range;
@@ -15,7 +16,7 @@ const USER_MODE_ONLY: libc::c_int = 1;
 pub(crate) const FLAGS: u32 = (USER_MODE_ONLY | libc::O_CLOEXEC | libc::O_NONBLOCK).cast_unsigned();
 
 const API: u64 = 0xaa;
-/// A page that is missing is a SIGBUS, and nobody is asked for it.
+/// A missing page raises SIGBUS, and no process is asked for it.
 const FEATURE_SIGBUS: u64 = 1 << 7;
 const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
 const MODE_MISSING: u64 = 1;
@@ -87,7 +88,7 @@ impl Faults {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: just made, and nobody else has it.
+        // SAFETY: just made, and no other code has it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let mut api = Api {
             api: API,

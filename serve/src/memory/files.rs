@@ -1,5 +1,5 @@
-//! Files of front ends in which this process made pages. They are charged to it until the file is gone: with its last
-//! name, descriptor and mapping, in whatever process. fanotify(7) tells of that, and of nothing else here.
+//! Files of front ends in which this process made pages. They are charged to it until the file is deleted, that is
+//! until no process has a name, descriptor or mapping of it. fanotify(7) reports that, and nothing else here.
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -20,14 +20,14 @@ const INFO: usize = 20;
 /// `FAN_EVENT_INFO_TYPE_FID`.
 const FILE_ID: u8 = 1;
 
-/// What [`Watch::file`] asks the kernel for, which the table of system calls allows.
+/// The arguments of [`Watch::file`], which the table of system calls allows.
 pub(crate) const MARK: (u32, u64) = (libc::FAN_MARK_ADD, libc::FAN_DELETE_SELF);
 const NO_PATH: &CStr = c"";
 
 /// A file, for as long as there is one: its file system and its handle there.
 type Identity = Box<[u8]>;
 
-/// Learns when files are gone.
+/// Learns when files are deleted.
 #[derive(Debug)]
 pub(crate) struct Watch {
     events: OwnedFd,
@@ -60,13 +60,13 @@ impl Watch {
             return Err(io::Error::last_os_error());
         }
         Ok(Self {
-            // SAFETY: just made, and nobody else has it.
+            // SAFETY: just made, and no other code has it.
             events: unsafe { OwnedFd::from_raw_fd(fd) },
             files: Mutex::default(),
         })
     }
 
-    /// What becomes true some time after the file is gone ([`Self::look`]); for one file always the same.
+    /// A flag that is set some time after the file was deleted ([`Self::look`]); for one file always the same flag.
     pub(super) fn file(&self, file: &File) -> io::Result<Arc<AtomicBool>> {
         let identity = identity(file)?;
         let (flags, mask) = MARK;
@@ -84,15 +84,15 @@ impl Watch {
             return Err(io::Error::last_os_error());
         }
         let mut files = self.files();
-        // Those that nobody asks for any more.
+        // Flags that no account uses any more.
         files.retain(|_, gone| Arc::strong_count(gone) > 1);
         Ok(Arc::clone(files.entry(identity).or_default()))
     }
 
-    /// Notes which files are gone.
+    /// Notes which files are deleted.
     pub(super) fn look(&self) {
         let mut bytes = [0; EVENTS];
-        // Events that are read are taken out of the list before anybody else reads.
+        // Events that are read are taken out of the list before another thread reads.
         let mut files = self.files();
         while let Ok(len @ 1..) = rustix::io::read(&self.events, &mut bytes) {
             for identity in identities(bytes.get(..len).unwrap_or_default()) {

@@ -62,7 +62,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` and unmapped nowhere else; who holds pointers into it is gone (`GuestRam`).
+        // SAFETY: mapped by `new` and unmapped nowhere else; no pointer into it is left (`GuestRam`).
         if unsafe { libc::munmap(self.start.cast(), self.len) } != 0 {
             self.account.stuck.fetch_add(1, Relaxed);
         }
@@ -90,7 +90,7 @@ mod tests {
         let (start, len) = (part.start(), 4 << 20);
         drop(part);
         assert!(!account.may_map());
-        // SAFETY: the mapping that was left, which nobody uses.
+        // SAFETY: the remaining mapping, which is not used.
         assert_eq!(unsafe { libc::munmap(start.cast(), len) }, 0);
     }
 }

@@ -74,14 +74,14 @@ pub(crate) enum MapError {
 
 /// Mapped memory. Dropping it unmaps.
 pub(crate) struct GuestRam {
-    // Dropped in this order: the guard never names what is no longer mapped, and nothing points to it.
+    // Dropped in this order: the guard never names memory that is no longer mapped, and nothing points to that memory.
     guard: Guard,
     memory: GuestMemoryMmap,
     regions: Vec<Region>,
     /// Watches the regions that say so; it has to be open for that.
     _faults: Option<Faults>,
     account: Arc<Account>,
-    /// Counts what it takes to drop what is above.
+    /// Measures the time of dropping the fields above.
     unmapping: Unmapping,
 }
 
@@ -179,7 +179,7 @@ impl GuestRam {
         })
     }
 
-    /// What is wrong with this memory. See [`Guard::broken`].
+    /// The fault of this memory, if there is one. See [`Guard::broken`].
     pub(crate) fn broken(&self) -> Option<Broken> {
         self.guard.broken()
     }
@@ -192,8 +192,8 @@ impl GuestRam {
         })
     }
 
-    /// Whether bytes may be touched: not if that makes pages that the guest has no allowance for. What is not memory of
-    /// the guest is left to the access.
+    /// Whether bytes may be touched: not if that allocates pages beyond the guest's allowance. Addresses outside guest
+    /// memory are left to the access.
     fn admit(&self, addr: GuestAddress, count: usize) -> Result<(), GuestMemoryError> {
         let Ok(mut left) = u64::try_from(count) else {
             return Ok(());

@@ -1,16 +1,17 @@
-//! How fast a front end may have its memory mapped anew. Whoever maps or unmaps holds the lock of the address space, which a
-//! thread of another guest wants for a page of its own.
+//! How often a front end may have its memory mapped anew. A thread that maps or unmaps holds the lock of the address
+//! space, which a thread of another guest needs for a page fault.
 
 use std::time::{Duration, Instant};
 
-/// Time that may be spent at any moment: a guest that starts sends a dozen tables.
+/// Time that may be spent at once: a guest that starts sends a dozen tables.
 const BURST: Duration = Duration::from_millis(50);
 /// Beyond it, the time that passes for each that is spent.
 const SHARE: u32 = 5;
-/// Longest wait for one table: unmapping a terabyte takes long, and a guest that does it once is not to stand still.
+/// Longest wait for one table: unmapping a terabyte takes long, and a guest that does it once should not be stopped for
+/// long.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Processor time that one guest's tables took: what others have the thread wait for is not its guest's.
+/// Processor time that one guest's tables took. It does not include time in which the thread waited because of others.
 #[derive(Debug)]
 pub(super) struct Pace {
     spent: Duration,
