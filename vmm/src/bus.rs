@@ -1,4 +1,4 @@
-//! Where an exit to user space goes: I/O ports and MMIO windows.
+//! Dispatch of exits to user space: I/O ports and MMIO windows.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -38,7 +38,7 @@ impl Bus {
         }
     }
 
-    /// `in`: each byte of a wider access is all ones, as on a bus where nobody answers.
+    /// `in`: each byte of a wider access is all ones, as on a bus where no device answers.
     pub(crate) fn port_in(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
         match (port, data) {
@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(bus.port_out(0x64, &[0xfe]), Effect::Reset);
         let acpi = [layout::RESET_VALUE];
         assert_eq!(bus.port_out(layout::RESET_PORT, &acpi), Effect::Reset);
-        // The second is how a PC is told which kind of reset comes next.
+        // With the second, a PC is told the kind of the next reset.
         for (port, data) in [(0x64, 0xd1), (0xcf9, 0x02), (0x60, 0xfe), (0x80, 0xfe)] {
             assert_eq!(bus.port_out(port, &[data]), Effect::None);
         }

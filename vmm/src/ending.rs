@@ -1,5 +1,5 @@
-//! How a machine comes to its end: what a signal does, how long a guest has after its power button was pressed and
-//! after it panicked, and which of the things that happened is the one to tell. No clock and no thread of its own.
+//! The end of a machine: the effect of signals, the time that a guest has after its power button was pressed or after
+//! it panicked, and which of several events is reported as the reason. It has no clock and no thread.
 
 use std::time::{Duration, Instant};
 
@@ -7,17 +7,17 @@ use signal_hook::consts::{SIGHUP, SIGQUIT};
 
 use crate::vcpu::{ExitReason, Panic};
 
-/// What a guest that panicked has to write to its console and pull its reset line, as `panic=-1` makes it do at once.
+/// Time that a guest has after a panic to write to its console and to reset, which `panic=-1` makes it do at once.
 const PANIC_GRACE: Duration = Duration::from_secs(5);
 
-/// What a signal asks for.
+/// The effect of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Press the power button.
     Press,
     /// It is over.
     End(ExitReason),
-    /// Nothing more than what is under way.
+    /// Nothing more: the machine is ending already.
     Wait,
 }
 
@@ -27,12 +27,12 @@ pub(crate) struct Ending {
     grace: Duration,
     /// The signal that pressed the power button, and when the grace time is over.
     asked: Option<(i32, Instant)>,
-    /// The guest panicked; how long it is waited for, unless it looks after itself.
+    /// The guest panicked; how long to wait for it, unless a crash kernel handles the panic.
     panicked: Option<Option<Instant>>,
 }
 
 impl Ending {
-    /// `grace` is what a guest has to power itself off; with none, its power is cut.
+    /// `grace` is the time that a guest has to power itself off; with none, its power is cut.
     pub(crate) fn new(grace: Duration) -> Self {
         Self {
             grace,
@@ -41,7 +41,7 @@ impl Ending {
         }
     }
 
-    /// What a guest has to power itself off.
+    /// The time that a guest has to power itself off.
     pub(crate) fn grace(&self) -> Duration {
         self.grace
     }
@@ -89,13 +89,13 @@ impl Ending {
         }
     }
 
-    /// When [`due`](Self::due) is to be asked next.
+    /// When to call [`due`](Self::due) next.
     pub(crate) fn next(&self) -> Option<Instant> {
         let asked = self.asked.map(|(_, until)| until);
         [asked, self.panicked.flatten()].into_iter().flatten().min()
     }
 
-    /// What to tell of a machine that ended so: of a guest that panicked, that it did, whatever came afterwards.
+    /// The reason to report for a machine that ended this way: a panic if the guest panicked, whatever came afterwards.
     pub(crate) fn reason(&self, ended: ExitReason) -> ExitReason {
         match ended {
             ExitReason::Reset

@@ -21,7 +21,7 @@ pub enum HostError {
         "{KVM_PATH} does not exist: load the kvm module, or use a machine with hardware virtualization"
     )]
     Missing,
-    /// The device node belongs to somebody else.
+    /// The device node belongs to another user.
     #[error("No permission to open {KVM_PATH}: join the group that owns it (usually kvm)")]
     Permission,
     /// Opening failed otherwise.

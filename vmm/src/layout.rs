@@ -74,7 +74,7 @@ pub(crate) const PM1_EVENT: u16 = 0x600;
 pub(crate) const PM1_CONTROL: u16 = PM1_EVENT + 4;
 /// Reset control register, where PCs have it.
 pub(crate) const RESET_PORT: u16 = 0xcf9;
-/// What ACPI is told to write there.
+/// The value that ACPI writes there.
 pub(crate) const RESET_VALUE: u8 = 6;
 /// pvpanic, where QEMU has it.
 pub(crate) const PVPANIC_PORT: u16 = 0x505;
@@ -109,7 +109,7 @@ pub(crate) enum E820Kind {
     Reserved = 2,
 }
 
-/// The memory map the kernel is told: (start, length, kind).
+/// The memory map for the kernel: (start, length, kind).
 pub(crate) fn e820(size: u64) -> Vec<(u64, u64, E820Kind)> {
     let mut map = vec![
         (0, EBDA, E820Kind::Ram),
@@ -135,8 +135,9 @@ pub struct GuestRamError {
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Maps `size` bytes of guest RAM (not reserved, zero until touched): anonymous, or `shared`, where another process
-/// is to map it, one memory file whose size nobody can change any more. A file that shrinks would be a SIGBUS here.
+/// Maps `size` bytes of guest RAM (not reserved, zero until touched): anonymous, or, for another process to map,
+/// `shared`: one memory file whose size cannot be changed any more. If the file shrank, an access here would raise
+/// SIGBUS.
 pub(crate) fn guest_ram(size: u64, shared: bool) -> Result<GuestMemoryMmap, GuestRamError> {
     let failed = |source| GuestRamError { size, source };
     let file = shared
@@ -157,7 +158,7 @@ pub(crate) fn guest_ram(size: u64, shared: bool) -> Result<GuestMemoryMmap, Gues
     Ok(memory)
 }
 
-/// What a guest has in memory is not for a core file of its machine monitor.
+/// Guest memory must not be in a core file of the machine monitor.
 fn dont_dump(region: &GuestRegionMmap) {
     // SAFETY: the whole of a mapping; none of its bytes changes. Where the advice is refused, a core file is larger.
     let _ = unsafe {

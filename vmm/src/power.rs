@@ -1,6 +1,6 @@
-//! What turns a machine off and on: the fixed registers of ACPI (PM1 event and control blocks, with the power button
-//! and the way to sleep for good), the reset register, and the pvpanic port where a guest says that it panicked.
-//! [`boot`](crate::boot) tells the guest where they are.
+//! Power management: the fixed registers of ACPI (PM1 event and control blocks, with the power button and power-off),
+//! the reset register, and the pvpanic port at which a guest reports a panic. [`boot`](crate::boot) tells the guest
+//! where they are.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::layout;
 
-/// What the guest writes as the type of sleep to power off.
+/// The type of sleep that the guest writes to power off.
 pub(crate) const SLEEP_TYPE_S5: u8 = 5;
 
 /// Power button, in the status and the enable register.
@@ -18,7 +18,7 @@ const SCI_ENABLE: u16 = 1;
 /// Control register: which sleep.
 const SLEEP_TYPE_SHIFT: u16 = 10;
 const SLEEP_TYPE_MASK: u16 = 7;
-/// Control register: go. Reads as 0.
+/// Control register: enter the sleep state (SLP_EN). Reads as 0.
 const SLEEP_ENABLE: u16 = 1 << 13;
 
 /// pvpanic: the guest panicked.
@@ -26,7 +26,7 @@ const PANICKED: u8 = 1;
 /// pvpanic: it panicked, and a kernel of its own takes over to save what there is to save.
 const CRASH_LOADED: u8 = 2;
 
-/// What an access asks of the machine beyond data.
+/// The effect of an access on the machine, besides its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effect {
     None,
@@ -64,8 +64,8 @@ impl PowerPorts {
         &self.line
     }
 
-    /// Presses the power button. False when no driver of the guest listens to it yet; one that comes later still
-    /// hears of it.
+    /// Presses the power button. False when no driver of the guest has enabled it yet; a driver that does so later
+    /// still gets the event.
     pub(crate) fn press(&mut self) -> bool {
         self.status |= POWER_BUTTON;
         self.raise();

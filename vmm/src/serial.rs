@@ -65,7 +65,7 @@ impl SerialPort {
         if room == 0 || !self.receives() {
             return 0;
         }
-        // In loop-back mode the line is cut: the bytes are gone, as on the real thing.
+        // In loop-back mode the line is disconnected: the bytes are lost, as with real hardware.
         let _ = self
             .uart
             .enqueue_raw_bytes(input.get(..room).unwrap_or_default());
@@ -97,7 +97,7 @@ impl SerialEvents for RoomEvents {
     }
 }
 
-/// What the guest transmits.
+/// The output of the guest.
 #[derive(Debug)]
 struct Output(Option<Arc<Backlog>>);
 

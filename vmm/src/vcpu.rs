@@ -85,9 +85,9 @@ pub(crate) struct Outcome {
     result: OnceLock<Mutex<Option<Result<ExitReason, VcpuError>>>>,
     /// Set before the end that follows it.
     panic: OnceLock<Panic>,
-    /// A vCPU left the guest since the last look.
+    /// A vCPU left the guest since the last check.
     exited: AtomicBool,
-    /// Whoever looks wants to be woken by the next exit.
+    /// The main thread must be woken by the next exit.
     asleep: AtomicBool,
     pub(crate) wake: Wake,
 }
@@ -108,9 +108,9 @@ impl Outcome {
         self.wake.wake();
     }
 
-    /// The guest says that it panicked. The machine goes on.
+    /// The guest reports a panic. The machine goes on.
     fn report_panic(&self, how: Panic) {
-        // A guest that says so again and again wakes nobody.
+        // Only the first report wakes the main thread.
         if self.panic.set(how).is_ok() {
             self.wake.wake();
         }
@@ -121,7 +121,7 @@ impl Outcome {
         self.panic.get().copied()
     }
 
-    /// A vCPU left the guest. One load, but for the first exit after a look.
+    /// A vCPU left the guest. This is one load, except for the first exit after a check.
     fn note_exit(&self) {
         if self.exited.load(Ordering::Relaxed) {
             return;
@@ -140,11 +140,11 @@ impl Outcome {
     /// Asks for `wake` at the next exit; `false` when there was one already.
     pub(crate) fn sleep_until_exit(&self) -> bool {
         self.asleep.store(true, Ordering::SeqCst);
-        // Either this sees the exit, or the exit sees the wish.
+        // Either this load sees the exit, or the exit sees `asleep` and wakes the thread.
         !self.exited.load(Ordering::SeqCst)
     }
 
-    /// What was reported, once.
+    /// The reported end; it can be taken once.
     pub(crate) fn take(&self) -> Option<Result<ExitReason, VcpuError>> {
         self.result
             .get()?
@@ -242,7 +242,7 @@ impl VcpuThreads {
         }
         if all_idle {
             for vcpu in &self.vcpus {
-                // What an earlier kick saw does not count.
+                // Forgets the results of an earlier kick.
                 vcpu.shared.halted.store(false, Ordering::SeqCst);
             }
             for vcpu in &self.vcpus {
@@ -280,7 +280,7 @@ impl Drop for VcpuThreads {
 
 extern "C" fn no_op(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// What runs in a vCPU thread.
+/// The function of a vCPU thread.
 struct Runner {
     id: u8,
     fd: VcpuFd,
@@ -374,7 +374,7 @@ impl Runner {
         self.fd.get_regs().ok().map(|regs| regs.rip)
     }
 
-    /// What KVM says of the last exit, an internal error.
+    /// KVM's description of the last exit, an internal error.
     fn internal_error(&mut self) -> InternalError {
         // SAFETY: the exit reason says that this is what KVM filled in; numbers, of which each value is one.
         let internal = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal };

@@ -1,4 +1,4 @@
-//! What KVM says of a vCPU that cannot go on, for the one line that is left of its guest.
+//! KVM's description of a vCPU that cannot go on, for the line that reports the end of its guest.
 
 use std::fmt::Write as _;
 

@@ -29,13 +29,13 @@ use crate::virtio::{Interrupt, VirtioDevice};
 
 /// How often a machine that has just fallen silent is asked whether it halted for good.
 const HALT_WATCH: Duration = Duration::from_secs(1);
-/// Looks at a machine without an exit, after which it counts as idle. A guest that halts writes so to its console
-/// just before, and three looks find it.
+/// Number of checks without an exit after which a machine counts as idle. A guest that halts writes that to its console
+/// just before, and three checks find it.
 const QUIET_LOOKS: u32 = 6;
 /// How often an idle machine is asked, in case it halted without a word.
 const IDLE_WATCH: Duration = Duration::from_secs(60);
 
-/// What a machine is made of, devices aside.
+/// The configuration of a machine, except for its devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmConfig {
     /// ELF vmlinux or bzImage.
@@ -50,8 +50,8 @@ pub struct VmConfig {
     pub memory: u64,
     /// Where its serial console is.
     pub console: ConsoleConfig,
-    /// What the guest has to power itself off when a signal presses its power button; with none, the signal cuts its
-    /// power.
+    /// The time that the guest has to power itself off when a signal presses its power button; with none, the signal
+    /// cuts its power.
     pub grace: Duration,
 }
 
@@ -138,7 +138,7 @@ pub struct Vm {
     /// Ends what may never end: a round of requests.
     stop: StopFlag,
     transports: Vec<Arc<MmioTransport>>,
-    /// Last, so that it goes last: KVM and the devices point into it.
+    /// Last, so that it is dropped last: KVM and the devices point into it.
     _mem: GuestMemoryMmap,
 }
 
@@ -156,7 +156,7 @@ impl Vm {
         if devices.len() > layout::MAX_DEVICES {
             return Err(VmError::TooManyDevices(devices.len()));
         }
-        // A private mapping costs the host less bookkeeping, and nobody else can look into it.
+        // A private mapping costs the host less bookkeeping, and no other process can read it.
         let shared = devices.iter().any(|device| device.shares_memory());
         let mem = layout::guest_ram(config.memory, shared)?;
         let cmdline = full_cmdline(&config.cmdline, devices.len());
@@ -167,7 +167,7 @@ impl Vm {
             cpus: config.cpus,
             memory: config.memory,
         };
-        // Files before KVM: what is wrong with them is the user's to mend on any machine.
+        // Files are checked before KVM: the user can correct them on any machine.
         let entry = boot::load(&mem, &payload)?;
         let output = open_console(&config.console)?;
         let kvm = host::open_kvm()?;
@@ -261,7 +261,7 @@ impl Vm {
         .run();
         stop.stop();
         drop(threads);
-        // What the guest wrote last is still under way; the terminal is raw until it is there.
+        // The last output of the guest may not be written yet; the terminal stays raw until it is.
         drop(output);
         drop(input);
         drop(fd);
@@ -269,7 +269,7 @@ impl Vm {
     }
 }
 
-/// Opens where console output goes.
+/// Opens the destination of console output.
 fn open_console(config: &ConsoleConfig) -> Result<Option<Opened>, VmError> {
     Opened::new(config).map_err(|source| match config {
         ConsoleConfig::File { path, .. } => VmError::Console {
@@ -417,8 +417,8 @@ fn connect(
     Ok(transports)
 }
 
-/// The command line with one `virtio_mmio.device=` for each device. What stands behind ` -- ` is for init, so the
-/// entries go in front of it.
+/// The command line with one `virtio_mmio.device=` for each device. The part behind ` -- ` is for init, so the entries
+/// are inserted in front of it.
 fn full_cmdline(cmdline: &str, devices: usize) -> String {
     let mut entries = String::new();
     for (slot, irq) in (0u64..).zip(layout::DEVICE_IRQS.iter().take(devices)) {

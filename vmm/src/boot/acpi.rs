@@ -90,7 +90,7 @@ fn rsdp(xsdt: u32) -> Vec<u8> {
     rsdp
 }
 
-/// Firmware control structure: a lock that nobody shares, and no vector to wake to.
+/// Firmware control structure: the global lock is not shared, and there is no wake-up vector.
 fn facs() -> Vec<u8> {
     let mut facs = Vec::from(*b"FACS");
     facs.extend_from_slice(&64u32.to_le_bytes());
@@ -160,7 +160,7 @@ fn madt(cpus: u8) -> Vec<u8> {
     madt
 }
 
-/// What the fixed tables cannot say, as AML: the value for S5, and the pvpanic device.
+/// The parts that the fixed tables cannot describe, as AML: the value for S5, and the pvpanic device.
 ///
 /// ```text
 /// Name (_S5, Package () {5, 5, 0, 0})

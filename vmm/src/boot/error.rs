@@ -25,10 +25,10 @@ pub enum BootError {
     BadKernel {
         /// File given.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault in it.
         reason: &'static str,
     },
-    /// The kernel and the guest's memory do not go together.
+    /// The kernel does not fit into the guest's memory.
     #[error("Kernel {} needs {needed} bytes of memory, the guest has {memory}", path.display())]
     KernelTooBig {
         /// File given.

@@ -20,7 +20,7 @@ use crate::layout;
 pub use error::BootError;
 pub(crate) use tables::enter_long_mode;
 
-/// What to load.
+/// The files to load, and the command line.
 #[derive(Debug)]
 pub(crate) struct Payload<'a> {
     pub(crate) kernel: &'a Path,

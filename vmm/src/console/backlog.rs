@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Bytes that wait for a slow reader. What comes beyond them is left out and counted.
+/// Bytes that wait for a slow reader. Further output is left out and counted.
 const CAPACITY: usize = 1 << 20;
 
 /// The line that stands where output is missing.
@@ -95,7 +95,7 @@ impl Backlog {
         }
     }
 
-    /// Bytes that nobody took, for a thread that gives up.
+    /// Bytes that the reader did not take, for a thread that gives up.
     pub(crate) fn left(&self) -> u64 {
         let state = self.lock();
         (state.bytes.len() as u64).saturating_add(state.left_out)

@@ -10,7 +10,7 @@ pub enum ConsoleConfig {
     Stdio,
     /// Output goes to a file, and there is no input.
     File {
-        /// The file. What does not fit any more moves to the same name with `.1` behind it.
+        /// The file. When it is full, it is renamed to the same name with `.1` behind it.
         path: PathBuf,
         /// Bytes that both have at most, from [`MIN_CONSOLE_LIMIT`](super::MIN_CONSOLE_LIMIT).
         limit: u64,

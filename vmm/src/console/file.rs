@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Two files of half the limit each: what is written goes to the first; when that is full it becomes the second, whose
-/// content is forgotten. So at least half the limit is the newest output, and never more than the limit is there.
+/// Two files of half the limit each. Output is written to the first; when it is full, it replaces the second. So at
+/// least half the limit of the newest output is kept, and never more than the limit.
 #[derive(Debug)]
 pub(crate) struct LimitedFile {
     path: PathBuf,
@@ -17,7 +17,7 @@ pub(crate) struct LimitedFile {
 }
 
 impl LimitedFile {
-    /// Opens the file, or makes it for its owner alone. What is in it stays, as far as the limit allows.
+    /// Opens the file, or makes it for its owner alone. Its contents stay, as far as the limit allows.
     pub(crate) fn open(path: &Path, limit: u64) -> io::Result<Self> {
         let mut older = path.as_os_str().to_owned();
         older.push(".1");
@@ -35,7 +35,7 @@ impl LimitedFile {
         Ok(limited)
     }
 
-    /// Writes what is at most half the limit long. On an error nothing or a part of it is there.
+    /// Writes at most half the limit. On an error nothing or a part of it was written.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.length.saturating_add(bytes.len() as u64) > self.half {
             self.turn_over()?;

@@ -136,14 +136,14 @@ fn feed(serial: &Mutex<SerialPort>, stop: &StopFlag, escapes: bool) -> Ended {
     Ended::EndOfInput
 }
 
-/// Recognizes the escape in what is typed.
+/// Recognizes the escape in the typed characters.
 struct Keys {
     escapes: bool,
     escaped: bool,
 }
 
 impl Keys {
-    /// Appends to `out` what is for the guest; true when the user wants to quit.
+    /// Appends to `out` the characters for the guest; true when the user wants to quit.
     fn filter(&mut self, typed: &[u8], out: &mut Vec<u8>) -> bool {
         for &byte in typed {
             match (self.escaped, byte) {

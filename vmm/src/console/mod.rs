@@ -1,4 +1,4 @@
-//! The console: what the guest writes to its serial port goes out, what is typed goes in.
+//! The console: output of the guest's serial port, and typed input to it.
 //!
 //! | module | holds |
 //! |---|---|
@@ -19,5 +19,5 @@ pub use config::ConsoleConfig;
 pub(crate) use input::Input;
 pub(crate) use output::Opened;
 
-/// Smallest limit of a console file: two halves of which each holds what is written at a time.
+/// Smallest limit of a console file: each of its two halves holds the bytes of one write.
 pub const MIN_CONSOLE_LIMIT: u64 = 2 * output::CHUNK as u64;

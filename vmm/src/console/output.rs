@@ -16,16 +16,16 @@ use super::config::ConsoleConfig;
 use super::file::LimitedFile;
 use crate::stop::StopFlag;
 
-/// What is written at a time: as much as a pipe that polls as writable takes without waiting (`PIPE_BUF`).
+/// Bytes of one write: as many as a pipe that polls as writable accepts without waiting (`PIPE_BUF`).
 pub(super) const CHUNK: usize = 4096;
 /// When the guest has ended, a reader that takes nothing for so long gets nothing more.
 const STALL: Duration = Duration::from_secs(2);
-/// Between two signals to a thread that is to let go of its write.
+/// Time between two signals to a thread that must return from its write.
 const KICK: Duration = Duration::from_millis(20);
 /// Signals until a thread that the system holds (a disk that does not answer) is left behind.
 const KICKS: u32 = 100;
 
-/// Where output goes.
+/// Destination of the output.
 trait Sink: std::fmt::Debug + Send {
     /// Writes a chunk; false when it is lost, or in part. Ends early when `shared` says to give up.
     fn write(&mut self, bytes: &[u8], shared: &Shared) -> bool;
@@ -42,7 +42,7 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// What `config` names; none where output goes nowhere.
+    /// The destination in `config`; none if output is discarded.
     pub(crate) fn new(config: &ConsoleConfig) -> io::Result<Option<Self>> {
         let sink: Box<dyn Sink> = match config {
             ConsoleConfig::None => return Ok(None),
@@ -75,7 +75,7 @@ impl Opened {
 #[derive(Debug)]
 struct Stream {
     to: OwnedFd,
-    /// Its reader is gone.
+    /// It has no reader any more.
     closed: bool,
 }
 
@@ -151,7 +151,7 @@ fn write_stream(to: &OwnedFd, bytes: &[u8], shared: &Shared) -> io::Result<bool>
     Ok(true)
 }
 
-/// What the thread and its owner share.
+/// The state that the thread and its owner share.
 #[derive(Debug)]
 struct Shared {
     give_up: StopFlag,
@@ -199,7 +199,7 @@ impl Drop for AtEnd {
     }
 }
 
-/// The thread. Dropping it writes what is left, as long as somebody takes it, and joins the thread.
+/// The thread. Dropping it writes the rest of the backlog, as long as a reader takes it, and joins the thread.
 #[derive(Debug)]
 pub(crate) struct Output {
     thread: Option<JoinHandle<()>>,
@@ -270,7 +270,7 @@ impl Drop for Output {
 
 extern "C" fn no_op(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// What runs in the thread.
+/// The thread's function.
 fn carry(sink: &mut dyn Sink, backlog: &Backlog, shared: &Shared) {
     let mut chunk = vec![0; CHUNK];
     // Bytes that did not arrive since the last that did.
@@ -390,7 +390,7 @@ mod tests {
         let backlog = Arc::new(Backlog::new());
         let mut output = Output::start(sink, Arc::clone(&backlog)).unwrap();
         output.stall = Duration::from_millis(1);
-        // More than the pipe and the backlog hold, in the thread of whoever drops it.
+        // More than the pipe and the backlog hold, on the thread that drops it.
         for _ in 0..2000 {
             backlog.push(&[b'x'; 1024]);
         }

@@ -37,7 +37,7 @@ pub struct CpuSetupError {
     source: kvm_ioctls::Error,
 }
 
-/// What the host's KVM offers to every vCPU.
+/// The capabilities that the host's KVM offers to every vCPU.
 #[derive(Debug)]
 pub(crate) struct CpuTemplate {
     supported: CpuId,

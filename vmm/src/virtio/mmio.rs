@@ -71,7 +71,7 @@ const DRIVER_STATUS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
     | VIRTIO_CONFIG_S_FEATURES_OK
     | VIRTIO_CONFIG_S_FAILED;
 
-/// What the driver has written about one queue before it set QueueReady.
+/// The registers of one queue, as the driver wrote them before it set QueueReady.
 #[derive(Debug, Clone, Copy, Default)]
 struct QueueSetup {
     size: u32,

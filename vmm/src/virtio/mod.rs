@@ -1,4 +1,4 @@
-//! What every virtio device has in common: its queues, its interrupt, and the trait the transport drives.
+//! The common parts of virtio devices: queues, interrupt, and the trait that the transport calls.
 
 pub mod block;
 pub mod mmio;
@@ -199,8 +199,8 @@ impl Queues {
         self.queues.is_empty()
     }
 
-    /// Locks a queue. A poisoned lock is taken all the same: the ring indices are written last, so the queue a
-    /// panic left behind is at worst one chain short.
+    /// Locks a queue. A poisoned lock is taken all the same: the ring indexes are written last, so after a panic a
+    /// queue has lost at most one chain.
     pub fn lock(&self, index: u16) -> Option<MutexGuard<'_, Queue>> {
         let queue = self.queues.get(usize::from(index))?;
         Some(queue.lock().unwrap_or_else(PoisonError::into_inner))

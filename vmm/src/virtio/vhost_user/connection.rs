@@ -1,6 +1,6 @@
 //! All messages to the service. Everything it answers may be wrong; framing and lengths are the `vhost` crate's.
 //!
-//! A call here may wait for ever on a service that says nothing: the thread that makes it serves nobody else, and
+//! A call here may wait for ever for a service that does not answer. The thread that makes it has no other work, and
 //! [`shutdown`] from another thread ends the wait. (Time limits of the socket would not: the crate tries again.)
 
 use std::io::{self, Read};
@@ -284,7 +284,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Closes our sending side and waits until the service has closed its own: only then has it let go of the guest's memory.
+    /// Closes our sending side and waits until the service has closed its own: only then does it have no access to the
+    /// guest's memory any more.
     pub(super) fn close(self) {
         let _ = self.socket.shutdown(Shutdown::Write);
         let _ = io::copy(

@@ -59,7 +59,7 @@ impl ControlThread {
         }
     }
 
-    /// Connects and shakes hands; tries again until `until` where nobody listens.
+    /// Connects and makes the handshake; tries again until `until` while no process listens.
     fn connect(&mut self, until: Instant) -> Result<(), ServiceError> {
         let path = &self.shared.path;
         let refused = |source| ServiceError::Connect {
@@ -164,7 +164,7 @@ impl ControlThread {
         self.shared.change(|state| state.quiet = true);
     }
 
-    /// Gives a connection up that cannot be trusted with another message, and waits until the service has let go too.
+    /// Gives up a connection on which no further message is safe, and waits until the service has closed it, too.
     fn retire(&mut self) {
         if let Some(connection) = self.connection.take() {
             connection.close();

@@ -1,5 +1,5 @@
-//! The device as the transport sees it. No vCPU ever waits for the service, except in a reset, and there for a bounded
-//! time: whatever the service is asked goes through the control thread.
+//! The device as the transport sees it. A vCPU waits for the service only in a reset, and there for a bounded time: all
+//! messages are sent by the control thread.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ impl VhostUser {
         &self.shared.eventfds
     }
 
-    /// What is known here.
+    /// The statistics that are known here.
     pub fn stats(&self) -> FrontendStats {
         self.shared.stats()
     }

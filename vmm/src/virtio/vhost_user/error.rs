@@ -26,7 +26,7 @@ pub enum ServiceError {
         /// How long it was waited for.
         timeout: Duration,
     },
-    /// What it said broke the protocol, or it went away.
+    /// A message of it broke the protocol, or it closed the connection.
     #[error("The tmem service at {} failed in {step}", path.display())]
     Failed {
         /// The socket.
@@ -42,13 +42,13 @@ pub enum ServiceError {
     Unsuitable {
         /// The socket.
         path: PathBuf,
-        /// What is missing.
+        /// The missing feature or value.
         what: String,
     },
     /// The operating system refused a descriptor or a thread.
     #[error("Cannot {what}")]
     System {
-        /// What was asked.
+        /// The message.
         what: &'static str,
         /// Cause.
         #[source]

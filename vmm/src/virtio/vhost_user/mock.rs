@@ -35,10 +35,10 @@ pub(super) const REPLY_ACK: u64 = 1 << 3;
 /// Long enough for a machine that is busy with other things; nothing waits that long when all is well.
 pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What the service does with a message.
+/// The reaction of the service to a message.
 #[derive(Clone, Debug)]
 pub(super) enum Act {
-    /// What a service does.
+    /// The behaviour of a service.
     Well,
     /// Does what a service does, and closes once it is released.
     Last,
@@ -80,7 +80,7 @@ impl Mock {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let release = Arc::new(AtomicBool::new(false));
         let (log, free) = (Arc::clone(&seen), Arc::clone(&release));
-        // Ends with the test process where nobody connects any more.
+        // Ends with the test process when there are no more connections.
         std::thread::spawn(move || {
             for (number, stream) in listener.incoming().enumerate() {
                 serve(stream.unwrap(), protocol, &log, &free, |code| {

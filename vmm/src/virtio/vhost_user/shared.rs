@@ -1,4 +1,4 @@
-//! What the vCPUs and the two threads of the device share.
+//! The state that the vCPUs and the two threads of the device share.
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::timeouts::Timeouts;
 use crate::stop::Wake;
 use crate::virtio::Queues;
 
-/// What a front end knows of its service. The statistics of the store are the service's.
+/// Statistics of a front end about its service. The statistics of the store are the service's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrontendStats {
     /// The socket.
@@ -35,7 +35,7 @@ pub struct FrontendStats {
     pub doorbell_exits: u64,
 }
 
-/// What an event of the link thread is about.
+/// The source of an event of the link thread.
 pub(super) mod token {
     pub(in super::super) const WAKE: u64 = 0;
     pub(in super::super) const CALL: u64 = 1;
@@ -44,7 +44,7 @@ pub(super) mod token {
     pub(in super::super) const CONNECTION: u64 = 16;
 }
 
-/// What the control thread is to do.
+/// A command for the control thread.
 pub(super) enum Command {
     Start(Setup),
     Stop,
@@ -79,7 +79,7 @@ pub(super) struct State {
     pub(super) faulty: bool,
 }
 
-/// What the vCPUs and the two threads share. Its lock is never held while something waits for the service.
+/// The state that the vCPUs and the two threads share. No thread holds its lock while it waits for the service.
 pub(super) struct Shared {
     pub(super) path: PathBuf,
     pub(super) timeouts: Timeouts,
@@ -138,7 +138,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state and tells whoever waits for a change.
+    /// Changes the state and wakes the threads that wait for a change.
     pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state());
         self.changed.notify_all();
@@ -243,7 +243,7 @@ impl Shared {
         state.faulty = true;
         drop(state);
         if is_new {
-            // Without the lock: whoever reads the log may be slow, and a vCPU may be about to reset.
+            // Without the lock: the reader of the log may be slow, and a vCPU may be about to reset.
             log::warn!(
                 "The tmem device needs a reset, its pages are lost: the service at {}: {why}; the guest's driver goes on \
                  trying to have it again",
@@ -260,7 +260,7 @@ impl Shared {
         }
     }
 
-    /// What is known here.
+    /// The statistics that are known here.
     pub(super) fn stats(&self) -> FrontendStats {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         FrontendStats {

@@ -223,7 +223,7 @@ impl Rig {
         self.read(STATUS) & NEEDS_RESET != 0
     }
 
-    /// What a driver does from reset to DRIVER_OK, with both queues.
+    /// The steps of a driver from reset to DRIVER_OK, with both queues.
     fn bring_up(&self) {
         for status in [1, 3] {
             self.write(STATUS, status);
@@ -404,7 +404,7 @@ fn rings_that_do_not_start_in_time_break_the_device_and_its_reset_waits_for_the_
     };
     let rig = Rig::new(&mock, timeouts);
     rig.bring_up();
-    // Rings that nobody began to start need no message to stop.
+    // Rings that were never started need no message to stop.
     eventually("the message did not arrive", || {
         mock.count(SET_VRING_ENABLE) > 0
     });
