@@ -42,7 +42,7 @@ impl Histogram {
     }
 }
 
-/// What a [`Histogram`] held at one time.
+/// The values of a [`Histogram`] at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HistogramSnapshot {
     /// Number of values in each bucket; [`HistogramSnapshot::upper_bound`] has their borders.

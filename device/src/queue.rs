@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 /// `VRING_AVAIL_F_NO_INTERRUPT`, the one flag of the available ring.
 const NO_INTERRUPT: u16 = 1;
 
-/// What a call did.
+/// The result of a call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use = "a caller that ignores `more` leaves the guest waiting"]
 pub struct Progress {
@@ -53,7 +53,7 @@ pub enum QueueCorrupt {
     Unreadable,
 }
 
-/// What the device did with one chain.
+/// The result of serving one chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Used {
     /// Bytes written, from the start of the writable part.
@@ -126,8 +126,8 @@ pub(crate) fn poll<M: GuestMemory, Q: QueueT>(
     Ok(progress)
 }
 
-/// Serves what is available, and what is added meanwhile, up to twice the size of the queue; then
-/// asks the guest to kick for the next chain.
+/// Serves the available chains and those that are added meanwhile, up to twice the size of the queue; then asks the
+/// guest to kick for the next chain.
 pub(crate) fn drain<M: GuestMemory, Q: QueueT>(
     mem: &M,
     queue: &mut Q,
@@ -167,8 +167,8 @@ pub fn wants_interrupt<M: GuestMemory>(
     if queue.event_idx_enabled() {
         return queue.needs_notification(mem);
     }
-    // A driver clears the flag, then looks at the used index once more before it sleeps. Our store of the index is seen
-    // there, or its flag is seen here.
+    // A driver clears the flag, then reads the used index once more before it sleeps. So the driver sees our store of
+    // the index, or we see its flag.
     fence(Ordering::SeqCst);
     let flags: u16 = mem
         .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
@@ -237,7 +237,7 @@ mod tests {
                 for new in 1..=CHAINS {
                     line.store(false, SeqCst);
                     set(AVAILABLE + 2, new);
-                    // Before, while and after the device looks.
+                    // Before, while and after the device reads the ring.
                     for _ in 0..new % 64 {
                         std::hint::spin_loop();
                     }

@@ -95,7 +95,7 @@ impl TmemDevice {
         self.features.store(acked & self.config.features, Relaxed);
     }
 
-    /// Reads the configuration space. What lies beyond its end reads as zero.
+    /// Reads the configuration space. Bytes beyond its end read as zero.
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
         let state = self.events.state();
         let config = Config {
@@ -124,9 +124,10 @@ impl TmemDevice {
         self.metrics.resets.fetch_add(1, Relaxed);
     }
 
-    /// Says that the queues may be somebody else's from now on, as when a front end connects again. Only who names a
-    /// pool by its id can use it then: the first request that names one that does not exist is a stranger's and frees
-    /// those of before. They also go `patience` after the driver began to use pools that it created since.
+    /// The queues may belong to another driver from now on, as when a front end connects again. The driver can use the
+    /// pools that exist now only after it named one of them by its id. A request that names a pool that does not exist
+    /// comes from another driver, and frees them. They are also freed `patience` after the driver began to use pools
+    /// that it created since.
     pub fn hand_over(&self, patience: Duration) {
         self.pools.hand_over(patience);
     }
@@ -196,8 +197,9 @@ impl TmemDevice {
         true
     }
 
-    /// Notes whether the host is short of memory. `true` when the guest is to hear of it, as after [`Self::post_event`];
-    /// a transport that only looks when the guest rings is told by [`Self::update_pressure`].
+    /// Notes whether the host is short of memory. `true` when there is an event to deliver, as after
+    /// [`Self::post_event`]. A transport that acts only when the guest rings learns of it from
+    /// [`Self::update_pressure`].
     pub fn note_host(&self, short: bool) -> bool {
         let Some(pressure) = self.pressure.host(short) else {
             return false;
@@ -215,8 +217,8 @@ impl TmemDevice {
         self.post_event(EventType::Pressure, state);
     }
 
-    /// Notes that the operator changed what the guest may have: `limit_bytes` as in [`TmemConfig`]. A
-    /// guest whose stores were refused may try again; it hears so, and of the next refusal.
+    /// Notes that the operator changed the limits of the guest: `limit_bytes` as in [`TmemConfig`]. A guest whose
+    /// stores were refused may try again; it gets an event about that, and about the next refusal.
     pub fn post_limits(&self, limit_bytes: u64) {
         let before = self.events.state();
         let lowered =

@@ -1,5 +1,5 @@
-//! What the host tells the guest. Memory is bounded: of each type of event at most one waits for a
-//! buffer, and it carries the values of the time it is delivered at.
+//! Events from the host to the guest. Memory is bounded: of each type of event at most one waits
+//! for a buffer, and it has the values of the time at which it is delivered.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -13,7 +13,7 @@ pub struct HostState {
     pub pressure: Pressure,
     /// The most that the pages of this guest may use, in bytes; 0 is no limit.
     pub limit_bytes: u64,
-    /// What the pages of this guest use, in bytes.
+    /// Bytes that the pages of this guest use.
     pub used_bytes: u64,
 }
 

@@ -18,7 +18,7 @@ use crate::queue::{Used, used_len};
 /// One request and its answer.
 pub(super) struct Execution<'a, M> {
     pub(super) pools: &'a PoolTable,
-    /// What the driver accepted.
+    /// The features that the driver accepted.
     pub(super) features: u64,
     pub(super) pressure: &'a PressureWatch,
     pub(super) metrics: &'a QueueMetrics,

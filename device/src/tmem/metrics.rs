@@ -45,7 +45,7 @@ impl QueueMetrics {
 #[derive(Debug)]
 pub struct TmemMetrics {
     queues: Box<[QueueMetrics]>,
-    /// What does not belong to one of the request queues: the event queue.
+    /// Counts that do not belong to a request queue, but to the event queue.
     rest: QueueMetrics,
     pub(super) events_posted: AtomicU64,
     pub(super) events_delivered: AtomicU64,
@@ -117,7 +117,7 @@ fn add(sum: &mut u64, counter: &AtomicU64) {
     *sum = sum.wrapping_add(counter.load(Relaxed));
 }
 
-/// What [`TmemMetrics`] held at one time. The counters are read one after the other while they grow.
+/// The values of [`TmemMetrics`] at one time. The counters are read one after the other while they grow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MetricsSnapshot {
     /// Writes to the doorbells of the request queues.
@@ -139,7 +139,7 @@ pub struct MetricsSnapshot {
     pub refusals: [u64; Status::COUNT],
     /// Chains that broke a rule, in the order of [`Malformed::ALL`].
     pub malformed: [u64; Malformed::COUNT],
-    /// Times the device had to stop because a ring made no sense.
+    /// Times that the device had to stop because a ring was inconsistent.
     pub queue_faults: u64,
     /// Nanoseconds per stored page, from the copy out of guest memory to the outcome.
     pub store_ns: HistogramSnapshot,

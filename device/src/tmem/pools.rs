@@ -1,10 +1,10 @@
-//! The pools of a driver, under ids that nobody else can guess.
+//! The pools of a driver, under ids that no other driver can guess.
 //!
-//! A pool id is what a driver shows to be the one that created the pool. Its low 8 bits are the place of the pool in its
-//! domain; the others are random. When the queues change hands, because a front end connects again for example, nobody has
-//! shown anything yet. The first request that names a pool then shows whose driver it is, and all pools of that driver
-//! are its own again. A request that names a pool that does not exist is from a stranger: the pools that nobody showed
-//! to own go. So a stranger has one guess in 16 million.
+//! With a pool id, a driver proves that it created the pool. The low 8 bits of an id are the index of the pool in its
+//! domain; the others are random. When the queues change hands, for example because a front end connects again, no pool
+//! is claimed. The first request that names a pool claims all pools of the driver that created it. A request that names
+//! a pool that does not exist is from another driver: the unclaimed pools are destroyed. So another driver has one
+//! guess in 16 million.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -19,7 +19,7 @@ const PLACES: usize = 256;
 /// No pool is in a place. A pool there would have an id of the store with all bits set.
 const NONE: u64 = u64::MAX;
 
-/// Pools that the caller destroys, as nobody can name them any more.
+/// Pools that the caller must destroy, because they cannot be named any more.
 #[must_use]
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Orphans(pub(super) Vec<PoolId>);
@@ -29,7 +29,7 @@ pub(super) struct Orphans(pub(super) Vec<PoolId>);
 pub(super) struct Pools {
     /// For each place the id of the pool, and below it the store's own: what a request reads.
     named: Box<[AtomicU64]>,
-    /// The queues changed hands, and there are pools that the driver did not show to own since.
+    /// The queues changed hands, and there are pools that the driver did not claim since.
     is_unclaimed: AtomicBool,
     locked: Mutex<Locked>,
     random: RandomState,
@@ -42,7 +42,7 @@ struct Locked {
     made: u64,
     /// Times that the queues changed hands.
     driver: u64,
-    /// How long pools that nobody showed to own stay once the driver uses others.
+    /// How long unclaimed pools stay once the driver uses others.
     patience: Duration,
     /// When that is over.
     until: Option<Instant>,
@@ -103,7 +103,7 @@ impl Pools {
         (pool, orphans)
     }
 
-    /// Pools that nobody showed to own are nobody's.
+    /// Forgets the unclaimed pools, which the caller destroys.
     fn abandon(&self, locked: &mut Locked) -> Orphans {
         let (known, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut locked.known)
             .into_iter()
@@ -112,7 +112,7 @@ impl Pools {
         self.forget(&gone)
     }
 
-    /// Notes whether there is a pool that nobody showed to own, and begins to wait once the driver uses others.
+    /// Notes whether there is an unclaimed pool, and starts its time limit once the driver uses others.
     fn look(&self, locked: &mut Locked) {
         let is_unclaimed = locked.known.iter().any(|known| !known.is_shown);
         if !is_unclaimed {
@@ -186,7 +186,7 @@ impl Pools {
         self.forget(&gone)
     }
 
-    /// The queues change hands. Pools that nobody shows to own go `patience` after the driver began to use others.
+    /// The queues change hands. Unclaimed pools are destroyed `patience` after the driver began to use others.
     pub(super) fn hand_over(&self, patience: Duration) {
         let mut locked = self.lock();
         for known in &mut locked.known {

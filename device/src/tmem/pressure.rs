@@ -1,12 +1,12 @@
-//! When the guest hears that its stores are being refused or that the host is short of memory, and when that there is room
+//! When to tell the guest that its stores are being refused, that the host is short of memory, and that there is memory
 //! again.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use tmem_protocol::{Pressure, Status};
 
-/// There is room again when a guest uses at most this many eighths of what it used at the refusal:
-/// a guest that stays at its limit hears of it once, not with every page.
+/// There is room again when a guest uses at most this many eighths of what it used at the refusal: a guest that stays
+/// at its limit gets one event, not one with every page.
 const ROOM_EIGHTHS: u64 = 7;
 
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ pub(super) struct PressureWatch {
 }
 
 impl PressureWatch {
-    /// What came of a store: some refusals are for want of space or memory.
+    /// Notes the result of a store: some refusals are for want of space or memory.
     pub(super) fn note(&self, result: Result<(), Status>) {
         match result {
             Err(Status::NoMemory) => self.for_host.store(true, Relaxed),
@@ -43,7 +43,7 @@ impl PressureWatch {
         self.full_at.swap(0, Relaxed) != 0
     }
 
-    /// What the level is when no store is refused.
+    /// The level while no store is refused.
     pub(super) fn at_ease(&self) -> Pressure {
         if self.short.load(Relaxed) {
             Pressure::Some
@@ -69,7 +69,7 @@ impl PressureWatch {
         self.told.load(Relaxed) && self.told.swap(false, Relaxed)
     }
 
-    /// The new level, if it changed. Of several threads that ask at once one hears of it.
+    /// The new level, if it changed. If several threads ask at once, one of them gets it.
     pub(super) fn update(&self, used: impl FnOnce() -> u64) -> Option<Pressure> {
         let full_at = self.full_at.load(Relaxed);
         let (next, level) = if full_at == 0 {

@@ -39,7 +39,7 @@ pub struct Batch {
     pub count: u16,
 }
 
-/// What a pool is to be.
+/// The kind of a pool to create.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolKind {
     /// Private; what it accepts is kept.
@@ -277,7 +277,7 @@ impl Sizes {
     }
 }
 
-/// What the device answers: the response and the statuses of the entries.
+/// The answer of the device: the response and the statuses of the entries.
 #[derive(Clone, Debug)]
 pub struct Answer {
     response: Response,
