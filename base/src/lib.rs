@@ -1,4 +1,5 @@
-//! What several crates of tmem need of the system, and of the operator's notation. Knows nothing of pages.
+//! Code that several crates of tmem share: access to the system, and the notation of sizes and names. It has no code
+//! about pages.
 //!
 //! A module is here because two crates use it.
 //!

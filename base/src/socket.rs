@@ -50,7 +50,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Makes a socket that has a name and to which nobody can connect until it listens. It does not block.
+/// Makes a socket with a name, to which no process can connect until it listens. It is non-blocking.
 ///
 /// The file has `mode` less the umask: Linux gives a new file the mode of the unbound socket, so there is no moment at which another
 /// user could connect, and the process-wide umask stays as it is.
@@ -66,10 +66,10 @@ pub fn bind(path: &Path, mode: Mode) -> Result<(OwnedFd, SocketFile), Errno> {
     Ok((socket, file))
 }
 
-/// Connects to a socket, if somebody listens. A listener whose queue is full is not waited for.
+/// Connects to a socket, if a process listens. A listener whose queue is full is not waited for.
 ///
 /// # Errors
-/// The system's: [`Errno::CONNREFUSED`] where nobody listens, [`Errno::AGAIN`] where the queue is full.
+/// Those of the system: [`Errno::CONNREFUSED`] if no process listens, [`Errno::AGAIN`] if the queue is full.
 pub fn connect(path: &Path) -> Result<OwnedFd, Errno> {
     let socket = unbound()?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
@@ -88,15 +88,15 @@ fn unbound() -> Result<OwnedFd, Errno> {
 /// Why a path cannot be taken.
 #[derive(Debug)]
 pub enum Taken {
-    /// Somebody listens there, or it cannot be found out whether somebody does.
+    /// A process listens there, or it is not known whether one does.
     InUse,
     /// Something else is there. It is never removed.
     NotASocket,
-    /// The socket of a process that is gone cannot be removed.
+    /// The socket of a process that has ended cannot be removed.
     Io(io::Error),
 }
 
-/// Removes the socket of a process that is gone.
+/// Removes the socket of a process that has ended.
 ///
 /// # Errors
 /// See [`Taken`].
