@@ -3,7 +3,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// What the driver reads from the configuration space. All of it is read-only for the driver.
+/// The configuration space. All of it is read-only for the driver.
 #[derive(
     Clone,
     Copy,

@@ -1,4 +1,4 @@
-//! What the host tells the guest without being asked.
+//! Events that the host sends to the guest.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -29,13 +29,13 @@ pub struct Event {
     pub level: U32,
     /// The most that the pages of this guest may use, in bytes; 0 is no limit.
     pub limit_bytes: U64,
-    /// What the pages of this guest use, in bytes.
+    /// Bytes that the pages of this guest use.
     pub used_bytes: U64,
 }
 
 const _: () = assert!(size_of::<Event>() == 24);
 
-/// What an event is about. Every event carries all of the current values.
+/// The type of an event. Every event has all current values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum EventType {

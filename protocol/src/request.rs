@@ -1,4 +1,4 @@
-//! What the driver asks for.
+//! Requests of the driver.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -1,4 +1,4 @@
-//! What the device answers.
+//! Answers of the device.
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

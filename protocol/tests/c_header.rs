@@ -63,7 +63,7 @@ fn structs(header: &str) -> Vec<(String, Vec<String>)> {
     found
 }
 
-/// What the C compiler makes of every macro, structure and field of the header.
+/// The values that the C compiler has for every macro, structure and field of the header.
 fn c_values() -> BTreeMap<String, u64> {
     let header = header_text();
     let mut source =
