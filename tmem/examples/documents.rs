@@ -126,8 +126,8 @@ fn page<'a>(
     Ok(page.lines().map(tidy).collect())
 }
 
-/// A line of a page without what the formatters warn of: spaces at its end, words that no line can hold. What
-/// is `quoted` becomes bold.
+/// A line of a page, changed so that the formatters do not warn: no spaces at its end, no words that are longer than a
+/// line. `Quoted` text becomes bold.
 fn tidy(line: &str) -> String {
     let line = line.trim_end().replace("[,", r"\:[,");
     let mut tidy = String::new();

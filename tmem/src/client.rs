@@ -1,4 +1,5 @@
-//! What the subcommands have in common that ask a running tmem: whom to ask, and how to print a reply or an error.
+//! The common parts of the subcommands that query a running tmem: which socket to ask, and how to print a reply or an
+//! error.
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -66,7 +67,7 @@ pub(crate) fn name_width(names: &[String]) -> usize {
     longest.unwrap_or_default().max(8)
 }
 
-/// Says what is wrong with the arguments.
+/// Reports an error in the arguments.
 pub(crate) fn usage(message: &str) -> ExitCode {
     eprintln!("tmem: {message}");
     ExitCode::from(USAGE)

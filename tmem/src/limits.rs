@@ -1,5 +1,5 @@
-//! What keeps a store from having the memory that it was promised, said at the start. When it is met later, a page is
-//! refused.
+//! Reports, at the start, limits that keep a store from getting its whole budget. When such a limit is reached later, a
+//! page is refused.
 
 use rustix::process::{Resource, getrlimit};
 use tmem_base::Bytes;
@@ -42,7 +42,7 @@ fn of_reserves(reserved: u64, figures: &Figures) -> Option<String> {
     })
 }
 
-/// What pages can have there at most.
+/// The most that pages can use there.
 fn within(room: Room) -> u64 {
     room.limit.saturating_sub(room.floor)
 }

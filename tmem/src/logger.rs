@@ -54,7 +54,7 @@ impl Limits {
         }
     }
 
-    /// Drops the allowances whose period is over. What they did not say, the shared one says.
+    /// Drops the limits whose period is over. The shared one reports the lines that they suppressed.
     fn forget(&mut self, now: Instant) {
         self.of.retain(|_, limit| {
             if limit.is_over(now) {
@@ -74,7 +74,7 @@ static LOGGER: Logger = Logger {
 /// Target of lines that an operator asked for: they are shown though nothing is wrong.
 pub(crate) const NOTICE: &str = "notice";
 
-/// Makes this the logger of the process: warnings, errors and what is a [`NOTICE`].
+/// Makes this the logger of the process: warnings, errors and lines that are a [`NOTICE`].
 pub(crate) fn install() {
     LOGGER
         .terminal

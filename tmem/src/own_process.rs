@@ -1,4 +1,5 @@
-//! What this process takes of its limits. Read in files that are open before a thread is confined.
+//! The use of this process's limits. It is read from files that are opened before a thread is
+//! confined.
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -16,7 +17,7 @@ const CHUNK: usize = 16 << 10;
 /// The lists of descriptors and mappings of this process.
 #[derive(Debug)]
 pub(crate) struct OwnProcess {
-    /// A folder and a file of /proc, in which one thread can look at a time.
+    /// A folder and a file of /proc, which one thread can read at a time.
     lists: Mutex<(File, File)>,
     descriptors_limit: Option<u64>,
     mappings_limit: Option<u64>,

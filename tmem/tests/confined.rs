@@ -197,7 +197,7 @@ fn names<'a>(names: &[&str], more: &'a str) -> Vec<(String, &'a str)> {
         .collect()
 }
 
-/// What a guest does all day.
+/// The usual work of a guest.
 fn works(guest: &mut TestGuest) {
     let pool = guest.create_pool();
     for index in 0..512 {
@@ -399,7 +399,7 @@ fn a_stop_answers_what_is_in_flight_and_removes_the_sockets_of_64_guests() {
     (&stuck)
         .write_all(&[2, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0])
         .expect("writes");
-    // One floods, until nobody answers any more.
+    // One floods, until it gets no more answers.
     let flood = serve.path("g1");
     let flood = std::thread::spawn(move || {
         let mut bad = TestGuest::boot(&flood);
@@ -418,7 +418,7 @@ fn a_stop_answers_what_is_in_flight_and_removes_the_sockets_of_64_guests() {
         panic!("it never stopped");
     });
     eventually("floods", || serve.pages("g1") == 16);
-    // And all others have a request in their rings, of which nobody was told.
+    // And all others have a request in their rings, without a kick.
     for (guest, pool) in connected.iter_mut().zip(&pools) {
         guest.submit(0, Op::Store, *pool, [1, 2, 3], &[0], &page(0));
     }
@@ -450,7 +450,7 @@ fn a_guest_that_comes_when_the_time_of_its_pool_is_over_comes_too_late() {
     assert_eq!(guest.store(pool, 3, &page(3)), Status::Ok);
     drop(guest);
     eventually("disconnected", || !serve.is_connected("a"));
-    // Both happen while it cannot look: somebody connects, and the time runs out.
+    // Both happen while the service is stopped: a client connects, and the time runs out.
     kill_process(serve.pid(), Signal::STOP).expect("is running");
     eventually("stopped", || {
         let stat = |(thread, _): &(i32, String)| {
@@ -503,7 +503,8 @@ fn a_stop_takes_no_longer_with_the_pages_of_a_large_guest() {
     assert_eq!(guest.answer(15, 8, 0).statuses, [0; 8]);
     assert_eq!(serve.pages("large"), u64::from(next));
     let used = serve.client().stats().expect("answers").used;
-    // What a walk over the pages would take is its own time, and the kernel's is not: other processes change neither.
+    // A walk over the pages would count as the service's own time, the kernel's work does not. Other processes change
+    // neither.
     let to_store = serve.own_time();
     let begin = Instant::now();
     kill_process(serve.pid(), Signal::TERM).expect("is running");

@@ -21,7 +21,7 @@ use tmem_testkit::raw::{self, Raw};
 /// Where a front end says that its memory is.
 const USER: u64 = 0x1000_0000;
 
-/// What is never answered.
+/// The requests that are never answered.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stall {
     /// A read, after a first one that failed: then a page fault does not end.
@@ -93,8 +93,7 @@ impl FileSystem {
 impl Drop for FileSystem {
     fn drop(&mut self) {
         let path = CString::new(self.dir.path().to_str().expect("utf-8")).expect("no zeros");
-        // Whoever waits for it gets an error.
-        // SAFETY: a string that ends with a zero.
+        // Processes that wait for it get an error. SAFETY: a string that ends with a zero.
         unsafe { libc::umount2(path.as_ptr(), libc::MNT_FORCE) };
         // SAFETY: as above.
         unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
@@ -182,7 +181,7 @@ fn serve(mut device: File, stall: Stall, asked: &AtomicU32) {
             &request[8..16],
         ]
         .concat();
-        // Whoever asked may be gone.
+        // The process that asked may have ended.
         let _ = device.write(&[header, body].concat());
     }
 }
@@ -237,7 +236,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Describes memory and starts a ring in it, which the service looks into.
+/// Describes memory and starts a ring in it, which the service reads.
 fn start_ring(bad: &Raw, fd: RawFd) {
     let event = vmm_sys_util::eventfd::EventFd::new(0).expect("eventfd");
     let at = USER + 0x1000;
@@ -257,7 +256,7 @@ fn start_ring(bad: &Raw, fd: RawFd) {
 #[test]
 fn memory_whose_page_faults_never_end_is_not_touched_and_nobody_waits() {
     let mut serve = Serve::configured("64M", GUESTS, |_| {});
-    // The first to go, however this ends: a service that waits for it could not be killed.
+    // Dropped first, however this ends: a service that waits for it could not be killed.
     let Some(files) = FileSystem::mount(Stall::Read) else {
         return;
     };

@@ -1,4 +1,4 @@
-//! What a guest that is added while the service runs may do with memory.
+//! The limits on the memory of a guest that is added while the service runs.
 
 mod service;
 
@@ -41,7 +41,7 @@ fn a_guest_that_is_added_is_bound_by_the_memory_that_it_was_given() {
     assert!(!takes(&serve, "small", &file, MEMORY));
     assert!(takes(&serve, "small", &file, MEMORY / 2));
 
-    // By the interface behind the command as well; and what is left out is as it always was.
+    // By the interface behind the command as well. Omitted settings have their defaults.
     let client = Client::new(serve.path("control"));
     let guest = |name: &str| GuestSpec {
         name: name.to_owned(),
@@ -69,7 +69,7 @@ fn a_guest_that_is_added_has_no_more_of_its_memory_touched_than_it_was_given() {
     let serve = Serve::configured("64M", "", |_| {});
     let (code, said) = add(&serve, "vm2", ",queues=1,first-touch=1M");
     assert_eq!(code, Some(0), "{said}");
-    // The second time its memory is another, and the first is gone, which a confined thread has to learn.
+    // The second time its memory is another file. The first one is deleted, which a confined thread has to notice.
     for _ in 0..2 {
         let mut guest = TestGuest::connect_with(&serve.path("vm2"), 64 << 20);
         guest.start_rings(0);
@@ -92,7 +92,7 @@ fn a_guest_that_is_added_has_no_more_of_its_memory_touched_than_it_was_given() {
         } else {
             assert!((200..=256).contains(&made), "{made} pages in 1 MiB");
         }
-        // What the guest touches itself is no matter.
+        // Pages that the guest touches itself do not count.
         let place = (8 << 20) + u64::try_from(made).expect("small") * 4096;
         guest.memory_write(place, 7);
         assert_eq!(guest.load_to(pool, 0, place), Status::Ok);
@@ -113,7 +113,7 @@ fn memory_that_a_guest_cannot_have_is_refused_on_one_line() {
         assert_eq!(code, Some(2), "{said}");
         assert!(said.contains(part) && said.lines().count() == 1, "{said}");
     }
-    // Who asks the service without the command hears the same, or what the field takes.
+    // A client that asks the service without the command gets the same message, or the values of the field.
     for (field, status, part) in [
         ("\"memory\":0", "400", "memory is 0 or more than 1T"),
         ("\"memory\":1099511627777", "400", "more than 1T"),
@@ -135,7 +135,7 @@ fn memory_that_a_guest_cannot_have_is_refused_on_one_line() {
     });
 }
 
-/// What the service answers to a request to add a guest.
+/// The answer of the service to a request to add a guest.
 fn post(serve: &Serve, body: &str) -> String {
     use std::io::{Read as _, Write as _};
     let stream = std::os::unix::net::UnixStream::connect(serve.path("control"));

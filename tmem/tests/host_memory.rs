@@ -1,4 +1,4 @@
-//! A host that is smaller than the budget: pages are refused, and nobody loses one.
+//! A host that is smaller than the budget: pages are refused, and none is lost.
 
 mod service;
 
@@ -130,13 +130,13 @@ fn a_budget_beyond_the_control_group_ends_in_refusals_and_every_accepted_page_co
     let pool = one.create_pool();
     let mut pages = fill(&mut one, pool, 0..PAGES);
     println!("{} pages in 200 MiB", pages.len());
-    // 160 MiB at least: what is left alone is a small part.
+    // 160 MiB at least: the floor is a small part.
     assert!(
         (40_000..51_200).contains(&pages.len()),
         "{} pages",
         pages.len()
     );
-    // What needs no memory, and another guest, which has its pool at least.
+    // A store that needs no memory works, and another guest has its pool at least.
     let last = pages.pop().expect("many");
     assert_eq!(one.store(pool, last, &[7; 4096]), Status::Ok);
     assert_eq!(one.load(pool, last), Ok([7; 4096]));
@@ -146,7 +146,7 @@ fn a_budget_beyond_the_control_group_ends_in_refusals_and_every_accepted_page_co
     keeps(&mut one, pool, &pages);
     keeps(&mut other, others, &few);
 
-    // What is given up can be had again, by whoever needs it.
+    // Freed memory can be used again, by either guest.
     for some in pages[..20_000].chunks(50) {
         let answer = one.request(Op::InvalidatePage, pool, [1, 2, 3], some, &[]);
         assert_eq!(answer.status(), Status::Ok);
@@ -282,7 +282,7 @@ fn ephemeral_pages_go_first_guests_hear_of_it_and_the_floor_is_the_operators() {
     assert!(fill(&mut cache, cached, 0..10).is_empty());
     let short = host(&serve);
     assert!(short.short && short.refusals > 0, "{short:?}");
-    // That the host is short comes before a refusal, as a rule; the last word is that pages are refused.
+    // As a rule, the event that the host is short comes before a refusal. The last event says that pages are refused.
     let mut level = hears(&swap);
     if level == Pressure::Some as u32 {
         listen(&mut swap);

@@ -1,4 +1,4 @@
-//! `tmem serve` under limits of its process: what cannot be done is refused, and everything else goes on.
+//! `tmem serve` under limits of its process: requests beyond a limit are refused, and everything else goes on.
 
 mod service;
 
@@ -196,7 +196,7 @@ fn a_message_for_whose_descriptors_there_is_no_room_waits_and_costs_its_guest_no
                 let waits = || serve.log().matches("Guest a: A message waits").count() >= said;
                 let in_time = within(waits);
                 if in_time {
-                    // Its rings, and everybody else, go on meanwhile.
+                    // Its rings and all other guests go on meanwhile.
                     for index in 0..32 {
                         assert_eq!(guest.store(pool, index, &page(index.into())), Status::Ok);
                         assert_eq!(other.store(others, index, &page(7)), Status::Ok);
@@ -211,7 +211,7 @@ fn a_message_for_whose_descriptors_there_is_no_room_waits_and_costs_its_guest_no
         }
     }
     keeps(&mut guest, pool, 32);
-    // Who goes away meanwhile is not waited for.
+    // The service does not wait for a guest that disconnects meanwhile.
     let open = descriptors(&serve);
     let before = change(&serve, Resource::Nofile, Some(3));
     raw::of(&guest.frontend).send(raw::SET_VRING_CALL, &raw::words(&[1]), &[call]);
@@ -257,7 +257,7 @@ fn processor_time(serve: &Serve) -> Duration {
 
 #[test]
 fn a_guest_for_which_there_is_no_thread_is_refused_and_the_others_go_on() {
-    // Root has no limit, and the processes of whoever else runs this count too.
+    // Root has no limit, and processes of the same user outside this test count, too.
     if !rustix::process::geteuid().is_root() {
         return;
     }

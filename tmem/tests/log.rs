@@ -1,4 +1,4 @@
-//! The log of `tmem serve`: what goes wrong is in it, whatever else happens.
+//! The log of `tmem serve`: errors are in it, whatever else happens.
 
 mod service;
 

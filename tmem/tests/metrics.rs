@@ -12,7 +12,7 @@ use service::Serve;
 use tmem_testkit::corpus::page;
 use tmem_testkit::frontend::TestGuest;
 
-/// What Prometheus 2 sends.
+/// The header that Prometheus 2 sends.
 const PROMETHEUS: &str = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\
 text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
 

@@ -1,4 +1,4 @@
-//! What the kernel may do with the memory of guests' pages, and what becomes of it when it goes bad.
+//! The kernel's handling of the memory of guests' pages, and the effect of bad memory.
 
 mod service;
 
@@ -85,7 +85,7 @@ fn pages_are_locked_in_memory_when_the_operator_wants_it() {
         !have(&serve, "guest", "lo"),
         "a guest's own memory is not the service's"
     );
-    // Of the address space, only what is there.
+    // Of the address space, only populated pages.
     let status = fs::read_to_string(format!("/proc/{}/status", serve.child.id()));
     let status = status.expect("is running");
     assert!(!status.contains("VmLck:\t       0 kB"), "{status}");
@@ -161,7 +161,7 @@ fn memory_that_goes_bad_is_the_loss_of_the_pages_on_it_and_no_more() {
     let mut other = TestGuest::boot(&serve.path("b"));
     let others = other.create_pool();
     fill(&mut other, others);
-    // What lies behind the end of its file raises SIGBUS, as bad memory does.
+    // An access behind the end of the file raises SIGBUS, as bad memory does.
     let Some(file) = file_of(&serve, "a") else {
         eprintln!(
             "WARNING: the files of another process cannot be opened here: nothing was tested"
@@ -194,7 +194,7 @@ fn memory_that_goes_bad_is_the_loss_of_the_pages_on_it_and_no_more() {
         serve.log().contains("pages of host memory are bad so far")
     });
     assert!(serve.log().lines().count() < 20, "{}", serve.log());
-    // What is lost stays lost, and what is stored from now on is there.
+    // Lost pages stay lost, and pages that are stored from now on can be loaded.
     assert_eq!(unlucky.load(pool, PAGES - 1), Err(Status::IoError));
     let all: Vec<u32> = (0..PAGES).collect();
     for some in all.chunks(50) {

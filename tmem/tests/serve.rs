@@ -83,7 +83,7 @@ fn sigterm_ends_it_within_a_second_with_success_and_without_sockets() {
     }
 }
 
-/// Says to the test that is to be killed that it is, and where it writes the control socket of its service.
+/// Tells a test that it will be killed, and where it should write the control socket of its service.
 const VICTIM: &str = "TMEM_VICTIM";
 
 #[test]
@@ -321,7 +321,7 @@ fn an_operator_can_list_change_freeze_and_flush() {
     );
 }
 
-/// What a client over HTTP can get wrong about a new guest, and what it is told.
+/// Errors that an HTTP client can make about a new guest, and the answers.
 #[test]
 fn a_new_guest_that_cannot_be_is_refused_with_the_right_status() {
     use tmem_control::{ClientError, api::GuestSpec};

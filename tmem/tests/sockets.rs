@@ -109,7 +109,7 @@ fn the_statistics_socket_shows_all_and_changes_nothing() {
     ends(serve);
 }
 
-/// Ends it; its sockets are gone then.
+/// Ends it; its sockets are removed then.
 fn ends(mut serve: Serve) {
     kill_process(Pid::from_child(&serve.child), Signal::TERM).expect("is running");
     let status = serve.child.wait().expect("ends");
@@ -119,7 +119,8 @@ fn ends(mut serve: Serve) {
     }
 }
 
-/// A service of a user that owns nothing but the folder, and is in the group `MONITORS`. Who is not root is it himself.
+/// A service of a user that owns nothing but the folder, and is in the group `MONITORS`. Without root, that is the user
+/// of the test.
 fn as_nobody(text: &str) -> Serve {
     Serve::configured_in("64M", text, |command, dir| {
         command.env("RUST_BACKTRACE", "0");
@@ -170,7 +171,7 @@ fn a_socket_is_given_to_a_group_that_the_service_is_in_and_to_no_other() {
     assert_eq!(access(&serve.path("c")), (0o640, group));
     assert_eq!(add("d", ",socket-mode=0666").0, Some(0));
     assert_eq!(access(&serve.path("d")).0, 0o666);
-    // By name, which this command looks up; and that of somebody else.
+    // By name, which this command looks up; and a group that the service is not in.
     let (code, said) = add("e", ",socket-group=root");
     if geteuid().is_root() || getegid().as_raw() != 0 {
         assert_eq!(code, Some(1), "{said}");

@@ -88,7 +88,7 @@ fn renumber(passed: &[OwnedFd]) -> std::io::Result<()> {
     const FIRST: i32 = 3;
     const ASIDE: i32 = 100;
     let count = i32::try_from(passed.len()).unwrap_or(i32::MAX);
-    // Aside first: what is in the way at 3 may be one that is still to come.
+    // First to higher numbers: the descriptor at 3 may be one that has to be moved later.
     for (target, fd) in (ASIDE..).zip(passed) {
         // SAFETY: plain system call on a descriptor that is open.
         if unsafe { libc::dup2(fd.as_raw_fd(), target) } < 0 {
@@ -100,7 +100,7 @@ fn renumber(passed: &[OwnedFd]) -> std::io::Result<()> {
         if unsafe { libc::dup2(ASIDE + index, FIRST + index) } < 0 {
             return Err(std::io::Error::last_os_error());
         }
-        // SAFETY: opened by the loop above, and nobody else's.
+        // SAFETY: opened by the loop above, and owned by no other code.
         drop(unsafe { OwnedFd::from_raw_fd(ASIDE + index) });
     }
     Ok(())
@@ -269,7 +269,7 @@ fn a_control_socket_is_no_socket_of_a_guest() {
     assert!(serve.end().success());
 }
 
-/// What `tmem-guest@NAME.service` runs when somebody connects to its socket.
+/// The command of `tmem-guest@NAME.service`, which runs when a client connects to its socket.
 #[test]
 fn a_socket_that_systemd_activates_is_served_by_the_service_that_runs() {
     let manager = Manager::new();
@@ -341,7 +341,7 @@ fn allowed_calls() -> Option<Vec<String>> {
             }
         }
     }
-    // What every unit may do.
+    // The system calls that every unit may make.
     allowed.extend(expand("@default")?);
     allowed.sort();
     allowed.dedup();

@@ -1,4 +1,4 @@
-//! What `tmem set`, `tmem freeze` and `tmem thaw` have in common: a change of a guest.
+//! The common part of `tmem set`, `tmem freeze` and `tmem thaw`: a change of a guest.
 
 use std::process::ExitCode;
 

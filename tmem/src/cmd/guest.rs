@@ -1,4 +1,4 @@
-//! `tmem guest add` and `tmem guest remove`: guests come and go while others are served.
+//! `tmem guest add` and `tmem guest remove`: guests are added and removed while others are served.
 
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
@@ -62,7 +62,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
             let reply = match socket {
                 None => client.add_guest(&guest),
                 Some(socket) => {
-                    // Its path is known to who has it.
+                    // The service takes the path from the passed socket.
                     let guest = GuestSpec {
                         socket: String::new(),
                         ..guest

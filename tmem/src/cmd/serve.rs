@@ -34,7 +34,7 @@ mod watchdog;
 /// Exit code for arguments that cannot be meant.
 const USAGE: u8 = 2;
 
-/// How long an end waits for a thread of the lowest priority, which is not to take the memory down.
+/// How long the end waits for a thread of the lowest priority, on which the memory should not be freed.
 const EXIT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The command line of `tmem serve`.
@@ -119,7 +119,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    // What was passed and what is configured must agree: it is a usage error too.
+    // Passed and configured sockets must agree; if not, it is a usage error, too.
     let sockets = match Sockets::take(&config) {
         Ok(sockets) => sockets,
         Err(error) => {
@@ -203,7 +203,7 @@ fn serve(
         .map(|patience| watch(patience, Arc::clone(&operator)))
         .transpose()?;
     confine(Thread::Main)?;
-    // From here on nothing fails: it has to be let go of.
+    // Nothing fails from here on, so that [`HostMemory::let_be`] is always called.
     memory.relieve(Guests(Arc::clone(&operator)));
     notify(NotifyState::Ready);
     for signal in signals.forever() {
@@ -227,8 +227,8 @@ fn serve(
     drop(monitor);
     drop(statistics_file);
     operator.stop();
-    // The sockets are gone, and each line of the log was written as it came. What is left is memory, which the kernel
-    // takes back faster than it can be walked.
+    // The sockets are removed, and each line of the log was written at once. Only memory is left, which the kernel
+    // frees faster than a walk over the pages.
     operator.service().store().prepare_exit(EXIT_PATIENCE);
     std::process::exit(0)
 }

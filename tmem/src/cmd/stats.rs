@@ -58,7 +58,7 @@ impl Display for Report<'_> {
     }
 }
 
-/// What is wrong with the host; nothing where all is well.
+/// Problems of the host; nothing if there are none.
 fn write_host(f: &mut fmt::Formatter<'_>, host: &Host) -> fmt::Result {
     if host.short {
         writeln!(

@@ -1,5 +1,6 @@
-//! What the kernel says of its memory: `/proc/meminfo`, and the limits of the cgroups that this process is in. The files
-//! are opened once, because a confined thread opens none; a process that is moved to another cgroup goes by the old one.
+//! The kernel's statistics of its memory: `/proc/meminfo`, and the limits of the cgroups that this process is in. The
+//! files are opened once, because a confined thread cannot open any; after a move to another cgroup the process still
+//! reads those of the old one.
 
 use std::fs::File;
 use std::io;
@@ -16,8 +17,8 @@ const MAX_GROUPS: usize = 16;
 /// More than such a file has; what comes after it is not read.
 const FILE_BYTES: usize = 16 << 10;
 
-/// Memory that is left alone, as part of the limit, and its bounds: for the tables, stacks and buffers that the kernel
-/// has to find for whoever works there, and for what is taken between two measurements.
+/// The floor, memory that is left free, as part of the limit, and its bounds. It is for the tables, stacks and buffers
+/// that the kernel allocates for processes there, and for memory that is taken between two measurements.
 const FLOOR_PART: u64 = 32;
 const FLOOR_LEAST: u64 = 8 << 20;
 const FLOOR_MOST: u64 = 512 << 20;
@@ -26,7 +27,7 @@ const FLOOR_MOST: u64 = 512 << 20;
 const STALLED_FLOORS: u64 = 2;
 /// No floor was chosen.
 const BY_SIZE: u64 = u64::MAX;
-/// Less than this is nothing: it is gone before it is measured again.
+/// Less than this counts as nothing: it may be used up before the next measurement.
 const LEAST: u64 = 256 << 10;
 
 /// Where figures of memory are.
@@ -37,37 +38,38 @@ pub(crate) struct Figures {
     reserve: AtomicU64,
 }
 
-/// What one place has, in bytes.
+/// The memory of the machine or of one cgroup, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
     /// Most that may be in use there.
     pub(crate) limit: u64,
     /// Can be had without ending or swapping out anything.
     pub(crate) available: u64,
-    /// What is left alone.
+    /// The floor, which is left free.
     pub(crate) floor: u64,
     /// Processes wait for memory there.
     pub(crate) stalled: bool,
 }
 
 impl Room {
-    /// What is left alone of so many bytes where the operator chose nothing.
+    /// The default floor for so many bytes.
     fn floor_of(limit: u64) -> u64 {
         (limit / FLOOR_PART).clamp(FLOOR_LEAST, FLOOR_MOST)
     }
 
-    /// What may be taken for pages.
+    /// Memory that may be used for pages.
     pub(crate) fn spare(self) -> u64 {
         let spare = self.available.saturating_sub(self.floor);
         if spare < LEAST { 0 } else { spare }
     }
 
-    /// What may be taken for empty pools.
+    /// Memory that may be used for empty pools.
     pub(crate) fn spare_for_pools(self) -> u64 {
         self.available.saturating_sub(self.floor / 2)
     }
 
-    /// Whether pages that may vanish are to go, so that none that must stay is refused: there is half a floor left above it.
+    /// Whether ephemeral pages must be evicted, so that no persistent page is refused: less than half a floor is left
+    /// above the floor.
     pub(crate) fn is_short(self) -> bool {
         self.available < self.floor.saturating_add(self.floor / 2).max(LEAST)
     }
@@ -93,7 +95,7 @@ enum Files {
         limits: Vec<File>,
         used: File,
         stat: File,
-        /// What [`reclaimable`] adds up.
+        /// The values that [`reclaimable`] adds up.
         keys: [&'static str; 2],
     },
 }
@@ -134,7 +136,7 @@ impl Figures {
         stalls::wait(wake, triggers, time);
     }
 
-    /// Those of a machine, and of the cgroups in the text of a `/proc/PID/cgroup`. What is not there has no say.
+    /// Those of a machine, and of the cgroups in the text of a `/proc/PID/cgroup`. Missing files are ignored.
     pub(crate) fn open_in(meminfo: &Path, groups: &str, mount: &Path) -> Self {
         let machine = match File::open(meminfo) {
             Ok(file) => Some(Source {
@@ -247,7 +249,7 @@ impl Source {
 }
 
 impl Files {
-    /// Limit and what is available; `None` without a limit, and where there is nothing to read.
+    /// Limit and available memory; `None` without a limit, and where the files cannot be read.
     fn read(&self) -> Option<(u64, u64)> {
         match self {
             Self::Machine(meminfo) => machine(&text(meminfo)?),
@@ -431,7 +433,7 @@ mod tests {
         assert_eq!(least(&figures).1.spare_for_pools(), 0);
         figures.leave(None);
         assert_eq!(least(&figures).1.floor, 32 * MIB);
-        // Nothing at all: what is there can be taken.
+        // No floor: all available memory can be used.
         figures.leave(Some(0));
         assert_eq!(least(&figures).1.spare(), 600 * MIB);
     }

@@ -1,10 +1,11 @@
 //! Refuses pages before the host has no memory for them: a process that takes the last of it is ended by the kernel, with
 //! the pages of all guests.
 //!
-//! A thread measures what the host has ([`figures`]) and grants a part of that; who stores takes from the grant without a
-//! system call and without a wait, and wakes the thread when half of it is taken or the measurement is old. When little is
-//! left above the floor, the host is short: pages that may vanish are given up, step by step, for as long as there are any
-//! ([`Relief`]). While nobody stores, nothing can be given up and no process waits for memory ([`stalls`]), the thread sleeps.
+//! A thread measures the free memory of the host ([`figures`]) and grants a part of it. A store takes from the grant
+//! without a system call and without a wait, and wakes the thread when half of the grant is taken or the measurement is
+//! old. When little is left above the floor, the host is short: ephemeral pages are evicted, step by step, as long as
+//! there are any ([`Relief`]). The thread sleeps while no guest stores, nothing can be evicted, and no process waits
+//! for memory ([`stalls`]).
 
 pub(crate) mod figures;
 mod stalls;
@@ -30,13 +31,13 @@ const FRESH: Duration = Duration::from_millis(100);
 const REST: Duration = Duration::from_millis(1);
 /// As above while nothing can be granted, and each store asks for one.
 const REST_SHORT: Duration = Duration::from_millis(10);
-/// Time between two measurements, at most, while there are pages that may vanish: nobody has to store for the host to become
-/// short.
+/// Time between two measurements, at most, while there are ephemeral pages: the host can become short although no guest
+/// stores.
 const TICK: Duration = Duration::from_secs(1);
 /// Announcements after the last refusal, one a [`TICK`]: a guest may note its refusal after the host has memory again.
 const ANNOUNCEMENTS: u32 = 2;
 
-/// Whose memory the host can have back, and who is to hear of it.
+/// The guests whose memory the host can have back, and which are told of it.
 pub(crate) trait Relief: Send {
     /// Whether there are pages that may vanish.
     fn has_any(&self) -> bool;
@@ -97,7 +98,7 @@ impl HostMemory {
         Arc::clone(&self.grant) as Arc<dyn Gate>
     }
 
-    /// What is measured.
+    /// The measured memory.
     pub(crate) fn figures(&self) -> &Figures {
         &self.figures
     }
@@ -120,7 +121,7 @@ impl HostMemory {
         self.grant.ask();
     }
 
-    /// What the gate goes by now. `None` where nothing says what the host has.
+    /// The values that the gate uses now. `None` where the memory of the host is not known.
     pub(crate) fn report(&self) -> Option<Host> {
         let (_, room) = self.figures.least(Room::spare)?;
         Some(Host {
@@ -156,7 +157,8 @@ impl Drop for HostMemory {
 #[derive(Debug)]
 struct Grant {
     left: AtomicU64,
-    /// The same for empty pools, which go deeper: a guest that finds no room for them has no tmem until its next boot.
+    /// The same for empty pools, which may use part of the floor: a guest without memory for its pools has no tmem
+    /// until its next boot.
     left_for_pools: AtomicU64,
     /// Below this, it is time to measure.
     low: AtomicU64,
@@ -245,7 +247,7 @@ impl Gate for Grant {
     }
 
     fn returned(&self, bytes: u64) {
-        // What is back can be had again at once: whoever makes room waits for no measurement.
+        // Returned memory can be granted again at once: a store that freed memory does not wait for a measurement.
         let _ = self
             .left
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
@@ -283,7 +285,8 @@ impl Meter {
         }
     }
 
-    /// Gives memory back while the host is short, and says so. Returns when to measure again, if nobody asks before.
+    /// Gives memory back while the host is short, and announces it. Returns when to measure again, if no thread asks
+    /// before.
     fn relieve(&mut self) -> Option<Duration> {
         let relief = lock(&self.relief);
         let relief = relief.as_ref()?;
@@ -457,7 +460,7 @@ mod tests {
         thread::sleep(REST_SHORT);
         let before = measured();
         memory.relieve(cache.clone());
-        // What was asked for is measured; from here on nobody asks.
+        // The requested measurement is done; from here on no thread asks.
         eventually("measured", || measured() > before);
         thread::sleep(3 * REST_SHORT);
         // Above the floor of 8 MiB, and not by half of it: pages that must stay are still taken.

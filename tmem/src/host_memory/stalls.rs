@@ -1,4 +1,4 @@
-//! What the kernel says of processes that wait for memory (pressure stall information): a trigger fires while they do.
+//! Pressure stall information: a trigger of the kernel fires while processes wait for memory.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use rustix::time::Timespec;
 
 /// Some process waits for memory for 300 ms of 2 s. The kernel grants windows of other lengths to privileged processes only.
 const TRIGGER: &[u8] = b"some 300000 2000000\0";
-/// A trigger that fired is not looked at again for so long: it would fire no more than once in its window.
+/// A trigger that fired is not polled again for so long: it would fire no more than once in its window.
 const REST: Duration = Duration::from_secs(1);
 /// Time for which a trigger that fired counts: longer than the window, after which it fires again if it has to.
 const HOLD: Duration = Duration::from_secs(3);
@@ -26,7 +26,7 @@ pub(super) struct Stalls {
     begin: Instant,
     /// Milliseconds from `begin`.
     fired: AtomicU64,
-    /// The cgroup is gone, or the kernel has taken the trigger away.
+    /// The cgroup was removed, or the kernel has removed the trigger.
     dead: AtomicBool,
 }
 
@@ -45,7 +45,7 @@ impl Stalls {
             .map(Self::new)
     }
 
-    /// What fires when there is urgent data.
+    /// Takes a descriptor that polls as having urgent data when it fires.
     pub(super) fn new(trigger: OwnedFd) -> Self {
         Self {
             trigger,
@@ -120,7 +120,7 @@ pub(super) fn wait<'a>(
             .map(|stalls| PollFd::from_borrowed_fd(stalls.trigger.as_fd(), PollFlags::PRI)),
     );
     if poll(&mut waits, timeout.as_ref()).is_err() {
-        // A signal: whoever waits looks again.
+        // A signal: the caller checks again.
         return;
     }
     for (stalls, wait) in listening.iter().zip(&waits[1..]) {

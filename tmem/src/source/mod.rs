@@ -1,4 +1,4 @@
-//! What the control sockets of a process report on: a source for each place where the pages can be.
+//! The sources of the control sockets of a process, one for each place where the pages can be.
 //!
 //! | module | holds |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! What clients of the control socket may see and do of a running service.
+//! The part of a running service that clients of the control socket may see and change.
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixListener;

@@ -1,4 +1,4 @@
-//! What `tmem run` was asked for, checked as far as the arguments alone allow.
+//! The configuration of `tmem run`, checked as far as the arguments alone allow.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -15,9 +15,9 @@ pub(super) mod code {
     pub(in crate::cmd::run) const PANIC: u8 = 34;
     /// Its processors halted for good.
     pub(in crate::cmd::run) const HALTED: u8 = 35;
-    /// KVM or this program cannot go on with it.
+    /// An error of KVM or of this program ended it.
     pub(in crate::cmd::run) const BROKEN: u8 = 36;
-    /// What shells add to the number of the signal that ended a process.
+    /// The number that shells add to that of the signal that ended a process.
     pub(in crate::cmd::run) const SIGNAL: i32 = 128;
 }
 

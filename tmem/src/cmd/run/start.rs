@@ -27,8 +27,8 @@ use crate::source::store::OwnStore;
 
 /// The only domain of this process.
 const DOMAIN: &str = "guest";
-/// Size suggested for the guest's swap disk, in budgets: pages that compress to half of their size fill both. What
-/// does not fit is refused.
+/// Size suggested for the guest's swap disk, in budgets: pages that compress to half of their size fill both. Pages
+/// that do not fit are refused.
 const SWAP_FACTOR: u64 = 2;
 
 /// Runs the guest, and ends the process with it; returns only what kept the guest from running.
@@ -83,7 +83,7 @@ pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
         devices,
     )?;
     let reason = vm.run(&signals)?;
-    // They remove the sockets. What is left is memory, which the kernel takes back faster than it can be walked.
+    // They remove the sockets. Only memory is left, which the kernel frees faster than a walk over the pages.
     drop(server);
     drop(monitor);
     drop(figures_file);
@@ -142,7 +142,7 @@ fn device(
     ))
 }
 
-/// The guest, for a host that is short of memory. It hears of it with the next answer.
+/// The guest, for a host that is short of memory. It gets the event with its next answer.
 struct Guest {
     store: Store,
     device: Arc<TmemDevice>,

@@ -1,7 +1,8 @@
 //! Reading the configuration again, on SIGHUP.
 //!
-//! What changed in the file since it was last read is done: guests come, go and are changed. What somebody changed over
-//! the control socket meanwhile stays, unless the file changes it too. A file that cannot be used changes nothing.
+//! The changes in the file since it was last read are applied: guests are added, removed and changed. Changes that were
+//! made over the control socket meanwhile stay, unless the file changes the same setting. A file that cannot be used
+//! changes nothing.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ pub(super) struct Reload {
     memory: Arc<HostMemory>,
 }
 
-/// What was done, for the line that says so.
+/// The applied changes, for the line that reports them.
 #[derive(Default)]
 struct Count {
     added: usize,
@@ -84,7 +85,7 @@ impl Reload {
 
     fn apply(&mut self, new: Vec<GuestConfig>, operator: &Operator) -> Count {
         let mut count = Count::default();
-        // First those that go: what they have, others may need.
+        // Guests are removed first: others may need their memory.
         let is_new = |name: &str| new.iter().any(|guest| guest.name == name);
         self.now.guests.retain(|old| {
             if is_new(&old.name) {

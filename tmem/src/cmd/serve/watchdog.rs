@@ -1,8 +1,8 @@
 //! Tells the service manager that the service lives, for as long as it does.
 //!
-//! A thread proves it: it takes the locks that guests and control clients need, and has the kernel map memory, which a page
-//! fault that does not end keeps from the whole process. Nothing of it is timed. A busy machine makes a proof slow; it has
-//! three quarters of the manager's patience.
+//! A thread proves it: it takes the locks that guests and control clients need, and has the kernel map memory, which is
+//! not possible in the whole process while a page fault does not end. The proof itself has no time limit. On a busy
+//! machine it is slow; it may take three quarters of the manager's time limit.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

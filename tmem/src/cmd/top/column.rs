@@ -46,7 +46,7 @@ impl Column {
         Reserve, Weight, Freeable, Evicted, LoadHalf, StoreHalf,
     ];
 
-    /// What fits in `width` characters, in the order of [`Self::ALL`].
+    /// The columns that fit into `width` characters, in the order of [`Self::ALL`].
     pub(crate) fn fitting(width: u16) -> Vec<Self> {
         let mut left = width;
         let fits: Vec<Self> = Self::BY_WORTH

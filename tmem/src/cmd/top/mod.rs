@@ -21,7 +21,7 @@ mod model;
 mod terminal;
 mod view;
 
-/// Columns of a frame where nobody says how many there are.
+/// Columns of a frame where the number is not known.
 const WIDTH: u16 = 80;
 
 /// Arguments of `tmem top`.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use tmem_control::Stats;
 use tmem_control::api::{Counters, Domain, Histogram, PAGE_SIZE};
 
-/// What the screen shows of one moment.
+/// The contents of the screen at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Model {
     /// Version of the tmem that answered.
@@ -83,7 +83,7 @@ pub(crate) enum Sort {
 impl Model {
     /// The state of `now`, with rates since `before` where there are any.
     pub(crate) fn new(before: Option<&Stats>, now: &Stats) -> Self {
-        // The clock of the server says when the counters were read. One that goes back is a new process.
+        // The server's clock says when the counters were read. If it went back, this is a new process.
         let before = before.filter(|before| before.uptime_seconds < now.uptime_seconds);
         let seconds = before.map(|before| now.uptime_seconds - before.uptime_seconds);
         let guests: Vec<Row> = now
@@ -107,7 +107,7 @@ impl Model {
         }
     }
 
-    /// Sorts the guests; equal ones by name. What is unknown comes last, whichever the direction.
+    /// Sorts the guests; equal ones by name. Unknown values come last in both directions.
     pub(crate) fn sort(&mut self, by: Sort, reverse: bool) {
         self.guests.sort_by(|a, b| {
             let order = match by {

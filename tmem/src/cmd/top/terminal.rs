@@ -94,7 +94,7 @@ fn live(client: Client, interval: Duration, mut view: View) -> io::Result<i32> {
                 before = Some(stats);
             }
             Happened::Failed(why) => {
-                // What comes after a gap is not compared with what was before it.
+                // Values after a gap are not compared with values before it.
                 before = None;
                 view.trouble = Some(why);
             }

@@ -15,20 +15,20 @@ use crate::units::Duration;
 /// Longest budget bar.
 const BAR: usize = 40;
 
-/// Everything that decides what is drawn.
+/// The state that determines the drawn screen.
 #[derive(Debug, Default)]
 pub(crate) struct View {
     /// The last state that is known.
     pub(crate) model: Option<Model>,
     /// Why there is no newer one.
     pub(crate) trouble: Option<String>,
-    /// What guests are sorted by.
+    /// The key by which guests are sorted.
     pub(crate) sort: Sort,
     /// Least first.
     pub(crate) reverse: bool,
     /// First guest shown.
     pub(crate) first: usize,
-    /// Whether somebody is there to press keys.
+    /// Whether a user can press keys.
     pub(crate) live: bool,
 }
 
@@ -391,7 +391,7 @@ mod tests {
         assert!(lines[22].starts_with("vm00"), "{lines:#?}");
         view.scroll(-1000);
         assert!(screen(&view, 80, 24)[5].starts_with("vm63"));
-        // They go while we are at the end.
+        // Guests are removed while the view is at the end.
         view.scroll(63);
         view.show(Model::new(None, &stats(2, 12)));
         assert!(screen(&view, 80, 24)[5].starts_with("vm01"));
