@@ -1,5 +1,5 @@
-//! Debian packages. Tools that run here are installed; what only goes into images (the kernel source, the
-//! outer machine's kernel, busybox) is downloaded and unpacked into the cache, never installed.
+//! Debian packages. Tools that run on the host are installed; packages that are only used in images (the kernel source,
+//! the outer machine's kernel, busybox) are downloaded and unpacked into the cache, never installed.
 
 use std::fs;
 use std::io::IsTerminal;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{cache, command, paths};
 
-/// What a kernel build and the workloads need.
+/// Packages for a kernel build and the workloads.
 pub(crate) const BUILD: &[&str] = &[
     "bc",
     "bison",
@@ -23,11 +23,11 @@ pub(crate) const BUILD: &[&str] = &[
     "perl",
     "xz-utils",
 ];
-/// What the checks need besides.
+/// Further packages for the checks.
 pub(crate) const CHECK: &[&str] = &["g++", "sparse", "valgrind"];
-/// What formats the man pages for the checks of the package.
+/// Packages that format man pages, for the checks of the package.
 pub(crate) const PAGES: &[&str] = &["groff-base"];
-/// What runs the outer machine where KVM is not usable.
+/// Packages that run the outer machine where KVM is not usable.
 pub(crate) const OUTER: &[&str] = &["qemu-system-x86"];
 
 fn is_root() -> bool {
@@ -69,7 +69,7 @@ pub(crate) fn require(packages: &[&str]) -> Result<()> {
     let mut arguments = vec!["install", "-y", "--no-install-recommends"];
     arguments.extend(&missing);
     if apt_as_root(&arguments).is_err() {
-        // Old package lists name files that are gone.
+        // Old package lists name files that do not exist any more.
         update()?;
         apt_as_root(&arguments)?;
     }
@@ -122,7 +122,7 @@ fn apt_as_root(arguments: &[&str]) -> Result<()> {
 pub(crate) struct Unpacked {
     /// Its version.
     pub(crate) version: String,
-    /// What would be `/` if it were installed.
+    /// The folder that would be `/` if the package were installed.
     pub(crate) root: PathBuf,
 }
 

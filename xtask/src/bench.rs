@@ -38,7 +38,7 @@ pub(crate) fn bench(name: &str, json: bool, arguments: &[String]) -> Result<()> 
     Ok(())
 }
 
-/// Measures what is shipped: built as the static binaries are, and away from them.
+/// Measures the shipped code: built like the static binaries, in another target directory.
 fn bench_command(name: &str, arguments: &[String]) -> Command {
     let mut bench = build::optimized("bench");
     bench.env("TMEM_BENCH_DIR", results());

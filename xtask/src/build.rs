@@ -20,7 +20,7 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// What `cargo metadata` says, with these arguments.
+/// The output of `cargo metadata` with these arguments.
 pub(crate) fn metadata(arguments: &[&str]) -> Result<Value> {
     let output = command::output(
         cargo()
@@ -43,7 +43,7 @@ pub(crate) fn optimized(verb: &str) -> Command {
     cargo
 }
 
-/// Builds them and puts them at `target/static`, and where people look for them: see [`install`].
+/// Builds them and puts them into `target/static` and into the usual place: see [`install`].
 pub(crate) fn build() -> Result<()> {
     let mut build = optimized("build");
     build.arg("--release");

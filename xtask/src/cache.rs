@@ -1,4 +1,4 @@
-//! What is in the cache, which is outside the checkout, so that a clean clone finds the kernel an earlier one built.
+//! The cache. It is outside the checkout, so that a clean clone finds the kernel that an earlier one built.
 //!
 //! Whatever is there is named by a hash of what it was made from, and appears under its name only when complete.
 
@@ -17,7 +17,7 @@ pub(crate) struct CacheLock {
 }
 
 impl CacheLock {
-    /// Takes the lock of `cache`, and says so when another run holds it.
+    /// Takes the lock of `cache`, and prints a message when another run holds it.
     pub(crate) fn take(cache: &Path) -> Result<Self> {
         let path = cache.join("lock");
         let file =

@@ -61,7 +61,7 @@ const QUICK_STEPS: &[Step] = &[
     ("tests", quick_tests),
 ];
 
-/// What `--quick` runs of the tests with guests: one under `tmem run` and one under User Mode Linux.
+/// The tests with guests that `--quick` runs: one under `tmem run` and one under User Mode Linux.
 const QUICK_TESTS: &str = "not (package(tmem-tests) and kind(test)) \
     or (package(tmem-tests) and binary(bad_input)) \
     or (binary(guests) and test(=a_page_goes_through_all_layers_and_comes_back)) \
@@ -204,7 +204,7 @@ fn interleavings() -> Result<Outcome> {
 fn memory_errors() -> Result<Outcome> {
     apt::require(apt::CHECK)?;
     for tests in [
-        // Valgrind does not know how to go on where a handler of SIGBUS put a page.
+        // Valgrind cannot continue after a handler of SIGBUS mapped a page.
         &["--lib", "memory::", "--", "--skip", "bad_memory::"][..],
         &["--test", "contract", "an_accepted_page"],
         &["--test", "contract", "compaction"],
@@ -246,7 +246,7 @@ fn dependencies() -> Result<Outcome> {
             "cargo-deny is not installed (cargo install cargo-deny --locked)".to_owned(),
         ));
     }
-    // What needs no network first: licences, bans, sources.
+    // First the checks that need no network: licences, bans, sources.
     command::run(cargo().args([
         "deny",
         "--log-level",
@@ -318,7 +318,7 @@ fn driver_warnings() -> Result<Outcome> {
     apt::require(apt::CHECK)?;
     let _lock = cache::CacheLock::take(&paths::cache()?)?;
     let tree = driver_tree()?;
-    // What was built before would not be built, and would say nothing.
+    // Files that were built before would not be built again, and would give no warnings.
     for file in paths::files_below(&tree.path.join("drivers/tmem"))? {
         if file.extension().is_some_and(|extension| extension == "o") {
             std::fs::remove_file(&file)

@@ -37,7 +37,7 @@ pub(crate) struct Recipe {
     pub(crate) patches: &'static [&'static str],
     /// Targets of the kernel's makefile.
     pub(crate) targets: &'static [&'static str],
-    /// What to publish: path in the build tree, published name.
+    /// The files to publish: path in the build tree, published name.
     pub(crate) products: &'static [(&'static str, &'static str)],
 }
 

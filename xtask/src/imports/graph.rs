@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Files, and what each imports of which other.
 #[derive(Default)]
 pub(super) struct Graph {
-    /// For each file those that it needs, with the first import that says so.
+    /// For each file the files that it needs, with the first import of each.
     edges: BTreeMap<PathBuf, BTreeMap<PathBuf, String>>,
 }
 
@@ -15,7 +15,7 @@ pub(super) struct Graph {
 pub(super) struct Step {
     pub(super) from: PathBuf,
     pub(super) to: PathBuf,
-    /// What is imported, as the file says it.
+    /// The imported name, as written in the file.
     pub(super) through: String,
 }
 
@@ -25,7 +25,7 @@ impl Graph {
         self.edges.entry(file.to_owned()).or_default();
     }
 
-    /// An import. What a file has of itself does not count.
+    /// An import. Imports of a file from itself do not count.
     pub(super) fn import(&mut self, from: &Path, to: &Path, through: &str) {
         self.file(from);
         if from != to {
@@ -48,7 +48,8 @@ impl Graph {
 
     /// Circles: none if there are none, else enough of them that each file of a circle is in one, or needs one.
     pub(super) fn circles(&self) -> Vec<Vec<Step>> {
-        // What needs nothing that is left is in no circle, so only circles and what needs them stay.
+        // A file that needs none of the remaining files is in no circle and is removed, so only circles and the files
+        // that need them stay.
         let mut left: BTreeSet<&PathBuf> = self.edges.keys().collect();
         loop {
             let before = left.len();

@@ -1,4 +1,4 @@
-//! What the Debian package must hold: it is unpacked, and what is in it is tried.
+//! Checks of the Debian package: it is unpacked, and its contents are tested.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -21,7 +21,7 @@ const NAMES: &[&str] = &[
     "UNLICENSE",
 ];
 
-/// A crate of somebody else.
+/// A third-party crate.
 struct Crate {
     name: String,
     license: String,
@@ -98,7 +98,7 @@ fn crates() -> Result<Vec<Crate>> {
         let (Some(name), Some(version)) = (text("name"), text("version")) else {
             continue;
         };
-        // What has no source is ours.
+        // A package without a source is part of this workspace.
         if !linked.contains(&(name, version)) || text("source").is_none() {
             continue;
         }

@@ -41,7 +41,7 @@ pub(crate) fn assemble() -> Result<PathBuf> {
     Ok(PathBuf::from(path.trim()))
 }
 
-/// Man pages, completions and the licences of what is linked in, at `target/release/documents`.
+/// Man pages, completions and the licences of linked crates, in `target/release/documents`.
 fn documents() -> Result<()> {
     let folder = paths::target().join("release/documents");
     let date = release_date()?;
@@ -60,7 +60,8 @@ fn documents() -> Result<()> {
         let licenses = part.join("third-party-licenses");
         fs::write(&licenses, licenses::of_the_binary()?)
             .with_context(|| format!("cannot write {}", licenses.display()))?;
-        // cargo-deb does not pack what is matched by a pattern. No time in it: the same every time.
+        // cargo-deb does not compress files that a pattern matches. The archive has no time stamp, so it is the same
+        // every time.
         let mut packed = paths::files_below(&part.join("man"))?;
         packed.push(licenses);
         command::run(Command::new("gzip").args(["-9", "--no-name"]).args(packed))
