@@ -1,5 +1,5 @@
-//! What ends, pools, objects, members, domains, of any size: nobody finds it any more, and it is freed in bounded
-//! steps while everybody goes on.
+//! The end of pools, objects, members and domains of any size: their pages are not found any more, and are freed in
+//! bounded steps while all others go on.
 
 mod common;
 
@@ -192,7 +192,7 @@ fn a_store_without_room_frees_what_was_destroyed_instead_of_being_refused() {
                 break;
             }
             let pool = second.create_pool(PoolSpec::Persistent).expect("room");
-            // Pages of another size: frames have to come back, not only slots.
+            // Pages of another size: frames have to be freed, not only slots.
             let again = fill(&second, pool, object(1), 30_000, 2500);
             assert!(
                 again > fits * 10 / 29,
@@ -249,7 +249,7 @@ fn a_member_that_leaves_is_charged_until_its_pages_are_evicted_and_its_number_wa
     }
     a.remove();
     maintain(&store);
-    // What was remembered of the pages of those who left is gone, too.
+    // The eviction history of the members that left is freed, too.
     let held = store.stats().used;
     c.create_pool(group).expect("room");
     c.remove();
@@ -274,7 +274,7 @@ fn a_removed_domain_goes_in_steps_and_its_name_and_reserve_are_free_at_once() {
     let used = store.stats().used;
     assert!(used > 8 * MIB, "one request gave all of it back");
     assert!(store.domain("guest").is_none());
-    // Memory for the reserve is gathered from what is dying.
+    // Memory for the reserve is gathered from pages that are being freed.
     let second = store.add_domain("guest", config).expect("is free");
     let pool = second.create_pool(PoolSpec::Persistent).expect("room");
     assert_eq!(fill(&second, pool, object(1), MANY, 1000), MANY);

@@ -1,8 +1,8 @@
 //! The store against plain maps: random operations of several threads, with memory refused and codecs
 //! failing, checked by the rules of design section 3.
 //!
-//! Each thread owns its keys, so that its own maps say exactly what a load may return; pools, segments,
-//! locks, limits and the budget are everybody's. `TMEM_MODEL_OPS` sets the number of operations.
+//! Each thread owns its keys, so that its own maps say exactly what a load may return; all threads share pools,
+//! segments, locks, limits and the budget. `TMEM_MODEL_OPS` sets the number of operations.
 
 #![expect(clippy::cast_possible_truncation, reason = "small numbers")]
 
@@ -161,7 +161,7 @@ impl Thread {
             Ok(()) => {
                 known.pages.insert((object, index), seed);
             }
-            // Rule 2: whatever the reason, the old data is gone.
+            // Rule 2: whatever the reason, the old data is dropped.
             Err(StoreError::NoPool) => panic!("the pool is there"),
             Err(_) => {
                 known.pages.remove(&(object, index));

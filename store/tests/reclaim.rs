@@ -1,4 +1,5 @@
-//! Stores where memory is used up: what they win before they are refused, and what they leave alone.
+//! Stores when no memory is left: the memory that they free before they are refused, and the memory that they must not
+//! take.
 
 mod common;
 
@@ -42,8 +43,8 @@ fn moved(domain: &Domain) -> u64 {
     domain.stats().pools.iter().map(|pool| pool.moved).sum()
 }
 
-/// One of eight pages of a guest that is full goes, of every frame some: moving wins an eighth of the memory, and no frame
-/// is idle before.
+/// A guest at its limit frees one of eight pages, some in every frame: moving slots can free an eighth of the memory,
+/// and no frame is idle before.
 #[test]
 fn a_store_wins_all_that_moving_slots_can_win_before_it_is_refused() {
     for (budget, limit) in [(64 * MIB, 4 * MIB), (4 * MIB, u64::MAX)] {

@@ -105,7 +105,8 @@ fn the_background_keeps_a_populated_reserve_and_gives_back_what_was_lowered() {
     domain
         .invalidate_object(pool, ObjectId([0; 3]))
         .expect("is there");
-    // As often as the background looks in a second; a step for a short host leaves it alone too.
+    // As often as the background trims in a second. A step for a host that is short of memory must
+    // not take the reserve either.
     for _ in 0..20 {
         store.shrink();
         std::thread::sleep(Duration::from_millis(50));

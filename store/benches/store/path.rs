@@ -148,7 +148,7 @@ struct Bare {
     places: Vec<(usize, usize)>,
 }
 
-/// An empty list whose memory is there, so that the kernel need not step in beside what is measured.
+/// An empty list whose memory is already touched, so that no page fault happens during the measurement.
 fn touched<T: Copy + Default>(len: usize) -> Vec<T> {
     let mut list = vec![T::default(); len];
     // The allocator may hand out zeroes that the kernel has not made yet.
@@ -241,7 +241,7 @@ pub(crate) fn store_and_load(pages: &[Page], report: &mut Report) {
     let domain = domain(&store, "one");
     let pool = domain.create_pool(PoolSpec::Persistent).expect("pool");
     println!();
-    // Once to warm up, once on new keys, once over what is there.
+    // Once to warm up, once on new keys, once over existing pages.
     measure(
         &pages[..pages.len() / 4],
         ObjectId([9, 0, 0]),

@@ -69,7 +69,7 @@ fn recount(arena: &Arena, ledger: &Ledger) {
         assert_eq!(bit(&arena.occupied), !inner.segments.is_empty());
         sources += u64::from(!inner.idle.is_empty());
         drop(inner);
-        // Whoever is told that nothing can be moved must not be wrong.
+        // If the arena says that moving slots frees nothing, that must be true.
         if !bit(&arena.movable) {
             assert_eq!(arena.moves_to_win(class), None);
         }

@@ -57,7 +57,7 @@ fn locks((domain, pool): &(Domain, PoolId), index: u32) -> (u64, bool) {
     (locks_taken() - before, stored.is_err())
 }
 
-/// Pages of many sizes, of which a few went here and there: no frame is idle, and none can be won.
+/// Pages of many sizes, of which a few were freed at random: no frame is idle, and none can be freed.
 #[test]
 fn a_refusal_looks_at_the_same_few_locks_however_much_is_stored() {
     for (budget, limit) in [
