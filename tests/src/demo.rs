@@ -270,6 +270,6 @@ fn table(rows: &[Row]) {
 
 fn say(text: &str) {
     println!("{text}");
-    // Lost only when nobody listens any more.
+    // Lost only when there is no reader any more.
     let _ = std::io::stdout().flush();
 }

@@ -17,7 +17,7 @@ use crate::uml;
 
 pub use crate::process::{PATIENCE, Poll};
 
-/// Size of `/dev/tmemswap0`, unless a scenario says another: a later word of the command line wins.
+/// Size of `/dev/tmemswap0`, unless a scenario sets another: a later parameter on the command line takes precedence.
 const SWAP_DISK: &str = "tmem.swap=512M";
 
 /// A guest that is a process, as its service calls it.

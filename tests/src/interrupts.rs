@@ -1,5 +1,5 @@
-//! Interrupts that a guest took, as its `/proc/interrupts` counts them. The driver's own counter does not do: an interrupt
-//! that finds nothing in the used ring ends before the driver hears of it.
+//! Interrupts that a guest took, as its `/proc/interrupts` counts them. The driver's own counter is not enough: an
+//! interrupt that finds nothing in the used ring ends before the driver's callback.
 
 use anyhow::{Context, Result, ensure};
 

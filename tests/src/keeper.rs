@@ -1,9 +1,10 @@
 //! The keeper: a process between a test and what it starts, which leaves nothing behind.
 //!
 //! A guest starts processes of its own and puts them into sessions of their own, and neither a signal to the test's
-//! group nor the parent-death signal of one process reaches them all. The keeper has a session of its own too, so that
-//! whoever interrupts the test does not interrupt it; what it starts, and what loses its parent below it, is its child.
-//! When the program ends, or the test does, it kills its children until it has none, and ends as the program did.
+//! group nor the parent-death signal of one process reaches them all. The keeper has a session of its own, too, so that
+//! a signal that interrupts the test does not interrupt it. Processes that it starts, and those below it that lose
+//! their parent, are its children. When the program ends, or the test does, it kills its children until it has none,
+//! and ends as the program did.
 //!
 //! `tmem-scenario keep TEST PROGRAM...` is the keeper of a program, `tmem-scenario announce PROGRAM...` becomes the
 //! program after its process id is on a line of standard output.

@@ -54,7 +54,7 @@ pub fn keeper() -> Result<PathBuf> {
     }
 }
 
-/// Are we in the outer machine? Its first process says so; the files lie in its root.
+/// Whether this is the outer machine: its first process sets a variable, and the files are in its root.
 pub fn inside_outer() -> bool {
     env::var_os("TMEM_OUTER").is_some()
 }

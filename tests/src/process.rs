@@ -27,7 +27,7 @@ const SHOWN_LINES: usize = 100;
 /// A line is progress unless it is one of so many before it: who repeats itself has not moved.
 const REPEATED_LINES: usize = 16;
 
-/// Time between two looks at a condition.
+/// Time between two checks of a condition.
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// What [`Process::listen`] heard.
@@ -58,7 +58,7 @@ pub struct Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Fails only when it is gone already.
+        // Fails only when it has ended already.
         let _ = self.kill();
     }
 }
@@ -137,7 +137,7 @@ impl Process {
         threads(self.id())
     }
 
-    /// Sends it a signal, and nobody else.
+    /// Sends a signal to this process alone.
     ///
     /// # Errors
     /// It has ended.
@@ -150,7 +150,7 @@ impl Process {
     /// # Errors
     /// It cannot be waited for.
     pub fn kill(&mut self) -> Result<ExitStatus> {
-        // As long as the keeper is there, the number is not somebody else's. The program leads a group from its start.
+        // As long as the keeper runs, no other process gets this number. The program leads a group from its start.
         if self.keeper.try_wait()?.is_none() {
             let _ = kill_process_group(self.program, Signal::KILL);
         }
@@ -275,7 +275,7 @@ impl Process {
     /// Sends a line to its standard input.
     ///
     /// # Errors
-    /// Its standard input is not ours, or nobody reads it any more.
+    /// Its standard input is not ours, or is not read any more.
     pub fn write(&mut self, line: &str) -> Result<()> {
         let stdin = self.stdin.as_mut().context("the console is open")?;
         stdin
@@ -306,7 +306,7 @@ impl Process {
 /// Waits until `condition` is true. It depends on the processes in `watched`, all of which must run until then.
 ///
 /// # Errors
-/// One of `watched` ended before. Or [`PATIENCE`] ran out, which begins anew whenever one of them says something new.
+/// One of `watched` ended before. Or [`PATIENCE`] is over, which starts again whenever one of them prints a new line.
 pub fn eventually(
     watched: &mut [&mut Process],
     what: &str,
@@ -318,7 +318,7 @@ pub fn eventually(
             while matches!(process.gather(Duration::ZERO), Poll::Line(_)) {}
             progress = progress.max(process.progress);
         }
-        // After the look at the processes: what one did last counts.
+        // Checked after the processes, so that the last action of one counts.
         if condition()? {
             return Ok(());
         }

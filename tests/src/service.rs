@@ -18,13 +18,13 @@ use crate::stats::Stats;
 pub struct Service {
     process: Process,
     folder: PathBuf,
-    /// Removed with the service, unless the folder is somebody else's.
+    /// Removed with the service, unless the caller owns the folder.
     _own: Option<tempfile::TempDir>,
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // Fails only when it is gone already.
+        // Fails only when it has ended already.
         let _ = self.kill();
         // Shown by the test runner when the test fails.
         println!("the service's log:\n{}", tail(self.process.drain()));

@@ -1,4 +1,4 @@
-//! The guest's driver when its host is slow, full or gone: User Mode Linux, at native speed.
+//! The guest's driver when its host is slow, full or has ended: User Mode Linux, at native speed.
 
 use std::thread;
 use std::time::Duration;
@@ -157,7 +157,7 @@ fn a_guest_has_tmem_again_when_its_service_is_killed_and_started_again() -> Resu
     let folder = tempfile::tempdir()?;
     let guests = [("vm1", ",swap=128M")];
     let mut service = Service::start_in(folder.path(), "256M", &guests)?;
-    // Memory enough: what is swapped out is the pages of hog, and nothing else is lost.
+    // Enough memory, so that only pages of hog are swapped out, and nothing else is lost.
     let commands = format!(
         "swap_on tmemswap0; hog size=16M phases=fill,pageout,wait & at_wait; pause out; go; wait $!; \
          echo guest lost $?; pause lost; at_counter revived 1; work size=16M phases=fill,pageout; \

@@ -15,7 +15,8 @@ use tmem_tests::service::Service;
 use tmem_tests::uml::guest::{self, Guest, Setup};
 use tmem_tests::uml::{eventually, eventually_with};
 
-/// What a busy machine needs to boot a kernel that has no first process; far from the patience with a silent guest.
+/// Time that a busy machine needs to boot a kernel that has no first process; much less than the time limit of a silent
+/// guest.
 const AT_ONCE: Duration = Duration::from_secs(60);
 
 /// The wait failed with the end of the console, and not because time ran out.
@@ -144,7 +145,7 @@ fn below(ancestor: u32) -> Result<Processes> {
         .collect())
 }
 
-/// Has a test end in the middle, by what `end` does to it, and waits until all that ran below it is gone.
+/// Ends a test in the middle, with `end`, and waits until all processes below it have ended.
 fn leaves_no_process_behind(end: impl FnOnce(Pid) -> rustix::io::Result<()>) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let runs = folder.path().join("runs");

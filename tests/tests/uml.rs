@@ -335,7 +335,7 @@ fn survived(guest: Guest, ends: &[&str]) -> Result<Console> {
     Ok(console)
 }
 
-/// The same, of a guest that was told that its device is gone.
+/// The same, of a guest that was told that its device has failed.
 fn survived_at_once(guest: Guest, ends: &[&str]) -> Result<()> {
     let console = survived(guest, ends)?;
     ensure!(
@@ -350,7 +350,7 @@ fn survived_at_once(guest: Guest, ends: &[&str]) -> Result<()> {
 fn sigterm_leaves_the_guests_a_broken_device_and_never_wrong_data() -> Result<()> {
     let mut service = Service::start("256M", &[("vm1", ",swap=128M"), ("vm2", ",swap=128M")])?;
     let mut first = start(&service, "vm1", &roomy(&doomed()))?;
-    // One without memory to spare: when its swap is gone it may also run out of it.
+    // A guest without memory to spare: when its swap is lost, it may also run out of memory.
     let rounds = ",random".repeat(ROUNDS);
     let tight = Setup {
         commands: &format!("swap_on tmemswap0; exec guard /bin/hog size=40M phases=fill{rounds}"),
@@ -436,7 +436,8 @@ fn an_operator_changes_a_working_guest_and_it_keeps_every_byte() -> Result<()> {
 fn a_guest_that_is_added_works_and_one_that_is_removed_suffers_alone() -> Result<()> {
     let service = Service::start("256M", &[("vm1", ",swap=128M")])?;
     service.add("vm2", ",swap=128M,weight=3")?;
-    // It pauses in the middle of its work, so that it is at work when the other is removed, whoever starts faster.
+    // It pauses in the middle of its work, so that it is still working when the other is removed, whichever starts
+    // faster.
     let commands = format!(
         "swap_on tmemswap0; hog size=48M phases=fill,wait,random,random & at_wait; pause half; \
          go; wait $!; echo guest work $?; splats; {END}"

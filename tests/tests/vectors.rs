@@ -1,7 +1,7 @@
 //! The kernel of User Mode Linux keeps the floating point state of its processes, however much the host has.
 //!
-//! What is seen here is what this processor has. The state is 512 bytes without XSAVE, 832 with AVX, about 2.5 KiB with
-//! AVX-512, 11 KiB with AMX. A kernel that holds a fixed amount ends at its first process on a host that has more,
+//! This test covers the registers of this processor. The state is 512 bytes without XSAVE, 832 with AVX, about 2.5 KiB
+//! with AVX-512, 11 KiB with AMX. A kernel that holds a fixed amount ends at its first process on a host that has more,
 //! so on such a host every test with a guest of this kind covers that.
 
 use anyhow::{Result, ensure};

@@ -57,7 +57,8 @@ fn ends() -> Result<()> {
     ])
 }
 
-/// What a kernel without ACPI has no way to say is told as what is seen, and never as success.
+/// A kernel without ACPI cannot report some ends. Then the observed end is reported, and never
+/// success.
 fn without_acpi() -> Result<()> {
     all_end(&[
         (

@@ -20,7 +20,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::on_kvm("service-hangs", hangs),
 ];
 
-/// Longer than a guest with `tmem.timeout_ms=3000` has patience, and long enough for two lines about its wait.
+/// Longer than a guest with `tmem.timeout_ms=3000` waits, and long enough for two lines about its wait.
 const HANG: Duration = Duration::from_secs(25);
 
 /// A service that hangs with requests of the guest in its hands, is given up, and goes on later: what it then writes
@@ -77,7 +77,7 @@ fn sleep() -> Result<()> {
     const NAP: &str = "nap() { echo $2 >/sys/power/$1; echo guest slept $1 $2 $?; }; \
          cd /sys/power; echo devices >pm_test; echo 1 >/sys/module/suspend/parameters/pm_test_delay";
     let setup = Setup {
-        // To hibernate, memory has room for the image beside what comes home.
+        // To hibernate, memory has room for the image and for the pages that are loaded.
         memory: "88M".into(),
         kernel_words: "tmem=1",
         ..Setup::default()

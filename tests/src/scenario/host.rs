@@ -267,7 +267,7 @@ fn terminate() -> Result<()> {
     Ok(())
 }
 
-/// A guest that does nothing when its power button is pressed has its grace time, or until somebody insists.
+/// A guest that does nothing when its power button is pressed loses its power after its grace time, or at a second signal.
 fn deaf() -> Result<()> {
     const PRESSED: &str = "tmem: SIGTERM: pressed the guest's power button";
     for (options, insists) in [

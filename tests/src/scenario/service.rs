@@ -72,7 +72,7 @@ fn two_guests() -> Result<()> {
     for ((guest, host), name) in guests.into_iter().zip(&stats).zip(names) {
         let console = guest.finish()?;
         console.verified(1)?;
-        // The kernel swaps on its own too: the guest looks at its counters before and after we look at the service's.
+        // The kernel swaps on its own too: the guest prints its counters before and after the service's are read.
         for (counter, figure) in [("stores_ok", "/stores"), ("loads_ok", "/loads")] {
             let (before, after) = (
                 both(&console, "end", counter)?,
@@ -105,7 +105,7 @@ fn dies() -> Result<()> {
         kernel_words: "tmem=1 tmem.frontswap=0",
         ..Setup::default()
     };
-    // Memory enough: what is swapped out is the pages of hog, and nothing else is lost.
+    // Enough memory, so that only pages of hog are swapped out, and nothing else is lost.
     let mut guest = Guest::start(
         &setup,
         "swap_on tmemswap0; hog size=16M phases=fill,pageout,wait & at_wait; counters out; pause out; \

@@ -1,4 +1,4 @@
-//! The guest's bytes: they come back, whatever it does with its memory and whatever the host can hold.
+//! The guest's bytes are loaded unchanged, whatever it does with its memory and however much the host can store.
 
 use anyhow::{Context, Result, ensure};
 
@@ -86,7 +86,7 @@ fn swapoff(machine: Machine) -> Result<()> {
         let setup = Setup {
             kernel_words: words,
             disk: Some(128 * MIB),
-            // Without swap there is room for what comes home.
+            // After `swapoff` there is room for the pages that are loaded.
             memory: "40M".into(),
             ..Setup::on(machine)
         };
@@ -101,7 +101,7 @@ fn swapoff(machine: Machine) -> Result<()> {
         guest.go_on()?;
         guest.wait_for("guest swapoff 0")?;
         guest.wait_for("guest pause empty")?;
-        // What is given up leaves the guest a little later.
+        // The guest sends invalidates a little later.
         let mut left = (0, 0);
         let waited = eventually("the store is empty", || {
             let host = guest.stats()?;

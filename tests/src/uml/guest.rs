@@ -104,7 +104,7 @@ impl Guest {
 
     /// Kills it and the processes it runs its own in, at once.
     pub fn kill(&mut self) {
-        // Fails only when it is gone already.
+        // Fails only when it has ended already.
         let _ = self.process.kill();
     }
 
@@ -149,8 +149,8 @@ impl Guest {
     }
 }
 
-/// Waits until `condition` is true, and for no guest that has ended. It takes what time it needs as long as one of the
-/// guests says something new.
+/// Waits until `condition` is true. It fails when a guest has ended, and has no time limit as long as one of the guests
+/// prints new lines.
 ///
 /// # Errors
 /// One of the guests ended before, or all said nothing new for [`PATIENCE`].

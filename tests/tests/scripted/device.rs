@@ -34,7 +34,7 @@ pub(crate) struct Script {
     pub(crate) hold: bool,
     /// Pages that are still accepted. One that is given up makes room for another.
     pub(crate) room: usize,
-    /// What a load is told.
+    /// The status of a load.
     pub(crate) loads: Status,
     /// Requests for pages, in the order of the ring.
     pub(crate) seen: Vec<Seen>,
