@@ -193,7 +193,7 @@ static void tmem_area_detach(struct tmem_area *area, struct tmem_dev *dev)
 	for (i = 0; i < area->nr_queues; i++) {
 		struct tmem_queue *q = &dev->queues[i];
 
-		/* Batches which nobody waits for may still be at the host */
+		/* Batches that no task waits for may still be at the host */
 		spin_lock_irqsave(&q->lock, flags);
 		for (j = 0; j < q->nr_slots; j++) {
 			if (q->slots[j]->area == area)
@@ -206,7 +206,7 @@ static void tmem_area_detach(struct tmem_area *area, struct tmem_dev *dev)
 
 /**
  * tmem_area_destroy() - give all pages of an area up, and the area
- * @area: area; the caller sees to it that nobody uses it
+ * @area: area; the caller ensures that it is not used
  *
  * May sleep.
  */
@@ -219,8 +219,9 @@ void tmem_area_destroy(struct tmem_area *area)
 	dev = srcu_dereference(area->dev, &tmem_srcu);
 	if (dev) {
 		/*
-		 * Under this lock no worker has a batch at the host. One that
-		 * rode along is executed before what its queue gets next.
+		 * Under this lock no worker has a batch at the host. A batch
+		 * that shared a doorbell is executed before later requests of
+		 * its queue.
 		 */
 		mutex_lock(&dev->lock);
 		if (!tmem_control(dev, VIRTIO_TMEM_OP_INVALIDATE_OBJECT,
@@ -234,8 +235,8 @@ void tmem_area_destroy(struct tmem_area *area)
 }
 
 /*
- * The device goes: its areas stay with their users, and fail. The lock of the
- * device is held, its queues are closed.
+ * The device is removed: its areas stay with their users, and fail. The lock of
+ * the device is held, its queues are closed.
  */
 void tmem_areas_detach(struct tmem_dev *dev)
 {
@@ -259,12 +260,12 @@ int tmem_area_may_lose(struct tmem_area *area)
 	memalloc_noio_restore(noio);
 	if (!lost)
 		return -ENOMEM;
-	/* Whoever sees the bits sees them clear; the device's lock is held */
+	/* A reader of the bits sees them clear; the device's lock is held */
 	smp_store_release(&area->lost, lost);
 	return 0;
 }
 
-/* The block at @first: what was present is lost, nothing is pending. */
+/* The block at @first: its present pages are lost, nothing is pending. */
 static void tmem_area_lose_block(struct tmem_area *area,
 				 struct tmem_pending *p, unsigned long first)
 {
@@ -303,10 +304,10 @@ static void tmem_area_lose_queue(struct tmem_area *area, struct tmem_queue *q)
 }
 
 /**
- * tmem_areas_lose() - the pools of a device are gone
+ * tmem_areas_lose() - mark the pages of a device as lost
  * @dev: device; nothing is stored, and no answer is awaited
  *
- * What the host had is lost from now on, until its owner gives it up.
+ * A page at the host is lost from now on, until its owner gives it up.
  *
  * Return: 0, or -ENOMEM and some areas are as they were.
  */

@@ -22,11 +22,11 @@
 #define TMEM_PAGE_SECTORS	(PAGE_SIZE >> SECTOR_SHIFT)
 
 /**
- * struct tmem_disk - the disk; outlives the device while somebody has it open
- * @disk: what the block layer knows
+ * struct tmem_disk - the disk; outlives the device while it is open
+ * @disk: its representation in the block layer
  * @area: the blocks
  * @id: number in the name
- * @bounce_lock: protects @bounce; taken before what tmem_load() takes
+ * @bounce_lock: protects @bounce; taken before the locks of tmem_load()
  * @bounce: for parts of blocks, which swap never asks for
  */
 struct tmem_disk {
@@ -194,7 +194,7 @@ static void tmem_disk_free(struct tmem_disk *td)
 	kfree(td);
 }
 
-/* The last one who had the disk open is gone, and so is the device */
+/* The last user closed the disk, and the device is removed */
 static void tmem_free_disk(struct gendisk *disk)
 {
 	tmem_disk_free(disk->private_data);
@@ -266,7 +266,7 @@ free:
 	return err;
 }
 
-/* The queues of the device are down: what is in flight fails. */
+/* The queues of the device are closed: pending requests fail. */
 void tmem_block_detach(struct tmem_dev *dev)
 {
 	struct tmem_disk *td = dev->disk;

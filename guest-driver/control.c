@@ -69,7 +69,7 @@ void tmem_destroy_pool(struct tmem_dev *dev, enum tmem_user user)
 		     NULL);
 }
 
-/* Pools for those who had some: all of them, or the device is given up. */
+/* Pools for the users that had some: all of them, or the device is given up. */
 int tmem_create_pools(struct tmem_dev *dev)
 {
 	enum tmem_user user;

@@ -39,8 +39,8 @@ static int tmem_validate(struct virtio_device *vdev)
 	/* A table of indirect descriptors is allocated for each request */
 	__virtio_clear_bit(vdev, VIRTIO_RING_F_INDIRECT_DESC);
 	/*
-	 * Event indices cannot say "no interrupt", only "not soon", where the
-	 * flag of the available ring can.
+	 * An event index can only say "not soon"; the flag of the available
+	 * ring can say "no interrupt".
 	 */
 	__virtio_clear_bit(vdev, VIRTIO_RING_F_EVENT_IDX);
 	return 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Virtio transcendent memory driver: what debugfs shows.
+ * Virtio transcendent memory driver: the file in debugfs.
  *
  * /sys/kernel/debug/tmem/stats has a line "name value" for each counter. Those
  * up to "device" only grow.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Virtio transcendent memory driver: the virtqueues and what the host says on its
- * own: events and changes of the configuration.
+ * Virtio transcendent memory driver: the virtqueues, and messages of the host:
+ * events and changes of the configuration.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -159,7 +159,7 @@ int tmem_open(struct tmem_dev *dev)
 	return 0;
 }
 
-/* Free the virtqueues: the device is quiet, and nobody has a request. */
+/* Free the virtqueues: the device is quiet, and there are no requests. */
 void tmem_close(struct tmem_dev *dev)
 {
 	if (!dev->has_vqs)
@@ -168,14 +168,14 @@ void tmem_close(struct tmem_dev *dev)
 	virtio_break_device(dev->vdev);
 	virtio_synchronize_cbs(dev->vdev);
 	cancel_work_sync(&dev->event_work);
-	/* Who sends invalidates is between two requests */
+	/* A task that sends invalidates is between two requests */
 	mutex_lock(&dev->lock);
 	dev->vdev->config->del_vqs(dev->vdev);
 	dev->has_vqs = false;
 	mutex_unlock(&dev->lock);
 }
 
-/* What of the configuration the driver relies on */
+/* The part of the configuration on which the driver relies */
 void tmem_read_config(struct virtio_device *vdev, u32 *page_size,
 		      u16 *nr_queues, u16 *max_batch)
 {

@@ -16,7 +16,7 @@
 
 /* Taken in swapon, so before the lock of the device */
 static DEFINE_MUTEX(tmem_frontswap_lock);
-/* New swap areas go there; protected by the lock */
+/* The device for new swap areas; protected by the lock */
 static struct tmem_dev *tmem_frontswap_dev;
 /* The backend cannot be unregistered */
 static bool tmem_frontswap_registered;

@@ -3,10 +3,10 @@
  * Virtio transcendent memory driver: pages that are given up.
  *
  * Pages are given up under spinlocks of the swap code, often many at once and
- * often to be stored again soon. So giving up sets a bit, and no more. The next
- * stores on the queue take the keys along in their doorbell, and a worker sends
- * what is left a little later. A store to the key clears the bit: it replaces
- * the old data, there is nothing left to give up.
+ * often to be stored again soon. So giving up only sets a bit. The next stores
+ * on the queue send the keys with their own doorbell, and a worker sends the
+ * rest a little later. A store to the key clears the bit: it replaces the old
+ * data, so no invalidate is needed.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -100,8 +100,8 @@ void tmem_ride(struct tmem_area *area, struct tmem_queue *q, unsigned int min)
  * @q: queue of the page, its lock is held
  * @index: index of the page in the area
  *
- * What the host has becomes pending, and so does what is saved: it may be on its
- * way to the host.
+ * A page at the host becomes pending, and so does a saved page: it may be on
+ * its way to the host.
  */
 void tmem_give_up(struct tmem_area *area, struct tmem_queue *q,
 		  unsigned long index)
@@ -127,7 +127,7 @@ void tmem_give_up(struct tmem_area *area, struct tmem_queue *q,
  * @area: area
  * @index: index of the page in the area
  *
- * A later tmem_load() says -ENOENT. The host hears of it later. In any context;
+ * A later tmem_load() returns -ENOENT. The host is told later. In any context;
  * it neither sleeps nor rings the doorbell.
  */
 void tmem_invalidate(struct tmem_area *area, unsigned long index)
@@ -167,7 +167,7 @@ out:
 	srcu_read_unlock(&tmem_srcu, srcu);
 }
 
-/* Send a batch of what is pending for one queue, and wait for the answer. */
+/* Send a batch of pending keys of one queue, and wait for the answer. */
 static int tmem_flush_batch(struct tmem_area *area, struct tmem_queue *q)
 {
 	struct tmem_slot *slot;
@@ -231,7 +231,7 @@ void tmem_flush_work(struct work_struct *work)
 	mutex_lock(&dev->lock);
 	list_for_each_entry(area, &dev->areas, list) {
 		for (i = 0; i < area->nr_queues; i++) {
-			/* Without the lock: what comes now queues the work */
+			/* Without the lock: a new invalidate queues the work */
 			while (READ_ONCE(area->queue[i].count) &&
 			       !tmem_flush_batch(area, &dev->queues[i]))
 				cond_resched();

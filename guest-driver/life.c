@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Virtio transcendent memory driver: coming back.
+ * Virtio transcendent memory driver: reviving a device.
  *
- * After a device was given up the driver goes on trying to have one again, whose
- * pools are empty.
+ * After a device was given up, the driver tries to use it again, with empty
+ * pools.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -23,7 +23,7 @@ void tmem_shut(struct tmem_dev *dev)
 	tmem_close(dev);
 }
 
-/* The device is reset: make it ours once more, with the features it had. */
+/* The device is reset: negotiate the features that it had. */
 static int tmem_negotiate(struct tmem_dev *dev)
 {
 	struct virtio_device *vdev = dev->vdev;

@@ -22,7 +22,7 @@
 /* How long the host is not asked again after it refused a page */
 #define TMEM_FULL_MS		10
 
-/* What has to be so when a store enters the ring; lock held. */
+/* Update the bits when a store enters the ring; lock held. */
 static int tmem_begin_store(struct tmem_area *area, struct tmem_queue *q,
 			    unsigned long index, struct page *page, bool saved)
 {
@@ -48,8 +48,8 @@ static int tmem_begin_store(struct tmem_area *area, struct tmem_queue *q,
  * @op: VIRTIO_TMEM_OP_STORE or VIRTIO_TMEM_OP_LOAD
  * @index: index of the page in the area
  * @page: the data
- * @saved: whether @page is what tmem_area.saved has of it
- * @status: for what the host said
+ * @saved: whether @page is the one in tmem_area.saved
+ * @status: set to the status from the host
  *
  * May sleep, as long as the host takes and the device has not failed.
  *
@@ -129,7 +129,7 @@ static void tmem_set_full(struct tmem_dev *dev)
 	WRITE_ONCE(dev->full, true);
 }
 
-/* No store entered the ring: what the guest itself had of it goes, too. */
+/* No store entered the ring: drop the copy in the guest, too. */
 static void tmem_forget_saved(struct tmem_area *area, struct tmem_dev *dev,
 			      unsigned long index)
 {
@@ -141,7 +141,7 @@ static void tmem_forget_saved(struct tmem_area *area, struct tmem_dev *dev,
 	spin_unlock_irqrestore(&q->lock, flags);
 }
 
-/* Count what the host said to a store, and make an error of it. */
+/* Count the host's answer to a store, and turn it into an error. */
 static int tmem_store_result(struct tmem_area *area, u8 status)
 {
 	switch (status) {
@@ -224,9 +224,9 @@ static int tmem_try_store(struct tmem_area *area, unsigned long index,
  * @index: index of the page in the area
  * @page: the data
  *
- * When it fails, what the host had for this index is gone. May sleep.
+ * When it fails, the host's page for this index is dropped. May sleep.
  *
- * A refused page is offered again by whoever tries next: the swap device behind
+ * A refused page is offered again by the next caller: the swap device behind
  * frontswap, reclaim. For a short while after a refusal the host is not asked,
  * unless there is reason to think that it has room.
  *
@@ -244,8 +244,8 @@ int tmem_store(struct tmem_area *area, unsigned long index, struct page *page)
 }
 
 /*
- * What is known without the host: 0 with the page, -ENOENT when there is none,
- * -EIO when it is lost; 1 when the host has it.
+ * The result without asking the host: 0 with the page, -ENOENT when there is
+ * none, -EIO when it is lost; 1 when the host has it.
  */
 static int tmem_load_here(struct tmem_area *area, struct tmem_dev *dev,
 			  unsigned long index, struct page *page)
@@ -269,7 +269,7 @@ static int tmem_load_here(struct tmem_area *area, struct tmem_dev *dev,
 	return found;
 }
 
-/* An accepted page does not come back. */
+/* The host does not give an accepted page back. */
 static void tmem_report_lost(struct tmem_area *area, struct tmem_dev *dev,
 			     unsigned long index, u8 status)
 {
@@ -353,7 +353,7 @@ static int tmem_try_load(struct tmem_area *area, unsigned long index,
  * May sleep.
  *
  * Return: 0; -ENOENT when no data was accepted for this index, or it was given
- * up; -EIO when there was data and it cannot be had: what is in @page is then
+ * up; -EIO when there was data and it cannot be loaded: @page is then
  * undefined.
  */
 int tmem_load(struct tmem_area *area, unsigned long index, struct page *page)

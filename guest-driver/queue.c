@@ -27,14 +27,14 @@
 /*
  * The host asked for no doorbell as it was at work on this queue, yet there is
  * no answer: ring. A host that works in the exit then answers before it
- * returns, so that nobody has to sleep until an interrupt.
+ * returns, so that no task has to sleep until an interrupt.
  */
 #define TMEM_KICK_AGAIN_US	50
 /* Poll that long, then sleep until an interrupt */
 #define TMEM_POLL_US		200
-/* How often a sleeper looks whether the device still works */
+/* How often a sleeper checks whether the device still works */
 #define TMEM_CHECK_MS		100
-/* After that long without any answer, and again, the log says so */
+/* Time without any answer after which there is a line in the log */
 #define TMEM_STALL_MS		10000
 
 static unsigned int tmem_timeout_ms;
@@ -172,7 +172,7 @@ void tmem_slot_release(struct tmem_queue *q, struct tmem_slot *slot)
 
 /*
  * Take all answers from the used ring. In the order of the ring, so that the
- * bitmaps of an area follow what the host did.
+ * bitmaps of an area match the host.
  */
 static void tmem_queue_reap(struct tmem_queue *q)
 {
@@ -238,7 +238,7 @@ static void tmem_sleep_begin(struct tmem_queue *q)
 	unsigned long flags;
 
 	spin_lock_irqsave(&q->lock, flags);
-	/* What came before this is seen by the condition of the sleeper */
+	/* The condition of the sleeper sees all changes before this */
 	if (!q->sleepers++ && !q->closed)
 		virtqueue_enable_cb(q->vq);
 	spin_unlock_irqrestore(&q->lock, flags);
@@ -259,8 +259,8 @@ static void tmem_sleep_end(struct tmem_queue *q)
  * @q: queue
  * @kind: size of the slot
  *
- * Every slot has an owner who waits for the host, and who closes the queue when
- * the device has failed: that is what ends this wait.
+ * Every slot has an owner that waits for the host, and that closes the queue
+ * when the device has failed: so this wait ends.
  *
  * Return: the slot, or NULL when the queue is closed.
  */
@@ -292,7 +292,7 @@ void tmem_slot_put(struct tmem_queue *q, struct tmem_slot *slot)
  * tmem_queue_add() - make a request available to the host
  * @q: queue, its lock is held
  * @slot: request; its header and its entries are filled in
- * @page: what is to be stored or loaded, or NULL
+ * @page: page to store or load, or NULL
  *
  * Return: 0, or -EIO when the queue is closed or broken.
  */
@@ -342,7 +342,7 @@ static bool tmem_slot_done(struct tmem_queue *q, struct tmem_slot *slot)
 
 	if (tmem_slot_is_done(slot))
 		return true;
-	/* Whoever has the lock now takes our answer too, or we come again */
+	/* The owner of the lock takes our answer, too, or we try again */
 	if (!spin_trylock_irqsave(&q->lock, flags))
 		return false;
 	if (!q->closed)
@@ -365,7 +365,7 @@ static bool tmem_slot_done_or_closed(struct tmem_queue *q,
 	return tmem_slot_is_done(slot) || closed || virtqueue_is_broken(q->vq);
 }
 
-/* The evidence on which a device is given up: it says so, or it is gone. */
+/* The evidence on which a device is given up: it needs a reset, or is gone. */
 static bool tmem_device_failed(struct tmem_queue *q)
 {
 	struct virtio_device *vdev = q->dev->vdev;
@@ -400,7 +400,7 @@ static bool tmem_queue_poll(struct tmem_queue *q, struct tmem_slot *slot,
 			kicked = true;
 		}
 	} while (us < TMEM_POLL_US);
-	/* The doorbell, or who had the lock, may have taken all that time */
+	/* The doorbell, or the lock's owner, may have taken all that time */
 	tmem_slot_done_or_closed(q, slot);
 	return tmem_slot_is_done(slot);
 }
@@ -417,8 +417,8 @@ static void tmem_report_stall(struct tmem_queue *q, unsigned int idle_ms)
 }
 
 /*
- * Time in which the guest or its host did not run does not count: what counts is
- * how often a sleeper woke up and the queue had not moved.
+ * Time in which the guest or its host did not run does not count: the driver
+ * counts how often a sleeper woke up and the queue had no new answer.
  */
 static int tmem_queue_sleep(struct tmem_queue *q, struct tmem_slot *slot)
 {
@@ -477,7 +477,7 @@ int tmem_queue_wait(struct tmem_queue *q, struct tmem_slot *slot, bool kick,
 	return tmem_queue_sleep(q, slot);
 }
 
-/* What the host said to entry @i; of an inconsistent answer, INVALID. */
+/* The host's status of entry @i; INVALID if the answer is inconsistent. */
 u8 tmem_slot_status(struct tmem_slot *slot, unsigned int i)
 {
 	u8 status;

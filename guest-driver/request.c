@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Virtio transcendent memory driver: what a request about pages says, and what
- * its answer changes.
+ * Virtio transcendent memory driver: requests about pages, and the changes by
+ * their answers.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 

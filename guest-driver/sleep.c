@@ -3,8 +3,8 @@
  * Virtio transcendent memory driver: suspend and hibernation.
  *
  * A device is reset when the guest wakes up, and that destroys its pools. So
- * the pages at the host come home before, into memory of the guest, and go out
- * again after. Where memory has no room for them the guest does not sleep.
+ * the pages at the host are loaded into memory of the guest before, and stored
+ * again after. Without enough memory for them the guest does not sleep.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -13,10 +13,10 @@
 
 #include "tmem.h"
 
-/* Takes what is free, and does not ask for more: no I/O, no OOM killer */
+/* Takes only free memory: no I/O, no OOM killer */
 #define TMEM_SAVE_GFP	(GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN)
 
-/* Keep a page that came home, unless it was given up meanwhile. */
+/* Keep a loaded page, unless it was given up meanwhile. */
 static int tmem_keep_page(struct tmem_area *area, struct tmem_dev *dev,
 			  unsigned long index, struct page *page)
 {
@@ -46,7 +46,7 @@ static int tmem_keep_page(struct tmem_area *area, struct tmem_dev *dev,
 	return err;
 }
 
-/* Get one page home. */
+/* Load one page into memory of the guest. */
 static int tmem_save_page(struct tmem_area *area, struct tmem_dev *dev,
 			  unsigned long index)
 {
@@ -64,7 +64,7 @@ static int tmem_save_page(struct tmem_area *area, struct tmem_dev *dev,
 	else if (!err && status == VIRTIO_TMEM_S_OK)
 		err = tmem_keep_page(area, dev, index, page);
 	else if (!err)
-		/* What the host lost before keeps nobody awake */
+		/* A page that was lost before does not prevent the sleep */
 		err = tmem_area_may_lose(area);
 	put_page(page);
 	return err;
@@ -86,7 +86,7 @@ static void tmem_drop_saved(struct tmem_area *area, struct tmem_dev *dev)
 	}
 }
 
-/* Get all pages home. When that fails they stay where they are. */
+/* Load all pages. When that fails they stay where they are. */
 static int tmem_save(struct tmem_dev *dev)
 {
 	struct tmem_area *area;
@@ -103,7 +103,7 @@ static int tmem_save(struct tmem_dev *dev)
 		}
 	}
 out:
-	/* Unless the host is gone it has what came home as well */
+	/* Unless the host is gone, it still has the loaded pages, too */
 	if (err && READ_ONCE(dev->open)) {
 		list_for_each_entry(area, &dev->areas, list)
 			tmem_drop_saved(area, dev);
@@ -112,7 +112,7 @@ out:
 	return err;
 }
 
-/* What is saved is not lost. */
+/* Saved pages are not lost. */
 static void tmem_keep_saved(struct tmem_dev *dev)
 {
 	struct tmem_area *area;
@@ -157,7 +157,7 @@ static void tmem_send_page(struct tmem_area *area, struct tmem_dev *dev,
 	put_page(page);
 }
 
-/* The pages go out again; those which the host refuses stay in the guest. */
+/* Store the pages again; those that the host refuses stay in the guest. */
 static void tmem_send_saved(struct tmem_dev *dev)
 {
 	struct tmem_area *area;
@@ -208,7 +208,7 @@ out:
 	return err;
 }
 
-/* A device that does not come back now comes back later, or never. */
+/* A device that cannot be revived now is revived later, or never. */
 int tmem_restore(struct virtio_device *vdev)
 {
 	struct tmem_dev *dev = vdev->priv;

@@ -2,9 +2,9 @@
 /*
  * Virtio transcendent memory driver: the state of the device.
  *
- * A device is given up when it says that it needs a reset, when its ring is
- * broken or its host is gone; not because an answer takes long. What the host
- * had is lost then.
+ * A device is given up when it needs a reset, when its ring is broken or its
+ * host is gone; not because an answer takes long. The pages at the host are
+ * lost then.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -14,7 +14,7 @@
 
 #include "tmem.h"
 
-/* How long until the first try to come back, and at most until the next */
+/* Time until the first try to revive it, and at most until the next */
 #define TMEM_REVIVE_MIN		HZ
 #define TMEM_REVIVE_MAX		(4 * HZ)
 
@@ -30,9 +30,9 @@ static DECLARE_WAIT_QUEUE_HEAD(tmem_resumed);
 /*
  * Reset the device, and wait until it is quiet.
  *
- * Until the status reads zero the host may write to what is in the rings: pages
- * of this guest, and the rings themselves. No page is given back and no ring is
- * freed before. So this waits without a bound.
+ * Until the status reads zero, the host may write to the buffers in the rings,
+ * which are pages of this guest, and to the rings themselves. No page is given
+ * back and no ring is freed before. So this waits without a bound.
  */
 static void tmem_reset_quietly(struct tmem_dev *dev)
 {
@@ -92,9 +92,9 @@ static void tmem_die(struct tmem_dev *dev)
  * @dev: device
  * @why: for the log, or NULL
  *
- * What the host keeps is lost. Resets the device, so that the host cannot write
- * to a page which its owner takes back without an answer. May sleep; whoever
- * else calls returns after the reset.
+ * The pages at the host are lost. Resets the device, so that the host cannot
+ * write to a page which its owner takes back without an answer. May sleep; a
+ * second caller returns after the reset, too.
  */
 void tmem_break(struct tmem_dev *dev, const char *why)
 {
@@ -149,7 +149,7 @@ void tmem_quiesce(struct tmem_dev *dev)
 	else
 		tmem_reset_quietly(dev);
 	mutex_unlock(&dev->break_lock);
-	/* Who saw it fail has left now */
+	/* The tasks that saw it fail have left now */
 	synchronize_srcu(&tmem_srcu);
 }
 
@@ -207,7 +207,7 @@ void tmem_lose(struct tmem_dev *dev)
 	mutex_unlock(&dev->break_lock);
 }
 
-/* An attempt to come back failed: the next one comes later. */
+/* An attempt to revive the device failed: the next one is later. */
 void tmem_retry(struct tmem_dev *dev)
 {
 	mutex_lock(&dev->break_lock);

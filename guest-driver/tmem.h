@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Virtio transcendent memory driver: what its files share.
+ * Virtio transcendent memory driver: declarations that its files share.
  *
  * README.md has the structures, the lock order and the contexts.
  */
@@ -29,21 +29,21 @@
 #define TMEM_BLOCK_SHIFT	6
 #define TMEM_BLOCK_PAGES	BIT(TMEM_BLOCK_SHIFT)
 
-/* What becomes of an operation on a page */
+/* How operations on pages are handled */
 enum tmem_state {
-	TMEM_RUN,	/* it goes to the host */
-	TMEM_PAUSED,	/* it waits: the guest goes to sleep, or wakes up */
+	TMEM_RUN,	/* they go to the host */
+	TMEM_PAUSED,	/* they wait: the guest goes to sleep, or wakes up */
 	TMEM_DEAD,	/* it fails: the device was given up */
 };
 
-/* Who uses an area */
+/* The user of an area */
 enum tmem_user {
 	TMEM_USER_FRONTSWAP,
 	TMEM_USER_BLOCK,
 	TMEM_NR_USERS,
 };
 
-/* Counters of one user, and what the host answered */
+/* Counters of one user, by the answers of the host */
 enum tmem_op_stat {
 	TMEM_STORES_OK,
 	TMEM_STORES_NO_SPACE,
@@ -91,7 +91,7 @@ enum tmem_slot_kind {
 	TMEM_NR_SLOT_KINDS,
 };
 
-/* What the host reads and writes; allocated once, never on a stack */
+/* Buffers of the host; allocated once, never on a stack */
 struct tmem_out {
 	struct virtio_tmem_req req;
 	struct virtio_tmem_entry entry[];
@@ -106,18 +106,18 @@ struct tmem_queue;
 
 /**
  * struct tmem_slot - one request
- * @list: in tmem_queue.free[kind] while nobody uses the slot
+ * @list: in tmem_queue.free[kind] while the slot is not used
  * @kind: size of the buffers
  * @done: the answer is in @in; written under the lock of the queue, read
  *	without
- * @async: nobody waits: whoever finds the answer frees the slot
- * @len: bytes the host says it wrote
+ * @async: no task waits: the task that finds the answer frees the slot
+ * @len: length in the used ring
  * @count: entries in the request
  * @area: area whose bitmaps the answer concerns, or NULL
- * @complete: changes the bitmaps of @area as the answer says; under the lock of
- *	the queue
- * @out: what the host reads
- * @in: what the host writes
+ * @complete: applies the answer to the bitmaps of @area; under the lock of the
+ *	queue
+ * @out: read by the host
+ * @in: written by the host
  */
 struct tmem_slot {
 	struct list_head list;
@@ -139,12 +139,12 @@ struct tmem_slot {
  * @lock: protects the ring, the slots and, of each area, the bits of the
  *	blocks that belong to this queue
  * @vq: virtqueue
- * @closed: no request enters the ring, and nobody looks for answers: there is
- *	no ring at the device
+ * @closed: no request enters the ring, and it is not polled for answers: there
+ *	is no ring at the device
  * @reaped: answers taken from the ring
  * @sleepers: tasks in @wait; interrupts are on while there are any
  * @wait: for an answer or for a slot
- * @free: slots nobody uses, by kind
+ * @free: unused slots, by kind
  * @nr_slots: length of @slots
  * @slots: all slots
  */
@@ -174,30 +174,31 @@ struct tmem_queue {
  * @nr_queues: length of @queues
  * @queues: request queues
  * @max_batch: most entries in a request
- * @life_lock: one at a time sets the device up or takes it down: probe, sleep,
- *	coming back, remove
- * @lock: protects @areas, and keeps them there for who sends their invalidates
+ * @life_lock: held while the device is set up or taken down: probe, sleep,
+ *	reviving, remove
+ * @lock: protects @areas, and keeps them for the task that sends their
+ *	invalidates
  * @areas: areas on this device
  * @pool: ids of the pools, by user
  * @has_user: whether the user is there, and needs its pool
- * @break_lock: protects @state, @open and @leaving; makes everybody who saw the
- *	device fail wait until the host has let go of all pages
- * @state: what becomes of operations on pages
+ * @break_lock: protects @state, @open and @leaving; all tasks that saw the
+ *	device fail wait until the host does not use their pages any more
+ * @state: how operations on pages are handled
  * @open: the rings are at the device
- * @leaving: the driver is removed, or asleep: no coming back
+ * @leaving: the driver is removed, or asleep: the device is not revived
  * @has_vqs: there are virtqueues; under @life_lock
- * @revive_work: tries to come back
+ * @revive_work: tries to revive the device
  * @revive_delay: how long until the next try, in jiffies
  * @wq: for all work here
- * @flush_work: sends invalidates which did not ride with another request
+ * @flush_work: sends invalidates that were not sent with another request
  * @full: the host refused a store: do not ask again before @full_until
  * @full_until: in jiffies
  * @hibernating: no stores: the host keeps nothing while the guest is off
- * @pm: hears of hibernation
+ * @pm: notified of hibernation
  * @disk: swap disk, or NULL
- * @host_pressure: what the host said last, VIRTIO_TMEM_PRESSURE_
- * @host_limit: what the host said last, in bytes
- * @host_used: what the host said last, in bytes
+ * @host_pressure: last value from the host, VIRTIO_TMEM_PRESSURE_
+ * @host_limit: last value from the host, in bytes
+ * @host_used: last value from the host, in bytes
  */
 struct tmem_dev {
 	struct virtio_device *vdev;
@@ -240,7 +241,7 @@ struct tmem_dev {
 };
 
 /**
- * struct tmem_pending - what concerns one queue of an area
+ * struct tmem_pending - the part of an area that belongs to one queue
  * @count: bits in tmem_area.pending
  * @pages: bits in tmem_area.present
  * @hint: where the next search starts
@@ -255,7 +256,7 @@ struct tmem_pending {
 
 /**
  * struct tmem_area - the pages of one object: a swap area or the disk
- * @dev: NULL once the device is gone
+ * @dev: NULL after the device was removed
  * @list: in tmem_dev.areas
  * @user: whose pool it is in
  * @object: its name there
@@ -263,14 +264,14 @@ struct tmem_pending {
  * @nr_queues: length of @queue
  * @present: pages which the host has accepted and still has to keep
  * @pending: pages which were given up, and the host does not know yet
- * @lost: pages which were present when the device was given up, and are not
- *	given up by their owner; NULL while there was no such page
- * @saved: pages which came home while the guest slept, and are not at the host
- *	again
- * @queue: what concerns one queue, under its lock
+ * @lost: pages that were present when the device was given up, and that their
+ *	owner did not give up; NULL as long as there was no such page
+ * @saved: pages that were loaded before the guest slept, and are not at the
+ *	host again
+ * @queue: the parts that belong to one queue, under its lock
  *
- * A page is never present and pending. The bits of a page and what is saved of
- * it are protected by the lock of its queue.
+ * A page is never present and pending. The lock of its queue protects the bits
+ * of a page and its saved copy.
  */
 struct tmem_area {
 	struct tmem_dev __rcu *dev;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Virtio transcendent memory driver: what of the guest keeps pages at the host,
- * swap areas and a swap disk, each with a persistent pool.
+ * Virtio transcendent memory driver: the users of the device, swap areas and a
+ * swap disk, each with a persistent pool.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -15,7 +15,7 @@ static bool tmem_frontswap = true;
 module_param_named(frontswap, tmem_frontswap, bool, 0444);
 MODULE_PARM_DESC(frontswap, "Store pages of swap areas (on by default)");
 
-/* Negative: what the host suggests */
+/* Negative: the size that the host suggests */
 static s64 tmem_swap_bytes = -1;
 
 static int tmem_swap_set(const char *val, const struct kernel_param *kp)
@@ -89,7 +89,7 @@ static void tmem_start_block(struct tmem_dev *dev)
 	dev_info(d, "swap disk of %llu KiB\n", bytes >> 10);
 }
 
-/* Who wants pages at the host, and has no place for them yet. */
+/* The users that need a pool and have none yet. */
 void tmem_start_users(struct tmem_dev *dev)
 {
 	if (!dev->has_user[TMEM_USER_FRONTSWAP])

@@ -51,15 +51,15 @@
  *
  * A pool is persistent or ephemeral. A page that a persistent pool accepted is
  * kept until it is overwritten or invalidated. A page in an ephemeral pool may
- * vanish at any time, but what a load returns is never stale. A load from a
+ * be dropped at any time, but a load never returns stale data. A load from a
  * private ephemeral pool also removes the page; from a persistent or a shared
  * pool it does not. A shared pool is an ephemeral pool that several guests use
  * under one group name.
  *
  * The device may refuse any store, for want of space or because the host froze
- * the guest. A store that was refused removes what the key held before: a
- * later load finds nothing, never the older data. Invalidating what is not
- * there succeeds.
+ * the guest. A store that was refused removes the page that was under its key:
+ * a later load finds nothing, never the older data. Invalidating a page that
+ * does not exist succeeds.
  *
  * Queue 0 is the event queue, queues 1 to num_request_queues are request
  * queues. The device may execute a request while the write to the queue's
@@ -70,9 +70,10 @@
  * returned before it makes the next available; and it waits for the answer of
  * CREATE_POOL before it uses the pool.
  *
- * The id of a pool has 24 random bits: who knows it is the driver that created
- * the pool. Where the queues may have changed hands, a request for a pool that
- * does not exist frees the pools of before, unless one was named since.
+ * The id of a pool has 24 random bits: a driver that knows it is the driver
+ * that created the pool. When the queues may have a new driver, a request for a
+ * pool that does not exist frees the earlier pools, unless one of them was
+ * named since.
  *
  * A request is one descriptor chain. It is two streams of bytes; where one
  * descriptor ends and the next begins has no meaning:
@@ -89,10 +90,10 @@
  * says why and no entry was executed. The entries of a request are executed in
  * their order. The page of an entry whose load failed is undefined.
  *
- * The device returns every chain once. A chain without room for the response
- * is returned with a length of 0. A ring that makes no sense (an available
- * index out of reach, a head that is no descriptor) makes the device set
- * DEVICE_NEEDS_RESET. A reset destroys the pools which the driver created.
+ * The device returns every chain once. A chain without room for the response is
+ * returned with a length of 0. An inconsistent ring (an available index out of
+ * range, a head that is no descriptor) makes the device set DEVICE_NEEDS_RESET.
+ * A reset destroys the pools which the driver created.
  */
 
 /* The device id is not assigned by the virtio specification. */
@@ -226,7 +227,7 @@ struct virtio_tmem_event {
 	__le32 level;
 	/* The most that the pages of this guest may use, 0: no limit */
 	__le64 limit_bytes;
-	/* What the pages of this guest use */
+	/* Memory that the pages of this guest use */
 	__le64 used_bytes;
 };
 
