@@ -111,9 +111,9 @@ static int compare(const void *a, const void *b)
 }
 
 /*
- * Nanoseconds a page: the median, from request to request, so that all the
- * guest does meanwhile is in it, and what other processes of the host do is not.
- * By the processor's counter, as asking for the time may take a system call.
+ * Nanoseconds a page: the median, from request to request, so that it includes
+ * all work of the guest, and excludes that of other processes of the host. By
+ * the processor's counter, because reading the clock may take a system call.
  */
 static uint64_t pass(void (*one)(uint64_t index))
 {

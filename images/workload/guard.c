@@ -5,11 +5,12 @@
  *
  *   exec guard PROGRAM [ARGUMENT...]
  *
- * A shell has pages in swap as well, and what cannot be loaded kills it: then
- * nobody says what became of the others. This one keeps its own in memory. It
- * runs the program, and writes how it ended as a shell would ("guest work N"),
- * how many warnings the kernel wrote ("guest splats N"), the counters of the
- * driver ("counter end tmem.NAME N") and "guest off"; then it powers off.
+ * A shell has pages in swap as well, and is killed when one cannot be loaded:
+ * then the results of the others are not reported. This one keeps its own pages
+ * in memory. It runs the program, and writes how it ended as a shell would
+ * ("guest work N"), how many warnings the kernel wrote ("guest splats N"), the
+ * counters of the driver ("counter end tmem.NAME N") and "guest off"; then it
+ * powers off.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -73,7 +74,7 @@ int main(int argc, char **argv)
 		perror(argv[1]);
 		_exit(127);
 	}
-	/* Children of the process whose place this took are not ours to judge */
+	/* Children of the process that this one replaced do not count */
 	while (waitpid(child, &status, 0) != child)
 		;
 	/* Warnings may come from work that the kernel has yet to do */

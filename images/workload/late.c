@@ -60,7 +60,7 @@ static void ask(uint64_t page)
 		fail(page, strerror(errno));
 }
 
-/* Takes what has come; waits for so many. */
+/* Takes completed reads; waits for so many. */
 static void take(long wanted)
 {
 	static struct io_event events[REQUESTS];

@@ -4,15 +4,15 @@
  *
  *   vectors [seconds=4] [procs=2]
  *
- * Each process fills all registers of floating point and vectors with values of
- * its own and looks again and again whether they are still there: while it
- * computes, in system calls, and after a page fault. A timer interrupts it; the
- * handler overwrites every one of these registers and raises another signal,
- * whose handler does the same. Then comes a child: it must begin with what its
- * parent has, and what it does must not show in the parent.
+ * Each process fills all floating-point and vector registers with values of its
+ * own and checks repeatedly whether they are unchanged: while it computes, in
+ * system calls, and after a page fault. A timer interrupts it; the handler
+ * overwrites every one of these registers and raises another signal, whose
+ * handler does the same. Then it forks: the child must start with the registers
+ * of its parent, and must not change those of its parent.
  *
- * Which registers there are is found out at run time: x87 and SSE always, AVX
- * and AVX-512 where the processor has them and the kernel has enabled them.
+ * The available registers are detected at run time: x87 and SSE always, AVX and
+ * AVX-512 where the processor has them and the kernel has enabled them.
  *
  * Output: "vectors have x87 sse ...", "vectors process=P rounds=N signals=N" and
  * at the end "vectors ok procs=N", or "vectors FAILED process=P register=R
@@ -41,7 +41,7 @@
 #define MASKS 8
 #define STACK 8
 
-/* What XGETBV says that the kernel keeps. */
+/* The state that the kernel saves, from XGETBV. */
 #define XCR0_SSE 0x02
 #define XCR0_AVX 0x04
 #define XCR0_AVX512 0xe0
@@ -155,9 +155,9 @@ static void make_values(struct registers *r, uint64_t seed)
 #define SAVE_SHORT_MASK(n) "kmovw %%k" #n ", 8*" #n "(%0)\n"
 
 /*
- * The compiler knows nothing of what these leave in registers. Between load()
- * and save() there is code without floating point only, in functions that are
- * built for general registers (see below); the tests are in memory.
+ * The compiler does not know the values that these leave in registers. Between
+ * load() and save() there is code without floating point only, in functions
+ * that are built for general registers (see below); the tests are in memory.
  */
 #define GENERAL __attribute__((noinline, target("general-regs-only")))
 
@@ -198,7 +198,7 @@ static GENERAL void save(struct registers *r)
 	__asm__ volatile ("fnstcw %0" : "=m" (r->control));
 	for (int i = 0; i < STACK; i++)
 		__asm__ volatile ("fistpll %0" : "=m" (r->x87[i]));
-	/* What follows is compiled for the usual modes */
+	/* The rest is compiled for the usual modes */
 	__asm__ volatile ("fninit");
 	if (have_avx)
 		__asm__ volatile ("vzeroupper");
