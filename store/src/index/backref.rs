@@ -43,7 +43,7 @@ pub(crate) enum Backref {
 
 impl Backref {
     pub(crate) fn pack(self) -> PackedBackref {
-        let (kind, pool, shard, number, offset) = match self {
+        let (kind, pool, shard, index, offset) = match self {
             Backref::Chunk {
                 pool,
                 shard,
@@ -57,7 +57,7 @@ impl Backref {
             | u64::from(pool) << 48
             | u64::from(shard) << 40
             | u64::from(offset) << 32
-            | u64::from(number)
+            | u64::from(index)
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "fields of their width")]
@@ -65,22 +65,22 @@ impl Backref {
         let pool = (backref >> 48) as u8;
         let shard = (backref >> 40) as u8;
         let offset = (backref >> 32) as u8;
-        let number = backref as u32;
+        let index = backref as u32;
         match backref >> 62 {
             1 => Some(Backref::Chunk {
                 pool,
                 shard,
-                chunk: number,
+                chunk: index,
                 offset,
             }),
             2 => Some(Backref::Node {
                 pool,
                 shard,
-                node: number,
+                node: index,
             }),
             3 => Some(Backref::Record {
                 pool,
-                record: number,
+                record: index,
             }),
             _ => None,
         }

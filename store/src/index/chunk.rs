@@ -11,7 +11,7 @@ pub(crate) const NONE: u32 = u32::MAX;
 /// A chunk of an object.
 #[derive(Debug)]
 pub(crate) struct Chunk {
-    /// The object's number in the shard.
+    /// Index of the object in the shard.
     pub(crate) object: u32,
     /// Page index divided by 64.
     pub(crate) number: u32,

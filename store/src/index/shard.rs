@@ -55,9 +55,9 @@ impl Shard {
         })
     }
 
-    fn is_object(&self, number: u32, id: ObjectId) -> bool {
+    fn is_object(&self, index: u32, id: ObjectId) -> bool {
         self.objects
-            .get(number)
+            .get(index)
             .is_some_and(|object| object.id == id && !object.loose)
     }
 
@@ -172,8 +172,8 @@ impl Shard {
             }
         };
         self.table.insert(Item {
-            tag: key_hash.chunk,
-            number: chunk,
+            hash: key_hash.chunk,
+            index: chunk,
         });
         self.link(object, chunk);
         Ok(chunk)
@@ -186,24 +186,24 @@ impl Shard {
         key_hash: KeyHash<'_>,
         id: ObjectId,
     ) -> Result<u32, AllocError> {
-        let tag = key_hash.of_object(id);
-        if let Some(found) = self.named(tag, id) {
+        let hash = key_hash.of_object(id);
+        if let Some(found) = self.named(hash, id) {
             return Ok(found);
         }
-        self.names.reserve(quota, tag)?;
+        self.names.reserve(quota, hash)?;
         let object = Object {
             id,
             first: NONE,
             next: NONE,
             loose: false,
         };
-        let number = add(&mut self.objects, &mut self.charged, quota, object)?;
-        self.names.insert(Item { tag, number });
-        Ok(number)
+        let index = add(&mut self.objects, &mut self.charged, quota, object)?;
+        self.names.insert(Item { hash, index });
+        Ok(index)
     }
 
-    fn named(&self, tag: u32, id: ObjectId) -> Option<u32> {
-        self.names.find(tag, |number| self.is_object(number, id))
+    fn named(&self, hash: u32, id: ObjectId) -> Option<u32> {
+        self.names.find(hash, |index| self.is_object(index, id))
     }
 
     /// Puts a chunk at the head of its object's list.
@@ -228,8 +228,8 @@ impl Shard {
         self.table.remove(
             quota,
             Item {
-                tag: key_hash.chunk,
-                number: chunk,
+                hash: key_hash.chunk,
+                index: chunk,
             },
         );
         let before = self.chunks.bytes();
@@ -250,21 +250,21 @@ impl Shard {
     }
 
     /// Removes an object without chunks; one that is cut loose is removed when it is the first of those.
-    fn remove_object_if_empty(&mut self, quota: &Quota, number: u32, key_hash: KeyHash<'_>) {
-        let Some(object) = self.objects.get(number) else {
+    fn remove_object_if_empty(&mut self, quota: &Quota, index: u32, key_hash: KeyHash<'_>) {
+        let Some(object) = self.objects.get(index) else {
             return;
         };
         if object.first != NONE || object.loose {
             return;
         }
-        let tag = key_hash.of_object(object.id);
-        self.names.remove(quota, Item { tag, number });
-        self.remove_object(quota, number);
+        let hash = key_hash.of_object(object.id);
+        self.names.remove(quota, Item { hash, index });
+        self.remove_object(quota, index);
     }
 
-    fn remove_object(&mut self, quota: &Quota, number: u32) {
+    fn remove_object(&mut self, quota: &Quota, index: u32) {
         let before = self.objects.bytes();
-        self.objects.remove(number);
+        self.objects.remove(index);
         let freed = before - self.objects.bytes();
         self.uncharge(quota, freed);
     }
@@ -292,21 +292,21 @@ impl Shard {
     /// Cuts an object loose, however many pages it has: no key leads to them from now on, and pages that are stored
     /// under the same keys belong to a new object.
     pub(crate) fn cut_loose(&mut self, quota: &Quota, key_hash: KeyHash<'_>, id: ObjectId) {
-        let tag = key_hash.of_object(id);
-        let Some(number) = self.named(tag, id) else {
+        let hash = key_hash.of_object(id);
+        let Some(index) = self.named(hash, id) else {
             return;
         };
-        self.names.remove(quota, Item { tag, number });
-        if let Some(object) = self.objects.get_mut(number) {
+        self.names.remove(quota, Item { hash, index });
+        if let Some(object) = self.objects.get_mut(index) {
             object.loose = true;
         }
         self.loose = match self.loose {
-            None => Some((number, number)),
+            None => Some((index, index)),
             Some((first, last)) => {
                 if let Some(last) = self.objects.get_mut(last) {
-                    last.next = number;
+                    last.next = index;
                 }
-                Some((first, number))
+                Some((first, index))
             }
         };
     }
@@ -319,13 +319,13 @@ impl Shard {
     /// A chunk of the first object that was cut loose. If that object has no chunks, it is removed instead, one at a
     /// call.
     pub(crate) fn loose_chunk(&mut self, quota: &Quota) -> Option<u32> {
-        let (number, last) = self.loose?;
-        let object = self.objects.get(number)?;
+        let (index, last) = self.loose?;
+        let object = self.objects.get(index)?;
         if object.first != NONE {
             return Some(object.first);
         }
-        self.loose = (number != last).then_some((object.next, last));
-        self.remove_object(quota, number);
+        self.loose = (index != last).then_some((object.next, last));
+        self.remove_object(quota, index);
         None
     }
 
@@ -356,9 +356,9 @@ fn add<T, const PAGE: usize>(
     let growth = slab.growth();
     quota.charge(growth)?;
     match slab.insert(value) {
-        Ok(number) => {
+        Ok(index) => {
             *charged += growth;
-            Ok(number)
+            Ok(index)
         }
         Err(_) => {
             quota.uncharge(growth);

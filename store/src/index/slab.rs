@@ -2,7 +2,7 @@
 
 use crate::account::heap::heap_bytes;
 
-/// Values under numbers that are used again, `PAGE` of them in an allocation.
+/// Values under indices that are used again, `PAGE` of them in an allocation.
 #[derive(Debug)]
 pub(crate) struct Slab<T, const PAGE: usize = 16> {
     pages: Pages<T>,
@@ -61,16 +61,16 @@ impl<T, const PAGE: usize> Slab<T, PAGE> {
         if self.free.is_none() && !self.grow() {
             return Err(value);
         }
-        let Some(number) = self.free else {
+        let Some(index) = self.free else {
             return Err(value);
         };
-        let cell = &mut self.pages[number as usize / PAGE][number as usize % PAGE];
+        let cell = &mut self.pages[index as usize / PAGE][index as usize % PAGE];
         if let Cell::Free(next) = cell {
             self.free = *next;
         }
         *cell = Cell::Taken(value);
         self.live += 1;
-        Ok(number)
+        Ok(index)
     }
 
     fn grow(&mut self) -> bool {
@@ -91,30 +91,28 @@ impl<T, const PAGE: usize> Slab<T, PAGE> {
             return false;
         }
         let end = first + PAGE as u32;
-        page.extend(
-            (first..end).map(|number| Cell::Free((number + 1 < end).then_some(number + 1))),
-        );
+        page.extend((first..end).map(|index| Cell::Free((index + 1 < end).then_some(index + 1))));
         self.pages.push(page.into_boxed_slice());
         self.free = Some(first);
         true
     }
 
-    pub(crate) fn get(&self, number: u32) -> Option<&T> {
+    pub(crate) fn get(&self, index: u32) -> Option<&T> {
         match self
             .pages
-            .get(number as usize / PAGE)?
-            .get(number as usize % PAGE)?
+            .get(index as usize / PAGE)?
+            .get(index as usize % PAGE)?
         {
             Cell::Taken(value) => Some(value),
             Cell::Free(_) => None,
         }
     }
 
-    pub(crate) fn get_mut(&mut self, number: u32) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
         match self
             .pages
-            .get_mut(number as usize / PAGE)?
-            .get_mut(number as usize % PAGE)?
+            .get_mut(index as usize / PAGE)?
+            .get_mut(index as usize % PAGE)?
         {
             Cell::Taken(value) => Some(value),
             Cell::Free(_) => None,
@@ -122,16 +120,16 @@ impl<T, const PAGE: usize> Slab<T, PAGE> {
     }
 
     /// Takes a value out. The pages are freed with the last one; if they are many, they are [`Slab::spent`].
-    pub(crate) fn remove(&mut self, number: u32) -> Option<T> {
+    pub(crate) fn remove(&mut self, index: u32) -> Option<T> {
         let cell = self
             .pages
-            .get_mut(number as usize / PAGE)?
-            .get_mut(number as usize % PAGE)?;
+            .get_mut(index as usize / PAGE)?
+            .get_mut(index as usize % PAGE)?;
         if matches!(cell, Cell::Free(_)) {
             return None;
         }
         let taken = std::mem::replace(cell, Cell::Free(self.free));
-        self.free = Some(number);
+        self.free = Some(index);
         self.live -= 1;
         if self.live == 0 {
             let pages = std::mem::take(&mut self.pages);
@@ -162,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_used_again_and_the_memory_goes_with_the_last_value() {
+    fn indices_are_used_again_and_the_memory_goes_with_the_last_value() {
         let mut slab = Slab::<u64>::default();
         let mut charged = 0;
         for value in 0..100u64 {
@@ -176,8 +174,8 @@ mod tests {
         assert_eq!(slab.insert(1000), Ok(7));
         assert_eq!(slab.get(7), Some(&1000));
         assert_eq!(slab.get(4000), None);
-        for number in 0..100 {
-            assert!(slab.remove(number).is_some());
+        for index in 0..100 {
+            assert!(slab.remove(index).is_some());
         }
         assert_eq!((slab.bytes(), slab.end()), (0, 0));
         assert!(slab.spent().is_none(), "few pages go at once");
@@ -190,10 +188,8 @@ mod tests {
         for value in 0..values {
             assert_eq!(slab.insert(u64::from(value)), Ok(value));
         }
-        for number in 0..values {
-            assert!(
-                slab.remove(number).is_some() && (slab.spent.is_empty() || number + 1 == values)
-            );
+        for index in 0..values {
+            assert!(slab.remove(index).is_some() && (slab.spent.is_empty() || index + 1 == values));
         }
         assert_eq!((slab.bytes(), slab.end()), (0, 0));
         assert_eq!(slab.spent().map(|pages| pages.len()), Some(FEW + 1));

@@ -8,22 +8,22 @@ use hashbrown::HashTable;
 use crate::account::heap::heap_bytes;
 use crate::account::quota::{AllocError, Quota};
 
-/// Items that a leaf has on average before another one is added: twice as many, and the hash_of of a hash, still fit
+/// Items that a leaf has on average before another one is added: twice as many, and the spread of a hash, still fit
 /// into a leaf of 512 places.
 const LEAF: usize = 200;
 /// Leaves are removed when they have fewer items than this on average.
 const SPARSE: usize = LEAF / 4;
 
-/// Item of a table: 32 bits of a hash, and the number that is looked for.
+/// Item of a table: 32 bits of a hash, and the index that is looked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Item {
-    pub(crate) tag: u32,
-    pub(crate) number: u32,
+    pub(crate) hash: u32,
+    pub(crate) index: u32,
 }
 
-/// The 64-bit hash that a tag stands for in a leaf, which takes its place from the low bits.
+/// The hash of an item in a leaf. A leaf takes the cell from the low bits and compares the high ones.
 fn hash_of(item: &Item) -> u64 {
-    u64::from(item.tag) << 32 | u64::from(item.tag)
+    u64::from(item.hash) << 32 | u64::from(item.hash)
 }
 
 /// Most bytes of a leaf with room for so many items: at most 16/7 places of 9 bytes each, and a row of control bytes.
@@ -31,7 +31,7 @@ fn most_bytes(items: usize) -> u64 {
     heap_bytes(items.max(4) * 16 / 7 * 9 + 64)
 }
 
-/// Items by their tags. What it takes from the heap is charged.
+/// Items by their hashes. What it takes from the heap is charged.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     leaves: Vec<HashTable<Item>>,
@@ -46,10 +46,10 @@ impl Table {
         self.charged
     }
 
-    /// The leaf of a tag among so many (not 0).
-    fn leaf(tag: u32, leaves: usize) -> usize {
+    /// The leaf of a hash among so many (not 0).
+    fn leaf(hash: u32, leaves: usize) -> usize {
         let half = 1 << leaves.ilog2();
-        let at = (tag >> 10) as usize & (2 * half - 1);
+        let at = (hash >> 10) as usize & (2 * half - 1);
         if at < leaves { at } else { at & (half - 1) }
     }
 
@@ -58,26 +58,28 @@ impl Table {
         leaves - (1 << leaves.ilog2())
     }
 
-    /// The number of the item with this tag that is `right`.
-    pub(crate) fn find(&self, tag: u32, mut right: impl FnMut(u32) -> bool) -> Option<u32> {
+    /// The index of the item with this hash that is `right`.
+    pub(crate) fn find(&self, hash: u32, mut right: impl FnMut(u32) -> bool) -> Option<u32> {
         if self.leaves.is_empty() {
             return None;
         }
-        let leaf = &self.leaves[Self::leaf(tag, self.leaves.len())];
-        let item = Item { tag, number: 0 };
-        leaf.find(hash_of(&item), |item| item.tag == tag && right(item.number))
-            .map(|item| item.number)
+        let leaf = &self.leaves[Self::leaf(hash, self.leaves.len())];
+        let item = Item { hash, index: 0 };
+        leaf.find(hash_of(&item), |item| {
+            item.hash == hash && right(item.index)
+        })
+        .map(|item| item.index)
     }
 
-    /// Makes room for an item of this tag and charges it.
-    pub(crate) fn reserve(&mut self, quota: &Quota, tag: u32) -> Result<(), AllocError> {
+    /// Makes room for an item of this hash and charges it.
+    pub(crate) fn reserve(&mut self, quota: &Quota, hash: u32) -> Result<(), AllocError> {
         if self.leaves.is_empty() {
             self.add_leaf(quota, HashTable::new())?;
         } else if self.len >= self.leaves.len() * LEAF {
             // Without memory for another the leaves get longer.
             let _ = self.split(quota);
         }
-        let at = Self::leaf(tag, self.leaves.len());
+        let at = Self::leaf(hash, self.leaves.len());
         let leaf = &mut self.leaves[at];
         if leaf.len() < leaf.capacity() {
             return Ok(());
@@ -98,7 +100,7 @@ impl Table {
 
     /// Adds an item, for which there is room.
     pub(crate) fn insert(&mut self, item: Item) {
-        let at = Self::leaf(item.tag, self.leaves.len());
+        let at = Self::leaf(item.hash, self.leaves.len());
         self.leaves[at].insert_unique(hash_of(&item), item, hash_of);
         self.len += 1;
     }
@@ -108,8 +110,8 @@ impl Table {
         if self.leaves.is_empty() {
             return false;
         }
-        let at = Self::leaf(item.tag, self.leaves.len());
-        let found = self.leaves[at].find_entry(hash_of(&item), |other| other.number == item.number);
+        let at = Self::leaf(item.hash, self.leaves.len());
+        let found = self.leaves[at].find_entry(hash_of(&item), |other| other.index == item.index);
         let Ok(found) = found else {
             return false;
         };
@@ -143,7 +145,7 @@ impl Table {
     /// Divides the items of a leaf between it and a new one.
     fn split(&mut self, quota: &Quota) -> Result<(), AllocError> {
         let (last, from) = (self.leaves.len(), Self::buddy(self.leaves.len()));
-        let goes = |item: &Item| Self::leaf(item.tag, last + 1) == last;
+        let goes = |item: &Item| Self::leaf(item.hash, last + 1) == last;
         let old = &self.leaves[from];
         let going = old.iter().filter(|item| goes(item)).count();
         let staying = old.len() - going;
@@ -211,8 +213,8 @@ mod tests {
         Quota::new(ledger, account, None, Arc::new(Wakes::default()))
     }
 
-    fn tag(number: u32) -> u32 {
-        number.wrapping_mul(0x9e37_79b9)
+    fn hash(index: u32) -> u32 {
+        index.wrapping_mul(0x9e37_79b9)
     }
 
     impl Table {
@@ -230,32 +232,32 @@ mod tests {
     fn items_are_found_until_they_are_taken_out_and_every_byte_is_paid_for() {
         let quota = quota();
         let mut table = Table::default();
-        for number in 0..50_000 {
-            table.reserve(&quota, tag(number)).expect("room");
+        for index in 0..50_000 {
+            table.reserve(&quota, hash(index)).expect("room");
             table.insert(Item {
-                tag: tag(number),
-                number,
+                hash: hash(index),
+                index,
             });
-            if number % 1000 == 0 {
+            if index % 1000 == 0 {
                 assert_eq!(table.charged(), table.heap());
                 assert_eq!(quota.ledger.used(), table.charged());
             }
         }
-        for number in 0..50_000 {
-            assert_eq!(table.find(tag(number), |n| n == number), Some(number));
+        for index in 0..50_000 {
+            assert_eq!(table.find(hash(index), |n| n == index), Some(index));
         }
-        for number in (0..50_000).rev() {
+        for index in (0..50_000).rev() {
             let item = Item {
-                tag: tag(number),
-                number,
+                hash: hash(index),
+                index,
             };
             assert!(table.remove(&quota, item));
             assert!(!table.remove(&quota, item));
             assert_eq!(quota.ledger.used(), table.charged());
-            if number % 1000 == 0 {
+            if index % 1000 == 0 {
                 assert_eq!(table.charged(), table.heap());
-                for number in (0..number).step_by(97) {
-                    assert_eq!(table.find(tag(number), |n| n == number), Some(number));
+                for index in (0..index).step_by(97) {
+                    assert_eq!(table.find(hash(index), |n| n == index), Some(index));
                 }
             }
         }
@@ -266,13 +268,13 @@ mod tests {
     fn no_item_costs_more_than_a_leaf_however_many_there_are() {
         let quota = quota();
         let mut table = Table::default();
-        for number in 0..300_000 {
+        for index in 0..300_000 {
             let charged = table.charged();
             let leaves = table.leaves.len();
-            table.reserve(&quota, tag(number)).expect("room");
+            table.reserve(&quota, hash(index)).expect("room");
             table.insert(Item {
-                tag: tag(number),
-                number,
+                hash: hash(index),
+                index,
             });
             // One leaf is divided, or one grows; beside that the list of leaves, which moves as it is.
             let list = heap_bytes(table.leaves.capacity() * size_of::<HashTable<Item>>());

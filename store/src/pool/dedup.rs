@@ -249,7 +249,10 @@ impl DedupTable {
                 if let Some(record) = records.get_mut(local) {
                     record.slot = slot;
                 }
-                table.insert(Item { tag, number: local });
+                table.insert(Item {
+                    hash: tag,
+                    index: local,
+                });
                 gauges.records.add(1);
                 gauges.payload.add(u64::from(slot.len));
                 gauges.slots.add(slot_bytes(class_of(slot.len)) as u64);
@@ -285,8 +288,8 @@ impl DedupTable {
         remove(records, local, gauges, arena.quota());
         let before = table.charged();
         let item = Item {
-            tag: hash[0] as u32,
-            number: local,
+            hash: hash[0] as u32,
+            index: local,
         };
         table.remove(arena.quota(), item);
         gauges.metadata.sub(before - table.charged());
