@@ -1,9 +1,7 @@
-//! The driver's side of a split ring in guest memory, and the requests that go into it.
+//! The driver's side of a split ring in guest memory.
 
-use tmem_protocol::{Op, RequestHeader, Response, Status};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use zerocopy::{FromBytes, IntoBytes};
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -188,82 +186,4 @@ impl Guest {
         }
         used
     }
-}
-
-pub const OBJECT: [u64; 3] = [7, 8, 9];
-
-pub fn header(op: u16, count: u16, pool: u32, object: [u64; 3]) -> Vec<u8> {
-    RequestHeader {
-        op: op.into(),
-        count: count.into(),
-        pool: pool.into(),
-        object: object.map(Into::into),
-    }
-    .as_bytes()
-    .to_vec()
-}
-
-pub fn entries(indices: &[u32]) -> Vec<u8> {
-    indices
-        .iter()
-        .flat_map(|index| [index.to_le_bytes(), [0; 4]])
-        .flatten()
-        .collect()
-}
-
-/// Response, entry statuses and the bytes behind them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
-    pub status: Status,
-    pub pool: u32,
-    pub statuses: Vec<Status>,
-    pub pages: Vec<u8>,
-    /// Length in the used ring.
-    pub len: u32,
-}
-
-impl Answer {
-    pub fn refused(status: Status, entries: usize) -> Self {
-        Self {
-            status,
-            pool: 0,
-            statuses: vec![status; entries],
-            pages: Vec::new(),
-            len: 8 + entries as u32,
-        }
-    }
-}
-
-impl Answer {
-    /// What the device wrote.
-    pub fn parse(bytes: &[u8]) -> Self {
-        let (response, rest) = Response::read_from_prefix(bytes).unwrap();
-        assert_eq!(response.reserved, 0);
-        let (statuses, pages) = rest.split_at(usize::from(response.count.get()));
-        Self {
-            status: Status::try_from(response.status).unwrap(),
-            pool: response.pool.get(),
-            statuses: statuses
-                .iter()
-                .map(|status| Status::try_from(*status).unwrap())
-                .collect(),
-            pages: pages.to_vec(),
-            len: bytes.len() as u32,
-        }
-    }
-}
-
-pub fn batch_request(op: Op, pool: u32, indices: &[u32]) -> Vec<u8> {
-    let mut request = header(op as u16, indices.len() as u16, pool, OBJECT);
-    request.extend(entries(indices));
-    request
-}
-
-pub fn store_request(pool: u32, pages: &[(u32, Vec<u8>)]) -> Vec<u8> {
-    let indices: Vec<u32> = pages.iter().map(|(index, _)| *index).collect();
-    let mut request = batch_request(Op::Store, pool, &indices);
-    for (_, page) in pages {
-        request.extend(page);
-    }
-    request
 }

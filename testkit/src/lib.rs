@@ -4,7 +4,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`corpus`] | pages: of real processes, and made from a seed |
-//! | [`driver`] | the driver's side of a split ring in guest memory, and what goes into it |
+//! | [`driver`] | the driver's side of a split ring in guest memory |
+//! | [`request`] | requests of the tmem device as bytes, and their answers |
 //! | [`lane`] | the same for one request at a time, as lean as a driver is: for benches |
 //! | [`frontend`] | a guest and its VMM in one, over a vhost-user socket |
 //! | [`raw`] | a connection that says anything |
@@ -26,6 +27,7 @@ pub mod frontend;
 pub mod lane;
 pub mod raw;
 pub mod report;
+pub mod request;
 
 /// Bytes of a page.
 pub const PAGE_SIZE: usize = tmem_protocol::PAGE_SIZE;
