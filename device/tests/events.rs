@@ -124,7 +124,7 @@ fn a_corrupt_event_ring_is_reported() {
     let mut rig = Rig::new();
     rig.device
         .post_event(EventType::Limits, state(Pressure::Full, 1));
-    rig.guest.set_avail(0x4000);
+    rig.guest.ring.set_avail_index(0x4000);
     let Rig { device, guest, .. } = &mut rig;
     assert!(device.process_events(&guest.mem, &mut guest.queue).is_err());
 }

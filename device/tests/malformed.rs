@@ -435,11 +435,8 @@ fn an_indirect_table_in_an_indirect_table_is_invalid() {
     let (inner, len) = rig
         .guest
         .table(&[readable(from, request.len()), writable(to, 9)]);
-    let mut nested = inner.to_le_bytes().to_vec();
-    nested.extend(len.to_le_bytes());
-    nested.extend(INDIRECT.to_le_bytes());
-    nested.extend([0; 2]);
-    let outer = rig.guest.put(&nested);
+    let nested = descriptor(inner, len, INDIRECT, 0);
+    let outer = rig.guest.put(nested.map(u64::to_ne_bytes).as_flattened());
     let head = rig.guest.indirect(outer, 16);
     assert_eq!(returned(&mut rig, head), 0);
     goes_on(&mut rig, pool);

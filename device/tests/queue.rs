@@ -3,8 +3,8 @@
 
 mod common;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::{AtomicBool, fence};
 use std::time::{Duration, Instant};
 
 use common::*;
@@ -12,13 +12,12 @@ use tmem_device::QueueCorrupt;
 use tmem_device::queue::wants_interrupt;
 use tmem_protocol::{Op, Status};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 #[test]
 fn an_available_index_that_jumps_by_more_than_the_queue_size_is_corrupt() {
     for jump in [257u16, 300, 0x7fff, 0xffff] {
         let mut rig = Rig::new();
-        rig.guest.set_avail(jump);
+        rig.guest.ring.set_avail_index(jump);
         let error = rig.process().unwrap_err();
         assert!(matches!(error, QueueCorrupt::AvailIndex { index, next: 0 } if index == jump));
         assert!(rig.guest.used().is_empty());
@@ -30,7 +29,7 @@ fn an_available_index_that_jumps_by_more_than_the_queue_size_is_corrupt() {
 fn an_available_index_that_goes_back_is_corrupt() {
     let mut rig = Rig::new();
     rig.create_pool();
-    rig.guest.set_avail(0);
+    rig.guest.ring.set_avail_index(0);
     assert!(matches!(
         rig.process(),
         Err(QueueCorrupt::AvailIndex { index: 0, next: 1 })
@@ -92,7 +91,7 @@ fn a_descriptor_table_outside_guest_memory_returns_chains_of_no_bytes() {
 #[test]
 fn a_reset_makes_a_corrupt_queue_work_again() {
     let mut rig = Rig::new();
-    rig.guest.set_avail(999);
+    rig.guest.ring.set_avail_index(999);
     assert!(rig.process().is_err());
     rig.device.reset();
     rig.guest = Guest::new(256);
@@ -138,22 +137,12 @@ fn prepared() -> Rig {
     let to = rig.guest.alloc(8);
     for _ in 0..8 {
         let head = rig.guest.chain(&[readable(from, 32), writable(to, 8)]);
-        rig.guest
-            .write(AVAIL + 4 + u64::from(head + 1) * 2, &head.to_le_bytes());
-        rig.guest
-            .write(AVAIL + 4 + u64::from(head) * 2, &head.to_le_bytes());
+        for entry in [head, head + 1] {
+            rig.guest.ring.set_avail_entry(entry, head);
+        }
     }
-    rig.guest.set_avail(0);
+    rig.guest.ring.set_avail_index(0);
     rig
-}
-
-fn load(mem: &GuestMemoryMmap, addr: u64) -> u16 {
-    mem.load::<u16>(GuestAddress(addr), SeqCst).unwrap().to_le()
-}
-
-fn set(mem: &GuestMemoryMmap, addr: u64, value: u16) {
-    mem.store(value.to_le(), GuestAddress(addr), SeqCst)
-        .unwrap();
 }
 
 #[test]
@@ -162,19 +151,18 @@ fn no_kick_is_lost_while_the_guest_adds_chains_from_another_cpu() {
     let mut rig = prepared();
     rig.guest.queue.set_event_idx(true);
     let doorbell = AtomicBool::new(false);
-    let mem = rig.guest.mem.clone();
+    let mut driver = rig.guest.ring.clone();
     let deadline = Instant::now() + Duration::from_secs(60);
     std::thread::scope(|scope| {
         // A driver that kicks only when it was asked to.
         scope.spawn(|| {
             for new in 1..=CHAINS {
-                while new.wrapping_sub(load(&mem, USED + 2)) > 16 {
+                while new.wrapping_sub(driver.used_index()) > 16 {
                     assert!(Instant::now() < deadline, "the device sleeps");
                     std::thread::yield_now();
                 }
-                set(&mem, AVAIL + 2, new);
-                fence(SeqCst);
-                if load(&mem, USED + 4 + 16 * 8) == new.wrapping_sub(1) {
+                driver.set_avail_index(new);
+                if driver.wants_kick() {
                     doorbell.store(true, SeqCst);
                 }
             }
@@ -219,7 +207,7 @@ fn with_event_index_the_doorbell_is_armed_for_the_next_chain() {
     rig.guest.queue.set_event_idx(true);
     for served in 1..=5u16 {
         rig.create_pool();
-        assert_eq!(rig.guest.avail_event(), served);
+        assert_eq!(rig.guest.ring.avail_event(), served);
     }
 }
 
@@ -234,7 +222,7 @@ fn polling_leaves_the_doorbell_as_it_is() {
         .poll_requests(1, &rig.guest.mem, &mut rig.guest.queue, 9)
         .unwrap();
     assert_eq!(progress.chains, 1);
-    assert_eq!(rig.guest.avail_event(), 1);
+    assert_eq!(rig.guest.ring.avail_event(), 1);
 }
 
 /// Whether the guest wants an interrupt for what was used since the last call.
@@ -248,7 +236,7 @@ fn a_guest_that_asked_for_no_interrupt_gets_none() {
     let mut rig = Rig::new();
     rig.guest.queue.set_event_idx(true);
     // used_event far away.
-    set(&rig.guest.mem, AVAIL + 4 + 256 * 2, 0x8000);
+    rig.guest.ring.set_used_event(0x8000);
     rig.create_pool();
     assert!(!interrupts(&mut rig));
 }
@@ -258,9 +246,9 @@ fn a_guest_that_asked_for_an_interrupt_at_some_chain_gets_it_there() {
     let mut rig = Rig::new();
     rig.guest.queue.set_event_idx(true);
     // The flag means nothing to a guest that names the chain.
-    set(&rig.guest.mem, AVAIL, 1);
+    rig.guest.ring.set_avail_flags(NO_INTERRUPT);
     for (used_event, expected) in [(0, true), (2, false), (2, true), (2, false)] {
-        set(&rig.guest.mem, AVAIL + 4 + 256 * 2, used_event);
+        rig.guest.ring.set_used_event(used_event);
         rig.create_pool();
         assert_eq!(interrupts(&mut rig), expected, "used_event {used_event}");
     }
@@ -270,11 +258,11 @@ fn a_guest_that_asked_for_an_interrupt_at_some_chain_gets_it_there() {
 fn a_guest_whose_flag_says_no_interrupt_gets_none_until_it_clears_the_flag() {
     let mut rig = Rig::new();
     for flag in [1u16, 0, 1, 1, 0, 0] {
-        set(&rig.guest.mem, AVAIL, flag);
+        rig.guest.ring.set_avail_flags(flag);
         rig.create_pool();
         assert_eq!(interrupts(&mut rig), flag == 0, "flag {flag}");
         // Other bits are reserved, and a device ignores them.
-        set(&rig.guest.mem, AVAIL, flag | 0xfffe);
+        rig.guest.ring.set_avail_flags(flag | 0xfffe);
         rig.create_pool();
         assert_eq!(interrupts(&mut rig), flag == 0, "flag {flag} with others");
     }
@@ -296,7 +284,7 @@ fn queues_of_one_device_are_independent() {
     let pool = rig.create_pool();
     rig.store(pool, &[(1, page(1))]);
     let mut other = Guest::new(16);
-    other.set_avail(0x100);
+    other.ring.set_avail_index(0x100);
     let Rig { device, guest, .. } = &mut rig;
     assert!(
         device

@@ -4,7 +4,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`corpus`] | pages: of real processes, and made from a seed |
-//! | [`driver`] | the driver's side of a split ring in guest memory |
+//! | [`driver`] | the driver's side of a split ring, over any guest memory |
+//! | [`guest`] | memory with one ring in it, for a device in the same process |
 //! | [`request`] | requests of the tmem device as bytes, and their answers |
 //! | [`lane`] | the same for one request at a time, as lean as a driver is: for benches |
 //! | [`frontend`] | a guest and its VMM in one, over a vhost-user socket |
@@ -24,6 +25,7 @@
 pub mod corpus;
 pub mod driver;
 pub mod frontend;
+pub mod guest;
 pub mod lane;
 pub mod raw;
 pub mod report;

@@ -5,6 +5,7 @@ use tmem_device::{Progress, QueueCorrupt, TmemConfig, TmemDevice};
 use tmem_protocol::{Op, PAGE_SIZE, Status, feature};
 use tmem_store::{Domain, DomainConfig, Store, StoreConfig};
 pub use tmem_testkit::driver::*;
+pub use tmem_testkit::guest::*;
 pub use tmem_testkit::request::*;
 
 /// A page that looks like no other.
