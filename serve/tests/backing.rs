@@ -405,7 +405,7 @@ fn a_guest_that_takes_its_pages_away_all_the_time_gets_no_more_made_than_allowed
             let deadline = Instant::now() + PATIENCE;
             let (mut loads, mut is_connected, mut is_answered) = (0, true, true);
             while is_connected && is_answered && Instant::now() < deadline {
-                bad.place_loads_to(pool, &[1; 8], UNTOUCHED);
+                bad.submit_loads_to(pool, &[1; 8], UNTOUCHED);
                 loads += 8;
                 let begin = Instant::now();
                 is_answered = false;

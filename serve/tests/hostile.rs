@@ -14,11 +14,12 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tmem_protocol::{Op, Status};
 use tmem_testkit::corpus::page;
-use tmem_testkit::frontend::{MEMORY, TestGuest, eventually, memfd};
+use tmem_testkit::driver::Layout;
+use tmem_testkit::frontend::{MEMORY, QUEUE_SIZE, TestGuest, eventually, memfd, vring_config};
 use tmem_testkit::raw::{self, Raw};
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
-use vhost::{VhostBackend, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Descriptors that are open in this process, without the one that looks.
@@ -214,24 +215,16 @@ fn a_ring_in_use_is_not_moved_and_one_that_was_stopped_loses_no_request() {
             let base = bad.frontend.get_vring_base(1).expect("base");
             let base = u16::try_from(base).expect("16 bits");
             bad.frontend.get_vring_base(0).expect("base");
-            let next = bad.rings[1].next();
+            let next = bad.rings[1].driver.next();
             bad.rings.clear();
             bad.start_rings(base);
-            bad.resume(1, next);
+            bad.rings[1].driver.set_avail_index(next);
             bad.kick(1);
             bad.wait();
             assert_eq!(bad.load(pool, 7), Ok(page(round)));
         }
         let user = bad.user_address();
-        let place = VringConfigData {
-            queue_max_size: 64,
-            queue_size: 64,
-            flags: 0,
-            desc_table_addr: user,
-            used_ring_addr: user + 0x2000,
-            avail_ring_addr: user + 0x1000,
-            log_addr: None,
-        };
+        let place = vring_config(&Layout::at(0, QUEUE_SIZE), user);
         let mut refused = bad.frontend.set_vring_addr(1, &place).is_err();
         // Without acknowledgements the refusal is the end of the connection.
         refused |= bad.frontend.get_features().is_err();
@@ -305,7 +298,7 @@ fn strange_descriptors_for_kick_call_and_error_cost_only_their_guest() {
                 }
                 bad.rings[1].kick.write(1).expect("kicks");
                 // Full, if it is one that can be.
-                bad.set_available(1, 9999);
+                bad.rings[1].driver.set_avail_index(9999);
                 bad.rings[1].kick.write(1).expect("kicks");
                 drop(stream);
                 drop(bad);
@@ -370,8 +363,9 @@ fn begin_well(to: &Raw, file: &File, user: u64, events: &[EventFd]) {
     let table = raw::table(&[[0, MEMORY, user, 0]]);
     to.send(raw::SET_MEM_TABLE, &table, &[file.as_raw_fd()]);
     for (ring, event) in (0u32..2).zip(events) {
-        let at = user + 0x4000 * u64::from(ring);
-        let places = raw::words(&[at, at + 0x2000, at + 0x1000, 0]);
+        let at = Layout::at(0x4000 * u64::from(ring), QUEUE_SIZE);
+        let places = [at.descriptors, at.used, at.available].map(|at| user + at);
+        let places = raw::words(&[places[0], places[1], places[2], 0]);
         let (body, index) = (raw::state(ring, 0), raw::words(&[ring.into()]));
         to.send(raw::SET_VRING_NUM, &raw::state(ring, 64), &[]);
         to.send(raw::SET_VRING_ADDR, &[body, places].concat(), &[]);

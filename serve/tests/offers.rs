@@ -9,6 +9,7 @@ use host::{Host, has_thread};
 use tmem_protocol::{Event, EventType, Op, Pressure, Status};
 use tmem_store::DomainChange;
 use tmem_testkit::corpus::page;
+use tmem_testkit::driver::writable;
 use tmem_testkit::frontend::{BUFFERS, TestGuest, eventually};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromZeros, IntoBytes};
@@ -118,14 +119,13 @@ fn listen(guest: &mut TestGuest) {
         .memory
         .write_slice(&zeros, GuestAddress(EVENT))
         .expect("in memory");
-    guest.descriptor(0, 0, EVENT, 24, 2, 0);
-    guest.offer(0, 0);
+    guest.rings[0].driver.chain(&[writable(EVENT, 24)]);
     guest.kick(0);
 }
 
 /// The event in the buffer, once the guest is told that it is there: before, it may be there in part.
 fn event(guest: &TestGuest) -> Option<(EventType, Pressure, u64)> {
-    if !guest.is_used(0) {
+    if !guest.rings[0].driver.is_done() {
         return None;
     }
     let mut event = Event::new_zeroed();

@@ -11,7 +11,8 @@ use host::{Host, has_thread};
 use tmem_protocol::{Op, Status};
 use tmem_serve::parse_guest;
 use tmem_testkit::corpus::page;
-use tmem_testkit::frontend::{TestGuest, eventually};
+use tmem_testkit::driver::{NEXT, NO_INTERRUPT, WRITE, writable};
+use tmem_testkit::frontend::{BUFFERS, MEMORY, TestGuest, eventually, memfd};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -57,7 +58,7 @@ fn a_guest_whose_ring_says_no_interrupt_is_not_interrupted() {
         .set_features(features & !(1 << VIRTIO_RING_F_EVENT_IDX))
         .expect("without the event index");
     guest.start_rings(0);
-    guest.set_no_interrupt(1, true);
+    guest.rings[1].driver.set_avail_flags(NO_INTERRUPT);
     let pool = guest.create_pool();
     for index in 0..100 {
         assert_eq!(guest.store(pool, index, &page(index.into())), Status::Ok);
@@ -66,7 +67,7 @@ fn a_guest_whose_ring_says_no_interrupt_is_not_interrupted() {
     // The thread that answers this has done all it does for the requests before.
     guest.config();
     assert!(guest.rings[1].call.read().is_err(), "an interrupt");
-    guest.set_no_interrupt(1, false);
+    guest.rings[1].driver.set_avail_flags(0);
     assert_eq!(guest.load(pool, 0), Ok(page(0)));
     let mut calls = 0;
     eventually("the interrupt that it asks for", || {
@@ -140,8 +141,8 @@ fn another_driver_gets_no_kept_pool_after_65536_requests() {
     let mut guest = host.boot("a");
     let pool = guest.create_pool();
     assert_eq!(guest.store(pool, 3, &page(3)), Status::Ok);
-    while guest.rings[1].next() != 0 {
-        for slot in 0..u16::min(16, 0u16.wrapping_sub(guest.rings[1].next())) {
+    while guest.rings[1].driver.next() != 0 {
+        for slot in 0..u16::min(16, 0u16.wrapping_sub(guest.rings[1].driver.next())) {
             guest.submit(slot, Op::InvalidatePage, pool, [1, 2, 3], &[9], &[]);
         }
         guest.kick(1);
@@ -271,10 +272,10 @@ fn memory_that_was_never_there_costs_only_its_guest() {
     let host = Host::new(&["bad", "good"], "");
     host.bystander(|| {
         let bad = TestGuest::connect(&host.socket("bad"));
-        let short = tmem_testkit::frontend::memfd(4096);
+        let short = memfd(4096);
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,
-            memory_size: tmem_testkit::frontend::MEMORY,
+            memory_size: MEMORY,
             userspace_addr: bad.user_address(),
             mmap_offset: 0,
             mmap_handle: short.as_raw_fd(),
@@ -328,7 +329,7 @@ fn a_corrupt_ring_stops_the_device_and_a_reset_repairs_it() {
     host.bystander(|| {
         let mut bad = host.boot("bad");
         bad.create_pool();
-        bad.set_available(1, 1000);
+        bad.rings[1].driver.set_avail_index(1000);
         bad.kick(1);
         let faults = || {
             let report = host.service.report();
@@ -356,13 +357,14 @@ fn malformed_requests_are_answered_and_the_ring_goes_on() {
     let host = Host::new(&["a"], "");
     let mut guest = host.boot("a");
     let pool = guest.create_pool();
+    let driver = &mut guest.rings[1].driver;
     // A descriptor that leads out of memory.
-    guest.descriptor(1, 10, tmem_testkit::frontend::MEMORY * 2, 32, 1, 11);
-    guest.descriptor(1, 11, tmem_testkit::frontend::BUFFERS, 8, 2, 0);
-    guest.offer(1, 10);
+    driver.set_desc(10, MEMORY * 2, 32, NEXT, 11);
+    driver.set_desc(11, BUFFERS, 8, WRITE, 0);
+    driver.offer(10);
     // One that leads to itself.
-    guest.descriptor(1, 12, tmem_testkit::frontend::BUFFERS, 8, 1, 12);
-    guest.offer(1, 12);
+    driver.set_desc(12, BUFFERS, 8, NEXT, 12);
+    driver.offer(12);
     guest.kick(1);
     guest.wait();
     assert_eq!(guest.store(pool, 1, &page(1)), Status::Ok);
@@ -413,8 +415,7 @@ fn a_kick_that_is_read_by_the_guest_itself_does_not_stall_the_worker() {
 fn a_new_limit_is_told_to_the_guest() {
     let host = Host::new(&["a"], "");
     let mut guest = host.boot("a");
-    guest.descriptor(0, 0, tmem_testkit::frontend::BUFFERS, 24, 2, 0);
-    guest.offer(0, 0);
+    guest.rings[0].driver.chain(&[writable(BUFFERS, 24)]);
     guest.kick(0);
     // The store is told by whoever changes it; here only the message counts.
     let domain = host.service.store().domain("a").expect("is there");
@@ -425,7 +426,7 @@ fn a_new_limit_is_told_to_the_guest() {
     domain.set(change).expect("valid");
     host.service.announce("a");
     let limit = || -> u64 {
-        let at = GuestAddress(tmem_testkit::frontend::BUFFERS + 8);
+        let at = GuestAddress(BUFFERS + 8);
         guest.memory.read_obj(at).expect("in memory")
     };
     eventually("event", || limit() == 1 << 20);

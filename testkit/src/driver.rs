@@ -298,8 +298,8 @@ impl<M: Memory> Ring<M> {
     #[inline]
     pub fn write_chain(&self, head: u16, buffers: &[Buffer]) {
         let mut index = head;
-        for (place, buffer) in buffers.iter().enumerate() {
-            let flags = buffer.flags(place + 1 < buffers.len());
+        for (before, buffer) in buffers.iter().enumerate() {
+            let flags = buffer.flags(before + 1 < buffers.len());
             let next = self.behind(index);
             self.set_desc(index, buffer.addr, buffer.len, flags, next);
             index = next;

@@ -4,18 +4,19 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tmem_protocol::{Entry, Op, RequestHeader, Response, Status};
+use tmem_protocol::{Op, Response, Status};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use crate::corpus::page;
+use crate::driver::{Buffer, Layout, Ring, readable, writable};
+use crate::request::object_request;
 
 /// Entries of every ring.
 pub const QUEUE_SIZE: u16 = 64;
@@ -23,10 +24,8 @@ pub const QUEUE_SIZE: u16 = 64;
 pub const MEMORY: u64 = 4 << 20;
 /// Where request buffers begin.
 pub const BUFFERS: u64 = 0x10_0000;
+/// From one ring to the next; a page of it is free for a [`crate::lane::Lane`].
 const RING: u64 = 0x4000;
-const DESCRIPTORS: u64 = 0;
-const AVAILABLE: u64 = 0x1000;
-const USED: u64 = 0x2000;
 /// Bytes of the slot of one chain: header, entries, a batch of 8 pages, answer.
 const SLOT: u64 = 0xa000;
 const ANSWER: u64 = 0x9000;
@@ -34,19 +33,21 @@ const ANSWER: u64 = 0x9000;
 /// How long an answer may take before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-pub struct Ring {
-    base: u64,
-    next_avail: u16,
-    next_used: u16,
+/// A ring, and the descriptors by which both sides tell each other to look into it.
+pub struct Vring {
+    pub driver: Ring<GuestMemoryMmap>,
     pub kick: EventFd,
     pub call: EventFd,
 }
 
+/// A guest and its VMM. All methods panic when the service does not do its part within [`PATIENCE`].
 pub struct TestGuest {
     pub frontend: Frontend,
+    /// What guest memory is in.
     pub file: File,
     pub memory: GuestMemoryMmap,
-    pub rings: Vec<Ring>,
+    /// The event ring, then one request ring; none before they are started.
+    pub rings: Vec<Vring>,
 }
 
 /// An answer: the response, the statuses of the entries, and the pages of a load.
@@ -73,10 +74,16 @@ pub fn memfd(len: u64) -> File {
     file
 }
 
-impl Ring {
-    /// Index that the next chain gets.
-    pub fn next(&self) -> u16 {
-        self.next_avail
+/// Where a ring lies, as a front end tells it: in addresses of a process that has guest memory at `user`.
+pub fn vring_config(layout: &Layout, user: u64) -> VringConfigData {
+    VringConfigData {
+        queue_max_size: layout.size,
+        queue_size: layout.size,
+        flags: 0,
+        desc_table_addr: user + layout.descriptors,
+        used_ring_addr: user + layout.used,
+        avail_ring_addr: user + layout.available,
+        log_addr: None,
     }
 }
 
@@ -146,40 +153,23 @@ impl TestGuest {
     /// Starts event ring and one request ring where `base` says.
     pub fn start_rings(&mut self, base: u16) {
         for index in 0..2usize {
-            let at = RING * (1 + index as u64);
-            let ring = Ring {
-                base: at,
-                next_avail: base,
-                next_used: base,
+            let layout = Layout::at(RING * (1 + index as u64), QUEUE_SIZE);
+            let mut driver = Ring::resume(self.memory.clone(), layout, base);
+            if base == 0 {
+                driver.clear();
+            }
+            // What is in memory agrees with the place where the ring goes on.
+            driver.set_avail_index(base);
+            let ring = Vring {
+                driver,
                 kick: EventFd::new(EFD_NONBLOCK).expect("eventfd"),
                 call: EventFd::new(EFD_NONBLOCK).expect("eventfd"),
             };
-            if base == 0 {
-                let zeros = vec![0u8; usize::try_from(RING).expect("small")];
-                self.memory
-                    .write_slice(&zeros, GuestAddress(at))
-                    .expect("in memory");
-            }
-            // What is in memory agrees with the place where the ring goes on.
-            self.write(base, at + AVAILABLE + 2);
-            let user = self.user_address() + at;
+            let places = vring_config(&layout, self.user_address());
             let front = &mut self.frontend;
             front.set_vring_num(index, QUEUE_SIZE).expect("size");
             front.set_vring_base(index, base).expect("base");
-            front
-                .set_vring_addr(
-                    index,
-                    &VringConfigData {
-                        queue_max_size: QUEUE_SIZE,
-                        queue_size: QUEUE_SIZE,
-                        flags: 0,
-                        desc_table_addr: user + DESCRIPTORS,
-                        used_ring_addr: user + USED,
-                        avail_ring_addr: user + AVAILABLE,
-                        log_addr: None,
-                    },
-                )
-                .expect("addresses");
+            front.set_vring_addr(index, &places).expect("addresses");
             front.set_vring_call(index, &ring.call).expect("call");
             front.set_vring_kick(index, &ring.kick).expect("kick");
             front.set_vring_enable(index, true).expect("enabled");
@@ -195,59 +185,6 @@ impl TestGuest {
             .get_config(0, size, VhostUserConfigFlags::empty(), &empty)
             .expect("config");
         tmem_protocol::Config::read_from_bytes(&bytes).expect("whole")
-    }
-
-    fn write<T: vm_memory::ByteValued>(&self, value: T, at: u64) {
-        self.memory
-            .write_obj(value, GuestAddress(at))
-            .expect("in memory");
-    }
-
-    pub fn descriptor(
-        &self,
-        ring: usize,
-        index: u16,
-        address: u64,
-        len: u32,
-        flags: u16,
-        next: u16,
-    ) {
-        let at = self.rings[ring].base + DESCRIPTORS + 16 * u64::from(index);
-        self.write(address, at);
-        self.write(len, at + 8);
-        self.write(flags, at + 12);
-        self.write(next, at + 14);
-    }
-
-    /// Offers the chain that begins at descriptor `head`.
-    pub fn offer(&mut self, ring: usize, head: u16) {
-        let (base, next) = (self.rings[ring].base, self.rings[ring].next_avail);
-        let slot = u64::from(next % QUEUE_SIZE);
-        self.write(head, base + AVAILABLE + 4 + 2 * slot);
-        let next = next.wrapping_add(1);
-        self.rings[ring].next_avail = next;
-        self.set_available(ring, next);
-    }
-
-    pub fn set_available(&self, ring: usize, index: u16) {
-        let at = GuestAddress(self.rings[ring].base + AVAILABLE + 2);
-        self.memory
-            .store(index, at, Ordering::Release)
-            .expect("in memory");
-    }
-
-    /// Sets the flag by which a ring without the event index says whether its guest wants interrupts.
-    pub fn set_no_interrupt(&self, ring: usize, set: bool) {
-        let at = GuestAddress(self.rings[ring].base + AVAILABLE);
-        self.memory
-            .store(u16::from(set), at, Ordering::SeqCst)
-            .expect("in memory");
-    }
-
-    /// After a restart: what was offered up to `next` still is.
-    pub fn resume(&mut self, ring: usize, next: u16) {
-        self.rings[ring].next_avail = next;
-        self.set_available(ring, next);
     }
 
     pub fn kick(&self, ring: usize) {
@@ -272,59 +209,40 @@ impl TestGuest {
         indices: &[u32],
         data: &[u8],
     ) {
-        self.place(slot, op, pool, object, indices, data);
-        self.offer(1, slot * 2);
+        let buffers = self.write_request(slot, op, pool, object, indices, data);
+        self.offer(slot, &buffers);
     }
 
-    fn place(&self, slot: u16, op: Op, pool: u32, object: [u64; 3], indices: &[u32], data: &[u8]) {
-        let header = RequestHeader {
-            op: (op as u16).into(),
-            count: u16::try_from(indices.len()).expect("small").into(),
-            pool: pool.into(),
-            object: object.map(Into::into),
-        };
-        let mut readable = header.as_bytes().to_vec();
-        for index in indices {
-            let entry = Entry {
-                index: (*index).into(),
-                reserved: 0.into(),
-            };
-            readable.extend_from_slice(entry.as_bytes());
-        }
-        readable.extend_from_slice(data);
-        let loads = if op == Op::Load {
-            indices.len() * 4096
-        } else {
-            0
-        };
-        let writable = u32::try_from(size_of::<Response>() + indices.len() + loads).expect("small");
+    /// Writes a request to memory. Returns the buffers of its chain.
+    fn write_request(
+        &self,
+        slot: u16,
+        op: Op,
+        pool: u32,
+        object: [u64; 3],
+        indices: &[u32],
+        data: &[u8],
+    ) -> [Buffer; 2] {
+        let mut bytes = object_request(op, pool, object, indices);
+        bytes.extend_from_slice(data);
         let at = BUFFERS + SLOT * 2 * u64::from(slot);
         self.memory
-            .write_slice(&readable, GuestAddress(at))
+            .write_slice(&bytes, GuestAddress(at))
             .expect("in memory");
-        let len = u32::try_from(readable.len()).expect("small");
-        let head = slot * 2;
-        self.descriptor(1, head, at, len, 1, head + 1);
-        self.descriptor(1, head + 1, at + ANSWER, writable, 2, 0);
+        let loads = if op == Op::Load { indices.len() } else { 0 };
+        let answer = size_of::<Response>() + indices.len() + loads * 4096;
+        [readable(at, bytes.len()), writable(at + ANSWER, answer)]
     }
 
-    /// Whether an answer has come that was not taken.
-    pub fn is_answered(&self) -> bool {
-        self.used(1) != self.rings[1].next_used
-    }
-
-    /// Whether every buffer that was offered is used.
-    pub fn is_used(&self, ring: usize) -> bool {
-        self.used(ring) == self.rings[ring].next_avail
-    }
-
-    fn used(&self, ring: usize) -> u16 {
-        let at = GuestAddress(self.rings[ring].base + USED + 2);
-        self.memory.load(at, Ordering::Acquire).expect("in memory")
+    /// Offers the chain of a slot.
+    fn offer(&mut self, slot: u16, buffers: &[Buffer]) {
+        let ring = &mut self.rings[1].driver;
+        ring.write_chain(slot * 2, buffers);
+        ring.offer(slot * 2);
     }
 
     /// Waits until every request that was submitted is answered, polling.
-    pub fn wait(&mut self) {
+    pub fn wait(&self) {
         let deadline = Instant::now() + PATIENCE;
         while !self.poll() {
             assert!(Instant::now() < deadline, "no answer in time");
@@ -332,10 +250,9 @@ impl TestGuest {
         }
     }
 
-    /// Takes the answers that are there. Returns whether none is missing.
-    pub fn poll(&mut self) -> bool {
-        self.rings[1].next_used = self.used(1);
-        self.is_used(1)
+    /// Whether every request that was submitted is answered.
+    pub fn poll(&self) -> bool {
+        self.rings[1].driver.is_done()
     }
 
     pub fn answer(&self, slot: u16, count: usize, pages: usize) -> Answer {
@@ -371,29 +288,26 @@ impl TestGuest {
 
     /// Loads a page to an address that it need not have touched.
     pub fn load_to(&mut self, pool: u32, index: u32, address: u64) -> Status {
-        self.place_loads_to(pool, &[index], address);
+        self.submit_loads_to(pool, &[index], address);
         self.wait();
         Status::try_from(self.answer(0, 1, 0).statuses[0]).expect("a known status")
     }
 
     /// Offers a request that loads pages, all to the same address, without a wait for the answer.
-    pub fn place_loads_to(&mut self, pool: u32, indices: &[u32], address: u64) {
-        self.place(0, Op::Load, pool, [1, 2, 3], indices, &[]);
-        let answer = u32::try_from(size_of::<Response>() + indices.len()).expect("small");
-        let at = BUFFERS + ANSWER;
-        self.descriptor(1, 1, at, answer, 3, 2);
-        let last = 1 + u16::try_from(indices.len()).expect("small");
-        for index in 2..=last {
-            let flags = if index == last { 2 } else { 3 };
-            self.descriptor(1, index, address, 4096, flags, index + 1);
-        }
-        self.offer(1, 0);
+    pub fn submit_loads_to(&mut self, pool: u32, indices: &[u32], address: u64) {
+        let [request, _] = self.write_request(0, Op::Load, pool, [1, 2, 3], indices, &[]);
+        let answer = size_of::<Response>() + indices.len();
+        let mut buffers = vec![request, writable(BUFFERS + ANSWER, answer)];
+        buffers.resize(2 + indices.len(), writable(address, 4096));
+        self.offer(0, &buffers);
         self.kick(1);
     }
 
     /// Touches a page.
     pub fn memory_write(&self, address: u64, byte: u8) {
-        self.write(byte, address);
+        self.memory
+            .write_obj(byte, GuestAddress(address))
+            .expect("in memory");
     }
 
     pub fn create_pool(&mut self) -> u32 {

@@ -242,7 +242,7 @@ fn everything_works_confined_and_as_a_user_that_owns_nothing() {
                 let mut bad = TestGuest::boot(&serve.path("bad"));
                 let pool = bad.create_pool();
                 assert_eq!(bad.store(pool, 0, &page(round)), Status::Ok);
-                bad.set_available(1, 9999);
+                bad.rings[1].driver.set_avail_index(9999);
                 bad.kick(1);
                 if round % 8 == 3 {
                     bad.file.set_len(0).expect("truncates");

@@ -14,6 +14,7 @@ use tmem_control::api::{Domain, GuestSpec, Host};
 use tmem_control::{Client, Stats};
 use tmem_protocol::{Event, Op, Pressure, Status};
 use tmem_testkit::corpus::page;
+use tmem_testkit::driver::writable;
 use tmem_testkit::frontend::{BUFFERS, TestGuest};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromZeros, IntoBytes};
@@ -233,14 +234,13 @@ const EVENT: u64 = BUFFERS - 0x1000;
 
 /// Offers one buffer for an event.
 fn listen(guest: &mut TestGuest) {
-    guest.descriptor(0, 0, EVENT, 24, 2, 0);
-    guest.offer(0, 0);
+    guest.rings[0].driver.chain(&[writable(EVENT, 24)]);
     guest.kick(0);
 }
 
 /// The level of the next event.
 fn hears(guest: &TestGuest) -> u32 {
-    eventually("an event", || guest.is_used(0));
+    eventually("an event", || guest.rings[0].driver.is_done());
     let mut event = Event::new_zeroed();
     let read = guest
         .memory

@@ -20,6 +20,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::scale::Scale;
 use crate::service::{Served, pin, pinned};
 use tmem_testkit::corpus::page;
+use tmem_testkit::driver::{readable, writable};
 use tmem_testkit::frontend::{BUFFERS, QUEUE_SIZE, TestGuest};
 use tmem_testkit::lane::Lane;
 use tmem_testkit::report::median;
@@ -136,9 +137,9 @@ fn garbage(socket: &Path, stop: &AtomicBool) {
             let at = BUFFERS + 8192 * u64::from(slot);
             let bytes = guest.memory.write_slice(&page(seed), GuestAddress(at));
             bytes.expect("inside");
-            guest.descriptor(1, slot * 2, at, 1 + seed as u32 % 4096, 1, slot * 2 + 1);
-            guest.descriptor(1, slot * 2 + 1, at + 4096, 64, 2, 0);
-            guest.offer(1, slot * 2);
+            let request = readable(at, 1 + seed as usize % 4096);
+            let ring = &mut guest.rings[1].driver;
+            ring.chain(&[request, writable(at + 4096, 64)]);
         }
         guest.kick(1);
         guest.wait();
