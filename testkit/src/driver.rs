@@ -295,7 +295,6 @@ impl<M: Memory> Ring<M> {
     }
 
     /// Writes a chain to the descriptors from `head` on, and does not offer it.
-    #[inline]
     pub fn write_chain(&self, head: u16, buffers: &[Buffer]) {
         let mut index = head;
         for (before, buffer) in buffers.iter().enumerate() {

@@ -1,69 +1,50 @@
-//! The driver's side of one ring, with one request at a time, as lean as a driver is.
-
-use std::sync::atomic::{Ordering, fence};
+//! A guest with one request of the tmem device at a time, as lean as a driver is: the floor of benches.
 
 use tmem_protocol::{Entry, Op, RequestHeader, Response, Status};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::driver::{Layout, NEXT, Ring, WRITE};
+use crate::frontend::TestGuest;
+
+/// Bytes of a page.
 pub const PAGE: u64 = 4096;
-/// Entries of the ring.
-pub const SIZE: u16 = 64;
 
-const AVAILABLE: usize = 0x1000;
-const USED: usize = 0x2000;
-/// Length of a ring; a page for keys and answer follows it.
-pub const LEN: u64 = 0x3000;
-const ANSWER: usize = LEN as usize + 0x800;
+/// Of the page behind the ring: where the answer is; header and entries are before it.
+const ANSWER: u64 = 0x800;
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-
+/// A guest with one request at a time, in guest memory of one region from address 0. It allocates nothing, and panics
+/// where memory ends.
 pub struct Lane<'a> {
-    memory: VolatileSlice<'a>,
-    base: usize,
+    ring: Ring<VolatileSlice<'a>>,
+    /// Address of header and entries.
+    keys: u64,
     pool: u32,
-    next: u16,
-    used: u16,
+    /// Entries of the last request.
     count: usize,
 }
 
 impl<'a> Lane<'a> {
-    /// The ring at `base`, of which `done` requests are done already.
-    pub fn new(memory: &'a GuestMemoryMmap, base: u64, pool: u32, done: u16) -> Self {
+    /// A lane over the ring of this layout, of whose chains `done` are done already. It needs the page behind the ring
+    /// for keys and answers.
+    pub fn new(memory: &'a GuestMemoryMmap, layout: Layout, pool: u32, done: u16) -> Self {
         let len = memory.last_addr().0 as usize + 1;
         let memory = memory.get_slice(GuestAddress(0), len);
         Self {
-            memory: memory.expect("one region"),
-            base: base as usize,
+            ring: Ring::resume(memory.expect("one region"), layout, done),
+            keys: layout.end(),
             pool,
-            next: done,
-            used: done,
             count: 0,
         }
     }
 
-    fn write<T: vm_memory::ByteValued>(&self, value: T, at: usize) {
-        self.memory
-            .write_obj(value, self.base + at)
-            .expect("inside");
+    /// A lane over the request ring of a guest, all of whose requests are answered.
+    pub fn of(guest: &'a TestGuest, pool: u32) -> Self {
+        let ring = &guest.rings[1].driver;
+        Self::new(&guest.memory, *ring.layout(), pool, ring.next())
     }
 
-    fn read(&self, at: usize) -> u16 {
-        self.memory
-            .load(self.base + at, Ordering::Acquire)
-            .expect("inside")
-    }
-
-    fn descriptor(&self, index: usize, address: u64, len: usize, flags: u16) {
-        let words = [
-            address,
-            len as u64 | u64::from(flags) << 32 | (index as u64 + 1) << 48,
-        ];
-        self.write(words, 16 * index);
-    }
-
-    /// Offers a request for the pages of these indices, the first at guest address `frame`, the others
+    /// Offers a request for the pages of at most 8 indices, the first at guest address `frame`, the others
     /// behind it. Returns whether the device wants a kick.
     pub fn submit(&mut self, op: Op, indices: std::ops::Range<u32>, frame: u64) -> bool {
         self.count = indices.len();
@@ -71,83 +52,82 @@ impl<'a> Lane<'a> {
             Op::CreatePool => [0; 3],
             _ => [1, 2, 3],
         };
-        let keys = self.base + LEN as usize;
         let header = RequestHeader {
             op: (op as u16).into(),
             count: (self.count as u16).into(),
             pool: self.pool.into(),
             object: object.map(u64::into),
         };
-        let slice = |bytes: &[u8], at| self.memory.write_slice(bytes, at).expect("inside");
-        slice(header.as_bytes(), keys);
-        let mut end = keys + size_of::<RequestHeader>();
+        self.write(header.as_bytes(), self.keys);
+        let mut end = self.keys + size_of::<RequestHeader>() as u64;
         for index in indices {
             let entry = Entry {
                 index: index.into(),
                 reserved: 0.into(),
             };
-            slice(entry.as_bytes(), end);
-            end += size_of::<Entry>();
+            self.write(entry.as_bytes(), end);
+            end += size_of::<Entry>() as u64;
         }
-        let answer = (self.base + ANSWER) as u64;
-        let answer_len = size_of::<Response>() + self.count;
-        self.descriptor(0, keys as u64, end - keys, NEXT);
-        let pages = self.count * PAGE as usize;
+        let (keys, keys_len) = (self.keys, (end - self.keys) as u32);
+        let answer = self.keys + ANSWER;
+        let answer_len = (size_of::<Response>() + self.count) as u32;
+        let pages = self.count as u32 * PAGE as u32;
+        // One by one: the loop of a chain of any length costs more than the descriptors do.
+        let ring = &self.ring;
+        ring.set_desc(0, keys, keys_len, NEXT, 1);
         match op {
             Op::Store => {
-                self.descriptor(1, frame, pages, NEXT);
-                self.descriptor(2, answer, answer_len, WRITE);
+                ring.set_desc(1, frame, pages, NEXT, 2);
+                ring.set_desc(2, answer, answer_len, WRITE, 0);
             }
             Op::Load => {
-                self.descriptor(1, answer, answer_len, WRITE | NEXT);
-                self.descriptor(2, frame, pages, WRITE);
+                ring.set_desc(1, answer, answer_len, WRITE | NEXT, 2);
+                ring.set_desc(2, frame, pages, WRITE, 0);
             }
-            _ => self.descriptor(1, answer, answer_len, WRITE),
+            _ => ring.set_desc(1, answer, answer_len, WRITE, 0),
         }
-        self.write(0u16, AVAILABLE + 4 + 2 * usize::from(self.next % SIZE));
-        self.next = self.next.wrapping_add(1);
-        self.memory
-            .store(self.next, self.base + AVAILABLE + 2, Ordering::Release)
-            .expect("inside");
-        fence(Ordering::SeqCst);
-        self.wants_kick()
+        self.ring.offer(0);
+        self.ring.wants_kick()
     }
 
-    /// Whether the device sleeps until it is kicked for the last request.
-    fn wants_kick(&self) -> bool {
-        self.read(USED + 4 + 8 * usize::from(SIZE)) == self.next.wrapping_sub(1)
+    #[inline(always)]
+    fn write(&self, bytes: &[u8], at: u64) {
+        let memory = self.ring.memory();
+        memory.write_slice(bytes, at as usize).expect("in memory");
+    }
+
+    #[inline(always)]
+    fn read(&self, bytes: &mut [u8], at: u64) {
+        let memory = self.ring.memory();
+        memory.read_slice(bytes, at as usize).expect("in memory");
     }
 
     /// Whether the device will want a kick for the next request.
     pub fn is_armed(&self) -> bool {
-        self.read(USED + 4 + 8 * usize::from(SIZE)) == self.next
+        self.ring.is_armed()
     }
 
     /// Asks for an interrupt for the request that is submitted next.
     pub fn want_call(&self) {
-        self.write(self.used, AVAILABLE + 4 + 2 * usize::from(SIZE));
+        self.ring.set_used_event(self.ring.next());
     }
 
     /// Reads a page as the program does that needs it.
     pub fn read_page(&self, frame: u64, page: &mut [u8; PAGE as usize]) {
-        self.memory
-            .read_slice(page, frame as usize)
-            .expect("inside");
+        self.read(page, frame);
         std::hint::black_box(page);
     }
 
+    /// Whether the answer of the last request has come.
     pub fn is_done(&self) -> bool {
-        self.read(USED + 2) == self.next
+        self.ring.is_done()
     }
 
     /// Takes the answer, which must say that all went well.
-    pub fn take(&mut self) {
-        self.used = self.next;
+    pub fn take(&self) {
         let mut answer = [0u8; size_of::<Response>() + 8];
         let answer = &mut answer[..size_of::<Response>() + self.count];
-        self.memory
-            .read_slice(answer, self.base + ANSWER)
-            .expect("inside");
+        self.read(answer, self.keys + ANSWER);
         let ok = u8::from(Status::Ok);
         assert_eq!(answer[0], ok, "request refused");
         let statuses = &answer[size_of::<Response>()..];
@@ -158,9 +138,7 @@ impl<'a> Lane<'a> {
     pub fn take_pool(&mut self) {
         self.take();
         let mut response = Response::new_zeroed();
-        self.memory
-            .read_slice(response.as_mut_bytes(), self.base + ANSWER)
-            .expect("inside");
+        self.read(response.as_mut_bytes(), self.keys + ANSWER);
         self.pool = response.pool.get();
     }
 }

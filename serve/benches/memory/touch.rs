@@ -21,8 +21,6 @@ use tmem_testkit::report::{Compared, Report, quantile};
 
 /// Bytes of a guest's memory.
 const MEMORY: u64 = 64 << 20;
-/// Where the ring of requests is.
-const RING: u64 = 0x8000;
 /// Pages that are stored, and frames that they are loaded to: more than a processor's own cache.
 const SOURCE: u64 = 16 << 20;
 const TARGET: u64 = 32 << 20;
@@ -48,9 +46,8 @@ impl Side {
         Self { host, guest, pool }
     }
 
-    /// The one request that was made created the pool.
     fn lane(&self) -> Lane<'_> {
-        Lane::new(&self.guest.memory, RING, self.pool, 1)
+        Lane::of(&self.guest, self.pool)
     }
 
     /// Nanoseconds of a request for one page: the median, which a process that gets in between does not change.

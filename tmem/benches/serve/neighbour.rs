@@ -44,7 +44,7 @@ pub(crate) fn measure(scale: &Scale, report: &mut Report) {
     }
     served.pin("good", 0);
     served.pin("bad", 1);
-    let mut lane = Lane::new(&guest.memory, 0x8000, pool, 1);
+    let mut lane = Lane::of(&guest, pool);
     let harms: [(&str, Harm); 3] = [
         ("garbage", garbage),
         ("flood", flood),

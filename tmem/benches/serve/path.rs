@@ -17,13 +17,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::scale::Scale;
 use crate::service::{Served, pinned};
 use crate::wakeup;
-use tmem_testkit::frontend::TestGuest;
-use tmem_testkit::lane::{LEN, Lane, PAGE, SIZE};
+use tmem_testkit::driver::{Layout, Ring};
+use tmem_testkit::frontend::{QUEUE_SIZE, TestGuest};
+use tmem_testkit::lane::{Lane, PAGE};
 use tmem_testkit::report::{Report, median, quantile};
 
 const MEMORY: u64 = 64 << 20;
-const REMOTE: u64 = 0x8000;
-const INLINE: u64 = 0xc000;
+/// The ring of the device in this process, behind those of the guest.
+const INLINE: Layout = Layout::at(0xc000, QUEUE_SIZE);
 /// Pages of the guest that it stores, and frames that it loads them to: more than a processor's own cache.
 const SOURCE: u64 = 16 << 20;
 const TARGET: u64 = 32 << 20;
@@ -49,12 +50,8 @@ impl Inline {
         let domain = store
             .add_domain("inline", DomainConfig::default())
             .expect("domain");
-        let mut queue = Queue::new(SIZE).expect("a valid size");
-        queue.set_desc_table_address(Some(INLINE as u32), None);
-        queue.set_avail_ring_address(Some(INLINE as u32 + 0x1000), None);
-        queue.set_used_ring_address(Some(INLINE as u32 + 0x2000), None);
+        let mut queue = INLINE.queue();
         queue.set_event_idx(true);
-        queue.set_ready(true);
         Self {
             device: TmemDevice::new(domain.clone(), TmemConfig::default()),
             domain,
@@ -205,15 +202,13 @@ pub(crate) fn measure(pages: &[Page], scale: &Scale, report: &mut Report) {
         let page = guest.memory.write_slice(page, GuestAddress(at));
         page.expect("inside");
     }
-    let zeros = vec![0u8; LEN as usize];
-    let ring = guest.memory.write_slice(&zeros, GuestAddress(INLINE));
-    ring.expect("inside");
+    Ring::new(guest.memory.clone(), INLINE).clear();
     let mut lane = Lane::new(&guest.memory, INLINE, 0, 0);
     lane.submit(Op::CreatePool, 0..0, 0);
     inline.ring(&guest.memory);
     lane.take_pool();
     let mut bench = Bench {
-        remote: Lane::new(&guest.memory, REMOTE, pool, 1),
+        remote: Lane::of(&guest, pool),
         lane,
         inline,
         guest: &guest,
