@@ -8,15 +8,14 @@ use libfuzzer_sys::fuzz_target;
 use tmem_device::{TmemConfig, TmemDevice};
 use tmem_protocol::{Op, PAGE_SIZE, RequestHeader, Status};
 use tmem_store::{DomainConfig, Store, StoreConfig};
+use tmem_testkit::driver::{Layout, Ring, readable, writable};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::IntoBytes;
 
 const MEMORY: usize = 1 << 20;
 const SIZE: u16 = 16;
-const DESC: u64 = 0x1000;
-const AVAIL: u64 = 0x2000;
-const USED: u64 = 0x3000;
+const RING: Layout = Layout::at(0x1000, SIZE);
 /// Requests that the model follows are built here; nothing else is.
 const OWN: u64 = 0x80000;
 
@@ -69,8 +68,8 @@ enum Action {
 struct Guest {
     mem: GuestMemoryMmap,
     queue: Queue,
+    ring: Ring<GuestMemoryMmap>,
     device: TmemDevice,
-    avail: u16,
     pool: Option<u32>,
     model: HashMap<u32, u8>,
 }
@@ -95,10 +94,10 @@ impl Guest {
         device.set_features(features);
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let mut guest = Self {
+            ring: Ring::new(mem.clone(), RING),
             mem,
-            queue: Queue::new(SIZE).unwrap(),
+            queue: RING.queue(),
             device,
-            avail: 0,
             pool: None,
             model: HashMap::new(),
         };
@@ -107,35 +106,15 @@ impl Guest {
     }
 
     fn activate(&mut self) {
-        self.write(DESC, &[0; 0x3000]);
-        self.queue.reset();
-        self.queue.set_desc_table_address(Some(DESC as u32), None);
-        self.queue.set_avail_ring_address(Some(AVAIL as u32), None);
-        self.queue.set_used_ring_address(Some(USED as u32), None);
+        self.ring.clear();
+        self.queue = RING.queue();
         self.queue.set_event_idx(true);
-        self.queue.set_ready(true);
-        self.avail = 0;
         self.pool = None;
         self.model.clear();
     }
 
     fn write(&self, addr: u64, bytes: &[u8]) {
         let _ = self.mem.write(bytes, GuestAddress(addr));
-    }
-
-    fn set_desc(&self, index: u8, addr: u64, len: u32, flags: u16, next: u16) {
-        let mut bytes = addr.to_le_bytes().to_vec();
-        bytes.extend(len.to_le_bytes());
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(next.to_le_bytes());
-        self.write(DESC + u64::from(index % SIZE as u8) * 16, &bytes);
-    }
-
-    fn push(&mut self, head: u16) {
-        let place = AVAIL + 4 + u64::from(self.avail % SIZE) * 2;
-        self.write(place, &head.to_le_bytes());
-        self.avail = self.avail.wrapping_add(1);
-        self.write(AVAIL + 2, &self.avail.to_le_bytes());
     }
 
     /// Processes; a corrupt ring means a reset. Whether all went well.
@@ -149,7 +128,8 @@ impl Guest {
                     assert!(u32::from(taken) >= progress.chains);
                     assert_eq!(self.queue.next_used(), self.queue.next_avail());
                     if !progress.more {
-                        self.avail = self.queue.next_avail();
+                        let next = self.queue.next_avail();
+                        self.ring = Ring::resume(self.mem.clone(), RING, next);
                         return true;
                     }
                 }
@@ -165,19 +145,18 @@ impl Guest {
     /// Sends a well-formed request; the bytes of the answer.
     fn send(&mut self, request: &[u8], room: usize) -> Option<Vec<u8>> {
         let (from, to) = (OWN, OWN + 0x8000);
+        let chain = [readable(from, request.len()), writable(to, room)];
         self.write(from, request);
         self.write(to - 64, &vec![0xaa; room + 128]);
-        self.set_desc(0, from, request.len() as u32, 1, 1);
-        self.set_desc(1, to, room as u32, 2, 0);
+        self.ring.write_chain(0, &chain);
         // What an earlier action left in the ring may still be there, and may write anywhere.
         if !self.kick() {
             return None;
         }
         self.write(from, request);
         self.write(to - 64, &vec![0xaa; room + 128]);
-        self.set_desc(0, from, request.len() as u32, 1, 1);
-        self.set_desc(1, to, room as u32, 2, 0);
-        self.push(0);
+        self.ring.write_chain(0, &chain);
+        self.ring.offer(0);
         if !self.kick() {
             return None;
         }
@@ -246,9 +225,12 @@ fuzz_target!(|input: (u8, Vec<Action>)| {
             Action::Chain { head, descriptors } => {
                 for (index, d) in descriptors.into_iter().take(SIZE.into()) {
                     let next = u16::from(d.next % 20);
-                    guest.set_desc(index, d.addr.into(), d.len, (d.flags % 8).into(), next);
+                    let (index, flags) = (index % SIZE as u8, d.flags % 8);
+                    guest
+                        .ring
+                        .set_desc(index.into(), d.addr.into(), d.len, flags.into(), next);
                 }
-                guest.push((head % 17).into());
+                guest.ring.offer((head % 17).into());
                 guest.kick();
                 guest.model.clear();
             }
@@ -279,11 +261,14 @@ fuzz_target!(|input: (u8, Vec<Action>)| {
                 });
                 let from = 0x10000;
                 guest.write(from, &bytes);
-                let first = u64::from(split).min(bytes.len() as u64);
-                guest.set_desc(2, from, first as u32, 1, 3);
-                guest.set_desc(3, from + first, (bytes.len() as u64 - first) as u32, 1, 4);
-                guest.set_desc(4, 0x70000, room.into(), 2, 0);
-                guest.push(2);
+                let first = usize::from(split).min(bytes.len());
+                let chain = [
+                    readable(from, first),
+                    readable(from + first as u64, bytes.len() - first),
+                    writable(0x70000, room.into()),
+                ];
+                guest.ring.write_chain(2, &chain);
+                guest.ring.offer(2);
                 guest.kick();
                 if flipped.is_some() || op == Op::DestroyPool as u8 {
                     guest.model.clear();
