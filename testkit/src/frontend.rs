@@ -1,5 +1,5 @@
-//! A guest and its VMM in one: memory in a memfd, rings in it, a vhost-user front end. It can do
-//! what a driver does, and what no driver should.
+//! A guest and its VMM in one: memory in a memfd, rings in it, a vhost-user front end. What no driver should do is done
+//! with its parts: the [`Ring`] of a [`Vring`], the memory, the file, the `vhost` front end.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -50,7 +50,7 @@ pub struct TestGuest {
     pub rings: Vec<Vring>,
 }
 
-/// An answer: the response, the statuses of the entries, and the pages of a load.
+/// An answer: the response, the status byte of each entry, and the pages of a load, 4096 bytes each.
 #[derive(Debug)]
 pub struct Answer {
     pub response: Response,
@@ -64,6 +64,7 @@ impl Answer {
     }
 }
 
+/// A file of `len` bytes that is in memory only.
 pub fn memfd(len: u64) -> File {
     // SAFETY: a valid name and no flags that need more.
     let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };

@@ -4,12 +4,12 @@
 //! | module | holds |
 //! |---|---|
 //! | [`corpus`] | pages: of real processes, and made from a seed |
-//! | [`driver`] | the driver's side of a split ring, over any guest memory |
-//! | [`guest`] | memory with one ring in it, for a device in the same process |
 //! | [`request`] | requests of the tmem device as bytes, and their answers |
-//! | [`lane`] | the same for one request at a time, as lean as a driver is: for benches |
-//! | [`frontend`] | a guest and its VMM in one, over a vhost-user socket |
-//! | [`raw`] | a connection that says anything |
+//! | [`driver`] | the driver's side of a split ring, over any guest memory: where its parts lie, and all that writes them |
+//! | [`guest`] | guest memory with one ring in it, for a device in the same process |
+//! | [`frontend`] | a guest and its VMM in one, with memory in a file and two rings, over a vhost-user socket |
+//! | [`lane`] | one request at a time over the ring of either, as lean as a driver is: for benches |
+//! | [`raw`] | a connection that sends any bytes as vhost-user messages |
 //! | [`report`] | what a bench found: rows, medians, a JSON file |
 
 #![allow(

@@ -32,6 +32,7 @@ const FEATURES: u64 = 1 << 32 | 1 << 30;
 /// MQ, REPLY_ACK, CONFIG, RESET_DEVICE.
 const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 9 | 1 << 13;
 
+/// A connection to a service. What is sent is not checked, and an answer is waited for at most 10 seconds.
 pub struct Raw {
     pub stream: UnixStream,
 }
