@@ -8,6 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use tmem_store::{
     Dedup, DomainChange, DomainConfig, LoadError, ObjectId, PAGE_SIZE, PoolSpec, Store, StoreConfig,
 };
+use tmem_testkit::corpus::compressible;
 
 #[derive(Arbitrary, Debug)]
 enum Operation {
@@ -32,11 +33,10 @@ struct Place {
 }
 
 fn page(seed: u8, noise: u16) -> [u8; PAGE_SIZE] {
-    let mut page = [seed; PAGE_SIZE];
-    let mut state = u32::from(seed) + 1;
-    for byte in page.iter_mut().take(usize::from(noise) % 4200) {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        *byte = (state >> 24) as u8;
+    let noise = usize::from(noise) % 4200;
+    let mut page = compressible(seed.into(), noise);
+    if let Some(rest) = page.get_mut(noise..) {
+        rest.fill(seed);
     }
     page
 }
