@@ -149,8 +149,10 @@ impl From<OutOfReach> for Status {
 }
 
 /// A place in a stream of bytes.
+///
+/// Visible for the sake of [`Backend`](crate::block::Backend), but without a name outside of this crate.
 #[derive(Clone, Debug)]
-pub(crate) struct Cursor<'a> {
+pub struct Cursor<'a> {
     segments: std::slice::Iter<'a, Segment>,
     current: Option<Segment>,
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use tmem_device::{BlockConfig, BlockDevice};
+use tmem_device::{BlockConfig, BlockDevice, PoolDisk};
 use tmem_protocol::PAGE_SIZE;
 use tmem_store::{DomainConfig, Store, StoreConfig};
 use virtio_queue::{Queue, QueueT};
@@ -67,7 +67,7 @@ impl Guest {
         self.avail = 0;
     }
 
-    fn kick(&mut self, device: &BlockDevice, head: u16) -> bool {
+    fn kick(&mut self, device: &BlockDevice<PoolDisk>, head: u16) -> bool {
         self.write(0x2004 + u64::from(self.avail % 16) * 2, &head.to_le_bytes());
         self.avail = self.avail.wrapping_add(1);
         self.write(0x2002, &self.avail.to_le_bytes());
@@ -86,7 +86,7 @@ impl Guest {
     /// A well-formed request; status and data.
     fn send(
         &mut self,
-        device: &BlockDevice,
+        device: &BlockDevice<PoolDisk>,
         kind: u32,
         page: u8,
         data: &[u8],
@@ -121,10 +121,10 @@ fuzz_target!(|actions: Vec<Action>| {
     let domain = store.add_domain("guest", DomainConfig::default()).unwrap();
     let config = BlockConfig {
         request_queues: 1,
-        bytes: PAGES * PAGE_SIZE as u64,
         id: "fuzz".to_owned(),
     };
-    let device = BlockDevice::new(domain.clone(), &config).unwrap();
+    let disk = PoolDisk::new(domain.clone(), PAGES * PAGE_SIZE as u64).unwrap();
+    let device = BlockDevice::new(disk, &config);
     let mut guest = Guest {
         mem: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap(),
         queue: Queue::new(16).unwrap(),
@@ -167,7 +167,8 @@ fuzz_target!(|actions: Vec<Action>| {
                 range.extend((u32::from(count) * 8).to_le_bytes());
                 range.extend([0; 4]);
                 let (status, _) = guest.send(&device, 11, 0, &range, 0);
-                assert_eq!(status == 0, u64::from(page) + u64::from(count) <= PAGES);
+                let fits = u64::from(page) + u64::from(count) <= PAGES;
+                assert_eq!(status == 0, count > 0 && fits);
                 if status == 0 {
                     for page in u64::from(page)..u64::from(page) + u64::from(count) {
                         model.insert(page, 0);

@@ -1,24 +1,22 @@
-//! The disk: features, configuration space, requests.
-
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+//! The disk: features, configuration space, serving a queue.
 
 use tmem_protocol::PAGE_SIZE;
-use tmem_store::{CreatePoolError, Domain, LoadError, ObjectId, PoolId, PoolSpec};
 use virtio_queue::{DescriptorChain, QueueT};
 use vm_memory::GuestMemory;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::metrics::BlockMetrics;
+use super::backend::Backend;
+use super::metrics::{BlockMetrics, add};
 use super::request::{
-    self, Header, ID_LEN, MAX_PAGES, MAX_RANGE_SECTORS, MAX_RANGES, Pages, Range, Request,
-    SECTORS_PER_PAGE, Status,
+    self, BlkStatus, Geometry, Header, ID_LEN, MAX_RANGES, Range, Request, SECTOR,
 };
 use crate::chain::{self, Chain, Cursor};
 use crate::queue::{self, Progress, QueueCorrupt, Used};
 
 const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
+const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
 const F_FLUSH: u64 = 1 << 9;
 const F_TOPOLOGY: u64 = 1 << 10;
@@ -26,21 +24,11 @@ const F_MQ: u64 = 1 << 12;
 const F_DISCARD: u64 = 1 << 13;
 const F_WRITE_ZEROES: u64 = 1 << 14;
 
-/// Most segments of a request and bytes of a segment: together at most [`MAX_PAGES`].
-const SEG_MAX: u32 = 64;
-const SIZE_MAX: u32 = 64 << 10;
-const _: () = assert!(SEG_MAX as usize * SIZE_MAX as usize == MAX_PAGES * PAGE_SIZE);
-
-/// The object that holds the pages of the disk.
-const OBJECT: ObjectId = ObjectId([0; 3]);
-
-/// How a disk is made.
+/// How a disk looks to the guest, whatever is behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockConfig {
     /// Number of request queues, at least 1.
     pub request_queues: u16,
-    /// Size of the disk in bytes; what is more than whole pages, or than 2^32 - 1 pages, is left out.
-    pub bytes: u64,
     /// Name of the disk, which the guest shows as its serial number. Cut after 20 bytes.
     pub id: String,
 }
@@ -72,79 +60,88 @@ struct ConfigSpace {
 
 const _: () = assert!(size_of::<ConfigSpace>() == 60);
 
-/// A virtio-blk disk whose blocks are pages of a persistent pool. A block that nobody wrote reads as
-/// zeroes. Its queues can be served by several threads at once, each queue by one at a time.
+/// What a request that was executed did.
+#[derive(Default)]
+struct Done {
+    /// Bytes written from the start of the writable part.
+    written: usize,
+    /// Bytes of the disk read, written or cleared.
+    bytes: u64,
+}
+
+/// A virtio-blk disk over `B`. Its queues can be served by several threads at once, each queue by one at a
+/// time.
 #[derive(Debug)]
-pub struct BlockDevice {
-    domain: Domain,
-    pool: PoolId,
+pub struct BlockDevice<B> {
+    backend: B,
+    geometry: Geometry,
     request_queues: u16,
-    /// Number of blocks.
-    capacity: u32,
     id: [u8; ID_LEN],
-    /// One bit for each block whose last write was refused: the store has dropped what was there, and
-    /// it must not read as zeroes.
-    lost: Box<[AtomicU64]>,
     metrics: BlockMetrics,
 }
 
-impl BlockDevice {
-    /// An empty disk for the guest whose pages `domain` holds.
-    ///
-    /// # Errors
-    /// The domain may not have another pool.
-    pub fn new(domain: Domain, config: &BlockConfig) -> Result<Self, CreatePoolError> {
-        let pool = domain.create_pool(PoolSpec::Persistent)?;
-        let pages = config.bytes.checked_div(PAGE_SIZE as u64);
-        let capacity = u32::try_from(pages.unwrap_or_default()).unwrap_or(u32::MAX);
+impl<B: Backend> BlockDevice<B> {
+    /// A disk with the bytes that `backend` has.
+    #[must_use]
+    pub fn new(backend: B, config: &BlockConfig) -> Self {
         let mut id = [0; ID_LEN];
         for (to, from) in id.iter_mut().zip(config.id.bytes()) {
             *to = from;
         }
-        Ok(Self {
-            domain,
-            pool,
+        Self {
+            geometry: backend.geometry(),
+            backend,
             request_queues: config.request_queues.max(1),
-            capacity,
             id,
-            lost: (0..capacity.div_ceil(u64::BITS))
-                .map(|_| AtomicU64::new(0))
-                .collect(),
             metrics: BlockMetrics::default(),
-        })
+        }
     }
 
     /// The device feature bits to offer; those of the transport are not among them.
     #[must_use]
     pub fn offered_features(&self) -> u64 {
-        let many = if self.request_queues > 1 { F_MQ } else { 0 };
-        F_SIZE_MAX
-            | F_SEG_MAX
+        let Geometry {
+            size_max,
+            announce_topology,
+            read_only,
+            ..
+        } = self.geometry;
+        let of = |offered: bool, features: u64| if offered { features } else { 0 };
+        F_SEG_MAX
             | F_BLK_SIZE
             | F_FLUSH
-            | F_TOPOLOGY
-            | F_DISCARD
-            | F_WRITE_ZEROES
-            | many
+            | of(size_max.is_some(), F_SIZE_MAX)
+            | of(announce_topology, F_TOPOLOGY)
+            | of(read_only, F_RO)
+            | of(!read_only, F_DISCARD | F_WRITE_ZEROES)
+            | of(self.request_queues > 1, F_MQ)
     }
 
     /// Reads the configuration space. What lies beyond its end reads as zero.
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let geometry = &self.geometry;
+        let best_blocks = u16::from(geometry.announce_topology);
+        let queues = match self.request_queues {
+            1 => 0,
+            many => many,
+        };
         let config = ConfigSpace {
-            capacity: u64::from(self.capacity)
-                .saturating_mul(SECTORS_PER_PAGE)
+            capacity: geometry
+                .capacity
+                .checked_div(SECTOR)
+                .unwrap_or_default()
                 .into(),
-            size_max: SIZE_MAX.into(),
-            seg_max: SEG_MAX.into(),
-            blk_size: u32::try_from(PAGE_SIZE).unwrap_or_default().into(),
-            min_io_size: 1.into(),
-            opt_io_size: 1.into(),
-            num_queues: self.request_queues.into(),
-            max_discard_sectors: MAX_RANGE_SECTORS.into(),
-            max_discard_seg: u32::try_from(MAX_RANGES).unwrap_or_default().into(),
-            discard_sector_alignment: u32::try_from(SECTORS_PER_PAGE).unwrap_or_default().into(),
-            max_write_zeroes_sectors: MAX_RANGE_SECTORS.into(),
-            max_write_zeroes_seg: u32::try_from(MAX_RANGES).unwrap_or_default().into(),
+            size_max: geometry.size_max.unwrap_or_default().into(),
+            seg_max: geometry.seg_max.into(),
+            blk_size: geometry.block_size.into(),
+            min_io_size: best_blocks.into(),
+            opt_io_size: u32::from(best_blocks).into(),
+            num_queues: queues.into(),
+            max_discard_sectors: geometry.max_range_sectors.into(),
+            max_discard_seg: geometry.max_ranges.into(),
+            discard_sector_alignment: geometry.discard_alignment.into(),
+            max_write_zeroes_sectors: geometry.max_range_sectors.into(),
+            max_write_zeroes_seg: geometry.max_ranges.into(),
             write_zeroes_may_unmap: 1,
             ..ConfigSpace::default()
         };
@@ -173,9 +170,8 @@ impl BlockDevice {
         mem: &M,
         queue: &mut Q,
     ) -> Result<Progress, QueueCorrupt> {
-        queue::drain(mem, queue, |chain| self.serve(mem, chain)).inspect_err(|_| {
-            self.metrics.queue_faults.fetch_add(1, Relaxed);
-        })
+        queue::drain(mem, queue, |chain| self.serve(mem, chain))
+            .inspect_err(|_| add(&self.metrics.queue_faults, 1))
     }
 
     /// Serves at most `limit` chains of a request queue and leaves notifications as they are: for a
@@ -189,188 +185,134 @@ impl BlockDevice {
         queue: &mut Q,
         limit: u16,
     ) -> Result<Progress, QueueCorrupt> {
-        queue::poll(mem, queue, limit, |chain| self.serve(mem, chain)).inspect_err(|_| {
-            self.metrics.queue_faults.fetch_add(1, Relaxed);
-        })
+        queue::poll(mem, queue, limit, |chain| self.serve(mem, chain))
+            .inspect_err(|_| add(&self.metrics.queue_faults, 1))
     }
 
     fn serve<M: GuestMemory>(&self, mem: &M, descriptors: DescriptorChain<&M>) -> Used {
-        self.metrics.chains.fetch_add(1, Relaxed);
+        add(&self.metrics.chains, 1);
         chain::with(mem, descriptors, |chain, page| {
             // The status is the last writable byte.
             let Some(room) = chain.writable_len().checked_sub(1) else {
-                self.metrics.malformed.fetch_add(1, Relaxed);
+                add(&self.metrics.malformed, 1);
+                add(&self.metrics.unanswerable, 1);
                 return Used::default();
             };
-            let (status, written, pages) = match self.execute(mem, chain, room, page) {
-                Ok((written, pages)) => (Status::Ok, written, pages),
-                Err(status) => (status, 0, 0),
+            let (status, done) = match self.execute(mem, chain, room, page) {
+                Ok(done) => (BlkStatus::Ok, done),
+                Err(status) => (status, Done::default()),
             };
-            let counter = match status {
-                Status::Ok => None,
-                Status::IoError => Some(&self.metrics.io_errors),
-                Status::Unsupported => Some(&self.metrics.unsupported),
-            };
-            if let Some(counter) = counter {
-                counter.fetch_add(1, Relaxed);
+            match status {
+                BlkStatus::Ok => {}
+                BlkStatus::IoError => add(&self.metrics.io_errors, 1),
+                BlkStatus::Unsupported => add(&self.metrics.unsupported, 1),
             }
             let mut end = chain.writer();
             end.skip(room);
             let answered = end.write(mem, &[status as u8]).is_ok();
-            // The length must not cover what was not written.
-            let len = match written == room {
+            if !answered {
+                add(&self.metrics.unanswerable, 1);
+            }
+            // The length must not cover what was not written (2.7.8.2).
+            let len = match done.written == room {
                 true if answered => room.saturating_add(1),
-                _ => written,
+                _ => done.written,
             };
+            let pages = done.bytes.checked_div(PAGE_SIZE as u64).unwrap_or_default();
             Used {
                 len: queue::used_len(len),
-                pages,
+                pages: u32::try_from(pages).unwrap_or(u32::MAX),
             }
         })
         .unwrap_or_default()
     }
 
-    /// Bytes written from the start of the writable part, and pages read, written or cleared.
     fn execute<M: GuestMemory>(
         &self,
         mem: &M,
         chain: &Chain,
         room: usize,
         page: &mut [u8; PAGE_SIZE],
-    ) -> Result<(usize, u32), Status> {
+    ) -> Result<Done, BlkStatus> {
+        let metrics = &self.metrics;
         if chain.fault().is_some() {
-            self.metrics.malformed.fetch_add(1, Relaxed);
-            return Err(Status::IoError);
+            add(&metrics.malformed, 1);
+            return Err(BlkStatus::IoError);
         }
         let mut reader = chain.reader();
         let mut header = Header::new_zeroed();
         let data = chain.readable_len().checked_sub(size_of::<Header>());
-        let data = data.ok_or(Status::IoError)?;
+        let data = data.ok_or(BlkStatus::IoError)?;
         reader
             .read(mem, header.as_mut_bytes())
-            .map_err(|_| Status::IoError)?;
-        match request::decode(&header, data, room, self.capacity)? {
-            Request::Read(pages) => {
+            .map_err(|_| BlkStatus::IoError)?;
+        match request::decode(&header, data, room, &self.geometry)? {
+            Request::Read(extent) => {
                 let mut writer = chain.writer();
-                self.read(mem, &mut writer, pages, page)?;
-                Ok((room, pages.count))
+                let unwritten = self.backend.read(mem, extent, &mut writer, page)?;
+                add(&metrics.reads, 1);
+                add(&metrics.read_bytes, extent.len);
+                add(&metrics.unwritten_bytes, unwritten);
+                Ok(Done {
+                    written: room,
+                    bytes: extent.len,
+                })
             }
-            Request::Write(pages) => {
-                self.write(mem, &mut reader, pages, page)?;
-                Ok((0, pages.count))
+            Request::Write(extent) => {
+                self.backend.write(mem, extent, &mut reader, page)?;
+                add(&metrics.writes, 1);
+                add(&metrics.written_bytes, extent.len);
+                Ok(Done {
+                    written: 0,
+                    bytes: extent.len,
+                })
             }
-            Request::Flush => Ok((0, 0)),
+            Request::Flush => {
+                self.backend.flush()?;
+                add(&metrics.flushes, 1);
+                Ok(Done::default())
+            }
             Request::GetId => {
                 chain
                     .writer()
                     .write(mem, &self.id)
-                    .map_err(|_| Status::IoError)?;
-                Ok((ID_LEN, 0))
+                    .map_err(|_| BlkStatus::IoError)?;
+                Ok(Done {
+                    written: ID_LEN,
+                    bytes: 0,
+                })
             }
             Request::Clear { ranges, discard } => {
-                let count = self.clear(mem, &mut reader, ranges, discard)?;
-                Ok((0, count))
+                let bytes = self.clear(mem, &mut reader, ranges, discard)?;
+                Ok(Done { written: 0, bytes })
             }
         }
     }
 
-    fn read<M: GuestMemory>(
-        &self,
-        mem: &M,
-        writer: &mut Cursor<'_>,
-        pages: Pages,
-        page: &mut [u8; PAGE_SIZE],
-    ) -> Result<(), Status> {
-        for index in pages.indices() {
-            let counter = match self.domain.load(self.pool, OBJECT, index, page) {
-                Ok(()) => &self.metrics.pages_read,
-                Err(LoadError::NotFound) if !self.is_lost(index) => {
-                    page.fill(0);
-                    &self.metrics.zero_pages_read
-                }
-                Err(_) => return Err(Status::IoError),
-            };
-            writer.write(mem, page).map_err(|_| Status::IoError)?;
-            counter.fetch_add(1, Relaxed);
-        }
-        Ok(())
-    }
-
-    fn write<M: GuestMemory>(
-        &self,
-        mem: &M,
-        reader: &mut Cursor<'_>,
-        pages: Pages,
-        page: &mut [u8; PAGE_SIZE],
-    ) -> Result<(), Status> {
-        for index in pages.indices() {
-            reader.read(mem, page).map_err(|_| Status::IoError)?;
-            // Set first: a read on another queue must not see an empty block as one of zeroes.
-            self.set_lost(index, true);
-            self.domain
-                .store(self.pool, OBJECT, index, page)
-                .map_err(|_| Status::IoError)?;
-            self.set_lost(index, false);
-            self.metrics.pages_written.fetch_add(1, Relaxed);
-        }
-        Ok(())
-    }
-
+    /// Bytes that were discarded or zeroed.
     fn clear<M: GuestMemory>(
         &self,
         mem: &M,
         reader: &mut Cursor<'_>,
         ranges: usize,
         discard: bool,
-    ) -> Result<u32, Status> {
+    ) -> Result<u64, BlkStatus> {
         // All are looked at before the first is executed.
         let mut decoded = [None; MAX_RANGES];
         for place in decoded.iter_mut().take(ranges) {
             let mut range = Range::new_zeroed();
             reader
                 .read(mem, range.as_mut_bytes())
-                .map_err(|_| Status::IoError)?;
-            *place = Some(request::decode_range(&range, discard, self.capacity)?);
+                .map_err(|_| BlkStatus::IoError)?;
+            *place = Some(request::decode_range(&range, discard, &self.geometry)?);
         }
-        let mut count = 0u32;
-        for pages in decoded.into_iter().flatten() {
-            for index in pages.indices() {
-                self.domain
-                    .invalidate_page(self.pool, OBJECT, index)
-                    .map_err(|_| Status::IoError)?;
-                self.set_lost(index, false);
-            }
-            count = count.saturating_add(pages.count);
+        let mut bytes = 0u64;
+        for (extent, clear) in decoded.into_iter().flatten() {
+            self.backend.clear(extent, clear)?;
+            add(&self.metrics.ranges, 1);
+            add(&self.metrics.cleared_bytes, extent.len);
+            bytes = bytes.saturating_add(extent.len);
         }
-        self.metrics.pages_cleared.fetch_add(count.into(), Relaxed);
-        Ok(count)
-    }
-
-    fn lost_bit(&self, index: u32) -> Option<(&AtomicU64, u64)> {
-        let word = usize::try_from(index.checked_div(u64::BITS)?).ok()?;
-        let bit = 1u64.checked_shl(index.checked_rem(u64::BITS)?)?;
-        Some((self.lost.get(word)?, bit))
-    }
-
-    fn is_lost(&self, index: u32) -> bool {
-        self.lost_bit(index)
-            .is_none_or(|(word, bit)| word.load(Relaxed) & bit != 0)
-    }
-
-    fn set_lost(&self, index: u32, lost: bool) {
-        if let Some((word, bit)) = self.lost_bit(index) {
-            if lost {
-                word.fetch_or(bit, Relaxed);
-            } else {
-                word.fetch_and(!bit, Relaxed);
-            }
-        }
-    }
-}
-
-impl Drop for BlockDevice {
-    fn drop(&mut self) {
-        // The operator may have removed the domain before.
-        let _ = self.domain.destroy_pool(self.pool);
+        Ok(bytes)
     }
 }

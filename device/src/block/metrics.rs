@@ -29,31 +29,46 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Writes of the guest to a doorbell.
+    /// Times a doorbell made somebody look at a queue.
     doorbells,
     /// Chains taken and returned.
     chains,
-    /// Pages written.
-    pages_written,
-    /// Pages read that had been written.
-    pages_read,
-    /// Pages read that nobody had written.
-    zero_pages_read,
-    /// Pages discarded or zeroed.
-    pages_cleared,
+    /// Reads answered.
+    reads,
+    /// Bytes they returned.
+    read_bytes,
+    /// Of these, bytes that nobody had written.
+    unwritten_bytes,
+    /// Writes answered.
+    writes,
+    /// Bytes they took.
+    written_bytes,
+    /// Flushes answered.
+    flushes,
+    /// Ranges discarded or zeroed.
+    ranges,
+    /// Bytes in them.
+    cleared_bytes,
     /// Requests answered with an I/O error.
     io_errors,
     /// Requests that the device does not know.
     unsupported,
-    /// Chains with a fault or without room for a status.
+    /// Chains with a fault, or without room for a status.
     malformed,
-    /// Times the device had to stop because a ring made no sense.
+    /// Chains that went back without a status: there was no room for one in guest memory.
+    unanswerable,
+    /// Times the device had to stop because a ring was inconsistent.
     queue_faults,
 }
 
 impl BlockMetrics {
-    /// Counts a write of the guest to a doorbell.
+    /// Counts a doorbell.
     pub fn count_doorbell(&self) {
         self.doorbells.fetch_add(1, Relaxed);
     }
+}
+
+/// Adds to a counter.
+pub(super) fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Relaxed);
 }

@@ -1,19 +1,25 @@
-//! A virtio-blk swap disk over the page store, for guests that have no driver of ours.
+//! A virtio-blk device, for guests that have no driver of ours, over a pool of the page store.
 //!
 //! | module | holds |
 //! |---|---|
-//! | `device` | [`BlockDevice`]: features, configuration space, requests |
+//! | `device` | [`BlockDevice`]: features, configuration space, serving a queue |
 //! | [`request`] | pure decoding of a request |
+//! | `backend` | [`Backend`]: what the device asks of the place that holds the bytes |
+//! | [`pool`] | [`PoolDisk`]: pages of a persistent pool |
 //! | `metrics` | counters |
 //!
 //! References are to section 5.2 of the virtio specification, version 1.2.
 
+mod backend;
 mod device;
 mod metrics;
+pub mod pool;
 pub mod request;
 
+pub use backend::Backend;
 pub use device::{BlockConfig, BlockDevice};
 pub use metrics::{BlockMetrics, BlockSnapshot};
+pub use pool::PoolDisk;
 
 /// Name of the device in messages.
 pub const NAME: &str = "virtio-blk";

@@ -1,19 +1,12 @@
-//! Pure decoding: what a request asks for, or why it is refused.
+//! Pure decoding, in bytes and sectors: what a request asks for, or why it is refused.
 
-use tmem_protocol::PAGE_SIZE;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Bytes of the unit that positions and sizes on the wire are counted in, whatever the block size.
 pub const SECTOR: u64 = 512;
-/// Sectors of a page, which is the block size of the disk.
-pub const SECTORS_PER_PAGE: u64 = PAGE_SIZE as u64 / SECTOR;
-/// Most pages in one read or write.
-pub const MAX_PAGES: usize = 1024;
-/// Most ranges in one discard or write-zeroes request.
-pub const MAX_RANGES: usize = 16;
-/// Most sectors in one range.
-pub const MAX_RANGE_SECTORS: u32 = 4096 * 8;
+/// Most ranges in one discard or write-zeroes request that any disk takes.
+pub const MAX_RANGES: usize = 32;
 /// Bytes of the name of the disk.
 pub const ID_LEN: usize = 20;
 
@@ -24,7 +17,7 @@ const T_GET_ID: u32 = 8;
 const T_DISCARD: u32 = 11;
 const T_WRITE_ZEROES: u32 = 13;
 
-/// Flag of a range to be zeroed: it need not be kept.
+/// Flag of a range to be zeroed: it need not stay allocated.
 const RANGE_UNMAP: u32 = 1;
 
 /// The first bytes of every request.
@@ -79,18 +72,74 @@ pub struct Range {
 
 const _: () = assert!(size_of::<Range>() == 16);
 
-/// What a request asks for. Pages are within the disk.
+/// Size and limits of a disk: what the decoder checks a request against, and what the device announces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes of the disk, a multiple of the block size.
+    pub capacity: u64,
+    /// Bytes of a block, a multiple of [`SECTOR`]. Requests begin and end between blocks.
+    pub block_size: u32,
+    /// Most data segments of a request.
+    pub seg_max: u32,
+    /// Most bytes of a segment, where there is a limit; with it a request has at most
+    /// [`seg_max`](Self::seg_max) times as many bytes.
+    pub size_max: Option<u32>,
+    /// Whether a block is announced as the best size of a read or write.
+    pub announce_topology: bool,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Most ranges in one discard or write-zeroes request, at most [`MAX_RANGES`].
+    pub max_ranges: u32,
+    /// Most sectors in one range.
+    pub max_range_sectors: u32,
+    /// Sectors that a discard should be a multiple of.
+    pub discard_alignment: u32,
+}
+
+impl Geometry {
+    /// Most bytes of one read or write.
+    #[must_use]
+    pub fn max_bytes(&self) -> u64 {
+        self.size_max.map_or(u64::MAX, |size| {
+            u64::from(size).saturating_mul(self.seg_max.into())
+        })
+    }
+}
+
+/// Consecutive bytes of a disk: whole blocks, at least one, all of them inside of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Position of the first byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub len: u64,
+}
+
+impl Extent {
+    fn decode(sector: u64, len: u64, geometry: &Geometry) -> Result<Self, BlkStatus> {
+        let offset = sector.checked_mul(SECTOR).ok_or(BlkStatus::IoError)?;
+        let end = offset.checked_add(len).ok_or(BlkStatus::IoError)?;
+        let block = u64::from(geometry.block_size);
+        let whole = offset.is_multiple_of(block) && len.is_multiple_of(block);
+        if len == 0 || !whole || end > geometry.capacity {
+            return Err(BlkStatus::IoError);
+        }
+        Ok(Self { offset, len })
+    }
+}
+
+/// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Read pages.
-    Read(Pages),
-    /// Write pages.
-    Write(Pages),
-    /// Make everything durable: as durable as it ever is.
+    /// Read.
+    Read(Extent),
+    /// Write.
+    Write(Extent),
+    /// Make durable what was written.
     Flush,
     /// Read the name of the disk.
     GetId,
-    /// Discard, or write zeroes: both make the ranges read as zeroes.
+    /// Discard, or write zeroes.
     Clear {
         /// Number of ranges.
         ranges: usize,
@@ -99,36 +148,22 @@ pub enum Request {
     },
 }
 
-/// Consecutive pages of the disk.
+/// What becomes of an extent that is discarded or zeroed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pages {
-    /// The first one.
-    pub first: u32,
-    /// Number of pages.
-    pub count: u32,
+pub enum Clear {
+    /// Its contents do not matter any more.
+    Discard,
+    /// It reads as zeroes.
+    Zero {
+        /// It need not stay allocated.
+        unmap: bool,
+    },
 }
 
-impl Pages {
-    fn decode(sector: u64, bytes: u64, capacity: u32) -> Option<Self> {
-        if !sector.is_multiple_of(SECTORS_PER_PAGE) || !bytes.is_multiple_of(PAGE_SIZE as u64) {
-            return None;
-        }
-        let first = u32::try_from(sector.checked_div(SECTORS_PER_PAGE)?).ok()?;
-        let count = u32::try_from(bytes.checked_div(PAGE_SIZE as u64)?).ok()?;
-        (first.checked_add(count)? <= capacity).then_some(Self { first, count })
-    }
-
-    /// The pages.
-    #[must_use]
-    pub fn indices(self) -> std::ops::Range<u32> {
-        self.first..self.first.saturating_add(self.count)
-    }
-}
-
-/// Why a request was not executed, or the end of one that was.
+/// How a request ended: the last byte of its writable part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Status {
+pub enum BlkStatus {
     /// Done.
     Ok = 0,
     /// Not done, or not all of it.
@@ -137,8 +172,7 @@ pub enum Status {
     Unsupported = 2,
 }
 
-/// Decodes a request with `readable` and `writable` bytes behind the header and before the status, for
-/// a disk of `capacity` pages.
+/// Decodes a request with `readable` and `writable` bytes behind the header and before the status.
 ///
 /// # Errors
 /// The status that tells the driver.
@@ -146,32 +180,38 @@ pub fn decode(
     header: &Header,
     readable: usize,
     writable: usize,
-    capacity: u32,
-) -> Result<Request, Status> {
-    let sector = header.sector.get();
-    let pages = |bytes: usize| {
-        if bytes > MAX_PAGES.saturating_mul(PAGE_SIZE) {
-            return Err(Status::IoError);
+    geometry: &Geometry,
+) -> Result<Request, BlkStatus> {
+    let request_type = header.request_type.get();
+    if geometry.read_only && matches!(request_type, T_OUT | T_DISCARD | T_WRITE_ZEROES) {
+        return Err(BlkStatus::IoError);
+    }
+    let extent = |bytes: usize| {
+        let bytes = u64::try_from(bytes).map_err(|_| BlkStatus::IoError)?;
+        if bytes > geometry.max_bytes() {
+            return Err(BlkStatus::IoError);
         }
-        let bytes = u64::try_from(bytes).map_err(|_| Status::IoError)?;
-        Pages::decode(sector, bytes, capacity).ok_or(Status::IoError)
+        Extent::decode(header.sector.get(), bytes, geometry)
     };
     let ranges = |discard| {
         let ranges = readable.checked_div(size_of::<Range>()).unwrap_or_default();
-        if !readable.is_multiple_of(size_of::<Range>()) || !(1..=MAX_RANGES).contains(&ranges) {
-            return Err(Status::IoError);
+        let most = usize::try_from(geometry.max_ranges).unwrap_or_default();
+        if !readable.is_multiple_of(size_of::<Range>())
+            || !(1..=most.min(MAX_RANGES)).contains(&ranges)
+        {
+            return Err(BlkStatus::IoError);
         }
         Ok(Request::Clear { ranges, discard })
     };
-    match header.request_type.get() {
-        T_IN => pages(writable).map(Request::Read),
-        T_OUT => pages(readable).map(Request::Write),
+    match request_type {
+        T_IN => extent(writable).map(Request::Read),
+        T_OUT => extent(readable).map(Request::Write),
         T_FLUSH => Ok(Request::Flush),
-        T_GET_ID if writable < ID_LEN => Err(Status::IoError),
+        T_GET_ID if writable < ID_LEN => Err(BlkStatus::IoError),
         T_GET_ID => Ok(Request::GetId),
         T_DISCARD => ranges(true),
         T_WRITE_ZEROES => ranges(false),
-        _ => Err(Status::Unsupported),
+        _ => Err(BlkStatus::Unsupported),
     }
 }
 
@@ -179,14 +219,30 @@ pub fn decode(
 ///
 /// # Errors
 /// The status that tells the driver.
-pub fn decode_range(range: &Range, discard: bool, capacity: u32) -> Result<Pages, Status> {
+pub fn decode_range(
+    range: &Range,
+    discard: bool,
+    geometry: &Geometry,
+) -> Result<(Extent, Clear), BlkStatus> {
+    let flags = range.flags.get();
     let known = if discard { 0 } else { RANGE_UNMAP };
-    if range.flags.get() & !known != 0 {
-        return Err(Status::Unsupported);
+    if flags & !known != 0 {
+        return Err(BlkStatus::Unsupported);
     }
-    if range.sectors.get() > MAX_RANGE_SECTORS {
-        return Err(Status::IoError);
+    let sectors = range.sectors.get();
+    if sectors > geometry.max_range_sectors {
+        return Err(BlkStatus::IoError);
     }
-    let bytes = u64::from(range.sectors.get()).saturating_mul(SECTOR);
-    Pages::decode(range.sector.get(), bytes, capacity).ok_or(Status::IoError)
+    let len = u64::from(sectors).saturating_mul(SECTOR);
+    let extent = Extent::decode(range.sector.get(), len, geometry)?;
+    let clear = if discard {
+        Clear::Discard
+    } else {
+        let unmap = flags & RANGE_UNMAP != 0;
+        Clear::Zero { unmap }
+    };
+    Ok((extent, clear))
 }
+
+#[cfg(test)]
+mod tests;

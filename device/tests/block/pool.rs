@@ -1,94 +1,38 @@
-//! The swap disk: what a virtio-blk driver of any system relies on.
-#![allow(missing_docs, clippy::cast_possible_truncation)]
+//! Over a pool: what a virtio-blk driver of any system relies on.
 
-mod common;
-
-use common::*;
-use tmem_device::block::request::{MAX_PAGES, MAX_RANGE_SECTORS};
-use tmem_device::{BlockConfig, BlockDevice};
+use tmem_device::PoolDisk;
+use tmem_device::block::pool::{MAX_PAGES, MAX_RANGE_SECTORS};
 use tmem_store::{Domain, DomainConfig, Store, StoreConfig};
+use tmem_testkit::driver::*;
+use tmem_testkit::guest::MEMORY;
 
-const IN: u32 = 0;
-const OUT: u32 = 1;
-const FLUSH: u32 = 4;
-const GET_ID: u32 = 8;
-const DISCARD: u32 = 11;
-const WRITE_ZEROES: u32 = 13;
-
-const OK: u8 = 0;
-const IOERR: u8 = 1;
-const UNSUPP: u8 = 2;
+use crate::*;
 
 /// Pages of the disk.
 const PAGES: u64 = 1000;
 
-struct Disk {
-    guest: Guest,
-    device: BlockDevice,
-    domain: Domain,
+/// A page that looks like no other.
+fn page(seed: u32) -> Vec<u8> {
+    tmem_testkit::corpus::page(seed.into()).to_vec()
 }
 
-struct Answer {
-    status: u8,
-    data: Vec<u8>,
-    len: u32,
+/// A disk of [`PAGES`] pages and a bit, for a guest with this limit; and the guest's domain.
+fn disk(limit: u64) -> (Disk<PoolDisk>, Domain) {
+    let store = Store::new(StoreConfig {
+        budget: 64 << 20,
+        ..StoreConfig::default()
+    })
+    .unwrap();
+    let config = DomainConfig {
+        limit,
+        ..DomainConfig::default()
+    };
+    let domain = store.add_domain("guest", config).unwrap();
+    let backend = PoolDisk::new(domain.clone(), PAGES * 4096 + 4095).unwrap();
+    (Disk::new(backend, 2), domain)
 }
 
-impl Disk {
-    fn new(limit: u64) -> Self {
-        let store = Store::new(StoreConfig {
-            budget: 64 << 20,
-            ..StoreConfig::default()
-        })
-        .unwrap();
-        let config = DomainConfig {
-            limit,
-            ..DomainConfig::default()
-        };
-        let domain = store.add_domain("guest", config).unwrap();
-        let config = BlockConfig {
-            request_queues: 2,
-            bytes: PAGES * 4096 + 4095,
-            id: "swap".to_owned(),
-        };
-        Self {
-            guest: Guest::new(256),
-            device: BlockDevice::new(domain.clone(), &config).unwrap(),
-            domain,
-        }
-    }
-
-    fn process(&mut self) -> Vec<(u16, u32)> {
-        let Self { guest, device, .. } = self;
-        let progress = device
-            .process_requests(&guest.mem, &mut guest.queue)
-            .unwrap();
-        let used = guest.used();
-        assert_eq!(used.len(), progress.chains as usize);
-        used
-    }
-
-    /// One request, with `room` bytes for data before the status.
-    fn send(&mut self, request_type: u32, sector: u64, data: &[u8], room: usize) -> Answer {
-        let mut request = request_type.to_le_bytes().to_vec();
-        request.extend([0; 4]);
-        request.extend(sector.to_le_bytes());
-        request.extend(data);
-        let from = self.guest.put(&request);
-        let to = self.guest.alloc(room + 1);
-        let head = self
-            .guest
-            .chain(&[readable(from, request.len()), writable(to, room + 1)]);
-        let used = self.process();
-        assert_eq!((used.len(), used[0].0), (1, head));
-        let mut data = self.guest.read(to, room + 1);
-        Answer {
-            status: data.pop().unwrap(),
-            data,
-            len: used[0].1,
-        }
-    }
-
+impl Disk<PoolDisk> {
     fn write(&mut self, first: u64, pages: &[u8]) -> u8 {
         let answer = self.send(OUT, first * 8, pages, 0);
         assert_eq!(answer.len, 1);
@@ -101,24 +45,11 @@ impl Disk {
         assert_eq!(answer.len as usize, count * 4096 + 1);
         answer.data
     }
-
-    fn clear(&mut self, request_type: u32, ranges: &[(u64, u32, u32)]) -> u8 {
-        let data: Vec<u8> = ranges
-            .iter()
-            .flat_map(|(sector, sectors, flags)| {
-                let mut bytes = sector.to_le_bytes().to_vec();
-                bytes.extend(sectors.to_le_bytes());
-                bytes.extend(flags.to_le_bytes());
-                bytes
-            })
-            .collect();
-        self.send(request_type, 0, &data, 0).status
-    }
 }
 
 #[test]
 fn what_was_written_is_read_and_the_rest_is_zero() {
-    let mut disk = Disk::new(u64::MAX);
+    let (mut disk, _) = disk(u64::MAX);
     assert_eq!(disk.write(3, &[page(1), page(2)].concat()), OK);
     let expected = [vec![0; 4096], page(1), page(2), vec![0; 4096]].concat();
     assert!(disk.read(2, 4) == expected);
@@ -128,7 +59,7 @@ fn what_was_written_is_read_and_the_rest_is_zero() {
 
 #[test]
 fn the_last_page_of_the_disk_can_be_used_and_nothing_behind_it() {
-    let mut disk = Disk::new(u64::MAX);
+    let (mut disk, _) = disk(u64::MAX);
     assert_eq!(disk.write(PAGES - 1, &page(1)), OK);
     assert!(disk.read(PAGES - 1, 1) == page(1));
     assert_eq!(disk.write(PAGES, &page(1)), IOERR);
@@ -140,10 +71,18 @@ fn the_last_page_of_the_disk_can_be_used_and_nothing_behind_it() {
 }
 
 #[test]
-fn a_request_that_is_not_whole_pages_is_an_io_error() {
-    let mut disk = Disk::new(u64::MAX);
+fn a_request_that_is_not_whole_pages_or_empty_is_an_io_error() {
+    let (mut disk, _) = disk(u64::MAX);
     disk.write(1, &page(1));
-    for (sector, len) in [(8, 512), (8, 4095), (8, 4097), (9, 4096), (15, 4096)] {
+    let cases = [
+        (8, 0),
+        (8, 512),
+        (8, 4095),
+        (8, 4097),
+        (9, 4096),
+        (15, 4096),
+    ];
+    for (sector, len) in cases {
         assert_eq!(disk.send(IN, sector, &[], len).status, IOERR);
         assert_eq!(disk.send(OUT, sector, &vec![1; len], 0).status, IOERR);
     }
@@ -152,7 +91,7 @@ fn a_request_that_is_not_whole_pages_is_an_io_error() {
 
 #[test]
 fn a_request_of_more_pages_than_announced_is_an_io_error() {
-    let mut disk = Disk::new(u64::MAX);
+    let (mut disk, _) = disk(u64::MAX);
     let to = disk.guest.alloc(4096);
     let request = [0; 16];
     let from = disk.guest.put(&request);
@@ -168,7 +107,7 @@ fn a_request_of_more_pages_than_announced_is_an_io_error() {
 #[test]
 fn a_discarded_or_zeroed_page_reads_as_zeroes() {
     for request_type in [DISCARD, WRITE_ZEROES] {
-        let mut disk = Disk::new(u64::MAX);
+        let (mut disk, _) = disk(u64::MAX);
         for index in 0..6 {
             disk.write(index, &page(index as u32 + 1));
         }
@@ -176,13 +115,13 @@ fn a_discarded_or_zeroed_page_reads_as_zeroes() {
         assert_eq!(disk.clear(request_type, &ranges), OK);
         let expected = [page(1), vec![0; 2 * 4096], page(4), vec![0; 4096], page(6)];
         assert!(disk.read(0, 6) == expected.concat());
-        assert_eq!(disk.device.metrics().snapshot().pages_cleared, 3);
+        assert_eq!(disk.device.metrics().snapshot().cleared_bytes, 3 * 4096);
     }
 }
 
 #[test]
 fn ranges_that_break_a_rule_clear_nothing() {
-    let mut disk = Disk::new(u64::MAX);
+    let (mut disk, _) = disk(u64::MAX);
     disk.write(0, &page(1));
     let good = (0, 8, 0);
     for (bad, status) in [
@@ -190,6 +129,7 @@ fn ranges_that_break_a_rule_clear_nothing() {
         ((0, 8, 2), UNSUPP),
         ((1, 8, 0), IOERR),
         ((0, 9, 0), IOERR),
+        ((0, 0, 0), IOERR),
         ((PAGES * 8, 8, 0), IOERR),
         ((u64::MAX, 8, 0), IOERR),
         ((0, MAX_RANGE_SECTORS + 8, 0), IOERR),
@@ -205,16 +145,16 @@ fn ranges_that_break_a_rule_clear_nothing() {
 
 #[test]
 fn a_write_that_is_refused_is_an_io_error_and_the_block_is_one_until_it_is_written() {
-    let mut disk = Disk::new(u64::MAX);
+    let (mut disk, domain) = disk(u64::MAX);
     assert_eq!(disk.write(5, &page(1)), OK);
-    disk.domain.freeze();
+    domain.freeze();
     assert_eq!(disk.write(5, &page(2)), IOERR);
     assert_eq!(disk.write(6, &page(2)), IOERR);
     for index in [5, 6] {
         let answer = disk.send(IN, index * 8, &[], 4096);
         assert_eq!(answer.status, IOERR, "neither the old data nor zeroes");
     }
-    disk.domain.thaw();
+    domain.thaw();
     assert_eq!(disk.write(5, &page(3)), OK);
     assert!(disk.read(5, 1) == page(3));
     assert_eq!(disk.clear(DISCARD, &[(48, 8, 0)]), OK);
@@ -223,7 +163,7 @@ fn a_write_that_is_refused_is_an_io_error_and_the_block_is_one_until_it_is_writt
 
 #[test]
 fn a_disk_at_its_limit_refuses_writes_and_keeps_what_it_accepted() {
-    let mut disk = Disk::new(256 << 10);
+    let (mut disk, _) = disk(256 << 10);
     let accepted: Vec<bool> = (0..200)
         .map(|index| disk.write(index, &page(index as u32)) == OK)
         .collect();
@@ -235,7 +175,7 @@ fn a_disk_at_its_limit_refuses_writes_and_keeps_what_it_accepted() {
 
 #[test]
 fn flush_and_the_name_of_the_disk_are_answered() {
-    let mut disk = Disk::new(u64::MAX);
+    let (mut disk, _) = disk(u64::MAX);
     assert_eq!(disk.send(FLUSH, 0, &[], 0).status, OK);
     let answer = disk.send(GET_ID, 0, &[], 20);
     assert_eq!((answer.status, answer.len), (OK, 21));
@@ -245,7 +185,7 @@ fn flush_and_the_name_of_the_disk_are_answered() {
 
 #[test]
 fn an_unknown_request_is_unsupported() {
-    let mut disk = Disk::new(u64::MAX);
+    let (mut disk, _) = disk(u64::MAX);
     for request_type in [2, 3, 5, 14, 0x8000_0000, u32::MAX] {
         assert_eq!(disk.send(request_type, 0, &[], 0).status, UNSUPP);
     }
@@ -253,7 +193,7 @@ fn an_unknown_request_is_unsupported() {
 
 #[test]
 fn malformed_chains_are_returned_and_the_queue_goes_on() {
-    let mut disk = Disk::new(u64::MAX);
+    let (mut disk, _) = disk(u64::MAX);
     disk.write(0, &page(1));
     let header = disk.guest.put(&[0; 16]);
     let to = disk.guest.alloc(4097);
@@ -281,7 +221,7 @@ fn malformed_chains_are_returned_and_the_queue_goes_on() {
 
 #[test]
 fn configuration_space_is_that_of_a_disk_with_blocks_of_a_page() {
-    let disk = Disk::new(u64::MAX);
+    let (disk, _) = disk(u64::MAX);
     let mut config = [0xff; 64];
     disk.device.read_config(0, &mut config);
     let le32 = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
@@ -301,10 +241,10 @@ fn configuration_space_is_that_of_a_disk_with_blocks_of_a_page() {
 
 #[test]
 fn a_disk_that_is_dropped_leaves_nothing_in_the_store() {
-    let mut disk = Disk::new(u64::MAX);
+    let (mut disk, domain) = disk(u64::MAX);
     for index in 0..100 {
         disk.write(index, &page(index as u32));
     }
     drop(disk.device);
-    assert_eq!(disk.domain.stats().pools.len(), 0);
+    assert_eq!(domain.stats().pools.len(), 0);
 }
