@@ -5,11 +5,14 @@
 //! touch guest memory, and each byte of a request once.
 
 use std::cell::RefCell;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 
 use tmem_protocol::{MAX_DESCRIPTORS, PAGE_SIZE, Status};
 use virtio_queue::DescriptorChain;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions, ReadVolatile,
+    WriteVolatile,
+};
 
 /// Why a chain is malformed as a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,6 +225,45 @@ impl<'a> Cursor<'a> {
                 .ok_or(OutOfReach::Outside)?;
             mem.write_slice(head, piece.addr)?;
             bytes = tail;
+        }
+        Ok(())
+    }
+
+    /// Lets the next `len` bytes of guest memory be written to `to`, which for a file is without a copy here.
+    pub(crate) fn read_into<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        to: &mut impl WriteVolatile,
+        len: u64,
+    ) -> io::Result<()> {
+        self.each(len, |piece| {
+            mem.write_all_volatile_to(piece.addr, to, piece.len)
+        })
+    }
+
+    /// Lets the next `len` bytes of guest memory be filled from `from`, which for a file is without a copy here.
+    pub(crate) fn write_from<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        from: &mut impl ReadVolatile,
+        len: u64,
+    ) -> io::Result<()> {
+        self.each(len, |piece| {
+            mem.read_exact_volatile_from(piece.addr, from, piece.len)
+        })
+    }
+
+    /// The contiguous pieces of the next `len` bytes, one after the other.
+    fn each(
+        &mut self,
+        mut len: u64,
+        mut act: impl FnMut(Segment) -> Result<(), GuestMemoryError>,
+    ) -> io::Result<()> {
+        while len > 0 {
+            let most = usize::try_from(len).unwrap_or(usize::MAX);
+            let piece = self.take(most).ok_or(ErrorKind::UnexpectedEof)?;
+            act(piece).map_err(io::Error::other)?;
+            len = len.saturating_sub(u64::try_from(piece.len).map_err(io::Error::other)?);
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`tmem`] | the transcendent memory device of `docs/abi.md` |
-//! | [`block`] | the virtio-blk device |
+//! | [`block`] | the virtio-blk device, over a pool or a host file |
 //! | [`queue`] | taking chains off a queue: bounds, notifications, interrupts, what makes a ring corrupt |
 //! | `chain` | one descriptor chain as two streams of bytes; the only reader and writer of guest memory |
 //! | [`histogram`] | latency and batch histograms in atomics |
@@ -36,6 +36,6 @@ pub mod histogram;
 pub mod queue;
 pub mod tmem;
 
-pub use block::{BlockConfig, BlockDevice, BlockMetrics, PoolDisk};
+pub use block::{BlockConfig, BlockDevice, BlockMetrics, FileDisk, PoolDisk};
 pub use queue::{Progress, QueueCorrupt};
 pub use tmem::{TmemConfig, TmemDevice, TmemMetrics};

@@ -37,7 +37,7 @@ counters! {
     reads,
     /// Bytes they returned.
     read_bytes,
-    /// Of these, bytes that nobody had written.
+    /// Of these, bytes that nobody had written. A disk over a file does not know.
     unwritten_bytes,
     /// Writes answered.
     writes,

@@ -1,4 +1,4 @@
-//! A virtio-blk device, for guests that have no driver of ours, over a pool of the page store.
+//! A virtio-blk device, for guests that have no driver of ours: over a pool of the page store, or over a host file.
 //!
 //! | module | holds |
 //! |---|---|
@@ -6,18 +6,21 @@
 //! | [`request`] | pure decoding of a request |
 //! | `backend` | [`Backend`]: what the device asks of the place that holds the bytes |
 //! | [`pool`] | [`PoolDisk`]: pages of a persistent pool |
+//! | `file` | [`FileDisk`]: a file or block device of the host |
 //! | `metrics` | counters |
 //!
 //! References are to section 5.2 of the virtio specification, version 1.2.
 
 mod backend;
 mod device;
+mod file;
 mod metrics;
 pub mod pool;
 pub mod request;
 
 pub use backend::Backend;
 pub use device::{BlockConfig, BlockDevice};
+pub use file::{DiskError, FileDisk};
 pub use metrics::{BlockMetrics, BlockSnapshot};
 pub use pool::PoolDisk;
 

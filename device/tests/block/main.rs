@@ -1,6 +1,7 @@
-//! The virtio-blk device over its backend.
+//! The virtio-blk device over each of its backends.
 #![allow(missing_docs, clippy::cast_possible_truncation)]
 
+mod file;
 mod pool;
 
 use tmem_device::block::Backend;
