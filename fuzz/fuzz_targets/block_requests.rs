@@ -1,11 +1,12 @@
-//! A guest that asks the swap disk for anything, compared with a model of the disk.
+//! A guest that asks the virtio-blk device for anything, over a pool and over a file, compared with a model of the disk.
 #![no_main]
 
 use std::collections::HashMap;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use tmem_device::{BlockConfig, BlockDevice, PoolDisk};
+use tmem_device::block::Backend;
+use tmem_device::{BlockConfig, BlockDevice, FileDisk, PoolDisk};
 use tmem_protocol::PAGE_SIZE;
 use tmem_store::{DomainConfig, Store, StoreConfig};
 use virtio_queue::{Queue, QueueT};
@@ -13,6 +14,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const MEMORY: usize = 1 << 20;
 const PAGES: u64 = 32;
+const BYTES: u64 = PAGES * PAGE_SIZE as u64;
+
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
 
 #[derive(Arbitrary, Debug)]
 enum Action {
@@ -28,6 +33,11 @@ enum Action {
     Discard {
         page: u8,
         count: u8,
+    },
+    WriteZeroes {
+        page: u8,
+        count: u8,
+        flags: u8,
     },
     Freeze(bool),
     /// Any request: its bytes, and any lengths, flags and places of the descriptors.
@@ -67,7 +77,7 @@ impl Guest {
         self.avail = 0;
     }
 
-    fn kick(&mut self, device: &BlockDevice<PoolDisk>, head: u16) -> bool {
+    fn kick(&mut self, device: &BlockDevice<impl Backend>, head: u16) -> bool {
         self.write(0x2004 + u64::from(self.avail % 16) * 2, &head.to_le_bytes());
         self.avail = self.avail.wrapping_add(1);
         self.write(0x2002, &self.avail.to_le_bytes());
@@ -86,13 +96,17 @@ impl Guest {
     /// A well-formed request; status and data.
     fn send(
         &mut self,
-        device: &BlockDevice<PoolDisk>,
+        device: &BlockDevice<impl Backend>,
         kind: u32,
         page: u8,
         data: &[u8],
         room: usize,
     ) -> (u8, Vec<u8>) {
-        let sector = if kind == 11 { 0 } else { u64::from(page) * 8 };
+        let sector = if kind >= DISCARD {
+            0
+        } else {
+            u64::from(page) * 8
+        };
         let mut request = kind.to_le_bytes().to_vec();
         request.extend([0; 4]);
         request.extend(sector.to_le_bytes());
@@ -111,20 +125,49 @@ impl Guest {
     }
 }
 
-fuzz_target!(|actions: Vec<Action>| {
-    let store = Store::new(StoreConfig {
-        budget: 8 << 20,
-        background: false,
-        ..StoreConfig::default()
-    })
-    .unwrap();
-    let domain = store.add_domain("guest", DomainConfig::default()).unwrap();
+fuzz_target!(|input: (bool, Vec<Action>)| {
+    let (over_pool, actions) = input;
+    if over_pool {
+        let store = Store::new(StoreConfig {
+            budget: 8 << 20,
+            background: false,
+            ..StoreConfig::default()
+        })
+        .unwrap();
+        let domain = store.add_domain("guest", DomainConfig::default()).unwrap();
+        let freeze = |frozen: bool| match frozen {
+            true => domain.freeze(),
+            false => domain.thaw(),
+        };
+        run(
+            PoolDisk::new(domain.clone(), BYTES).unwrap(),
+            actions,
+            true,
+            freeze,
+        );
+    } else {
+        run(file(), actions, false, |_| {});
+    }
+});
+
+/// A disk over a file of zeroes that is gone with it.
+fn file() -> FileDisk {
+    let name = format!("tmem-block-requests-{}", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(BYTES).unwrap();
+    let disk = FileDisk::open(&path, false).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    disk
+}
+
+/// `over_pool`: writes may be refused, and a discarded page is one of zeroes.
+fn run(backend: impl Backend, actions: Vec<Action>, over_pool: bool, freeze: impl Fn(bool)) {
     let config = BlockConfig {
         request_queues: 1,
         id: "fuzz".to_owned(),
     };
-    let disk = PoolDisk::new(domain.clone(), PAGES * PAGE_SIZE as u64).unwrap();
-    let device = BlockDevice::new(disk, &config);
+    let device = BlockDevice::new(backend, &config);
     let mut guest = Guest {
         mem: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap(),
         queue: Queue::new(16).unwrap(),
@@ -133,29 +176,31 @@ fuzz_target!(|actions: Vec<Action>| {
     guest.activate();
     // What a page holds; absent: unknown, since a request of any kind may have changed it.
     let mut model: HashMap<u64, u8> = (0..PAGES).map(|page| (page, 0)).collect();
+    let pages = |page: u8, count: u8| u64::from(page)..u64::from(page) + u64::from(count);
+    let on_disk = |page: u8, count: u8| count > 0 && pages(page, count).end <= PAGES;
     for action in actions.into_iter().take(64) {
         match action {
             Action::Write { page, count, fill } => {
                 let count = count % 32;
                 let data = vec![fill; usize::from(count) * PAGE_SIZE];
                 let (status, _) = guest.send(&device, 1, page, &data, 0);
-                for page in u64::from(page)..u64::from(page) + u64::from(count) {
+                assert!(status != 0 || on_disk(page, count));
+                assert!(status == 0 || over_pool || !on_disk(page, count));
+                for page in pages(page, count) {
                     model.remove(&page);
                     if status == 0 {
-                        assert!(page < PAGES);
                         model.insert(page, fill);
                     }
                 }
             }
             Action::Read { page, count } => {
                 let count = count % 32;
-                let (status, data) =
-                    guest.send(&device, 0, page, &[], usize::from(count) * PAGE_SIZE);
-                let pages = u64::from(page)..u64::from(page) + u64::from(count);
-                let known = count > 0 && pages.clone().all(|page| model.contains_key(&page));
+                let room = usize::from(count) * PAGE_SIZE;
+                let (status, data) = guest.send(&device, 0, page, &[], room);
+                let known = count > 0 && pages(page, count).all(|page| model.contains_key(&page));
                 assert!(!known || status == 0);
                 if status == 0 {
-                    for (page, bytes) in pages.zip(data.chunks(PAGE_SIZE)) {
+                    for (page, bytes) in pages(page, count).zip(data.chunks(PAGE_SIZE)) {
                         if let Some(fill) = model.get(&page) {
                             assert!(bytes.iter().all(|byte| byte == fill));
                         }
@@ -163,25 +208,27 @@ fuzz_target!(|actions: Vec<Action>| {
                 }
             }
             Action::Discard { page, count } => {
-                let mut range = (u64::from(page) * 8).to_le_bytes().to_vec();
-                range.extend((u32::from(count) * 8).to_le_bytes());
-                range.extend([0; 4]);
-                let (status, _) = guest.send(&device, 11, 0, &range, 0);
-                let fits = u64::from(page) + u64::from(count) <= PAGES;
-                assert_eq!(status == 0, count > 0 && fits);
+                let range = range(page, count, 0);
+                let (status, _) = guest.send(&device, DISCARD, 0, &range, 0);
+                assert_eq!(status == 0, on_disk(page, count));
                 if status == 0 {
-                    for page in u64::from(page)..u64::from(page) + u64::from(count) {
-                        model.insert(page, 0);
+                    for page in pages(page, count) {
+                        model.remove(&page);
+                        if over_pool {
+                            model.insert(page, 0);
+                        }
                     }
                 }
             }
-            Action::Freeze(frozen) => {
-                if frozen {
-                    domain.freeze();
-                } else {
-                    domain.thaw();
+            Action::WriteZeroes { page, count, flags } => {
+                let range = range(page, count, flags.into());
+                let (status, _) = guest.send(&device, WRITE_ZEROES, 0, &range, 0);
+                assert_eq!(status == 0, flags < 2 && on_disk(page, count));
+                if status == 0 {
+                    model.extend(pages(page, count).map(|page| (page, 0)));
                 }
             }
+            Action::Freeze(frozen) => freeze(frozen),
             Action::Any {
                 bytes,
                 descriptors,
@@ -198,4 +245,12 @@ fuzz_target!(|actions: Vec<Action>| {
             }
         }
     }
-});
+}
+
+/// A range of pages as a discard or write-zeroes request has it.
+fn range(page: u8, count: u8, flags: u32) -> Vec<u8> {
+    let mut range = (u64::from(page) * 8).to_le_bytes().to_vec();
+    range.extend((u32::from(count) * 8).to_le_bytes());
+    range.extend(flags.to_le_bytes());
+    range
+}
