@@ -8,11 +8,11 @@ use std::sync::Arc;
 use rustix::fs::Mode;
 use tmem_base::socket::SocketFile;
 use tmem_control::{Role, Server, Source};
-use tmem_device::{TmemConfig, TmemDevice};
+use tmem_device::{FileDisk, TmemConfig, TmemDevice};
 use tmem_serve::listen::{ListenError, listen_for};
 use tmem_store::{DomainConfig, Store, StoreConfig};
 use tmem_vmm::virtio::VirtioDevice;
-use tmem_vmm::virtio::block::{Block, Disk};
+use tmem_vmm::virtio::block::Block;
 use tmem_vmm::virtio::tmem::Tmem;
 use tmem_vmm::virtio::vhost_user::{Timeouts, VhostUser};
 use tmem_vmm::{Signals, Vm, VmConfig};
@@ -58,7 +58,7 @@ pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
         source = Arc::new(AtService::new(device));
     }
     for (index, disk) in config.disks.iter().enumerate() {
-        let disk = Disk::open(&disk.path, disk.read_only)?;
+        let disk = FileDisk::open(&disk.path, disk.read_only)?;
         devices.push(Arc::new(Block::new(disk, &format!("tmem-disk{index}"))?));
     }
     let (listener, figures_file) = figures_socket.unzip();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::stop::StopFlag;
@@ -25,7 +25,7 @@ impl Rig {
     fn new() -> Self {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 20).unwrap();
-        let block = Block::new(Disk::open(file.path(), false).unwrap(), "disk0").unwrap();
+        let block = Block::new(FileDisk::open(file.path(), false).unwrap(), "disk0").unwrap();
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 16)]).unwrap();
         let interrupt = Arc::new(Interrupt::new().unwrap());
         let queues = Queues::new(
@@ -198,8 +198,5 @@ fn the_configuration_space_tells_the_capacity_and_ends() {
     let mut beyond = [7; 4];
     rig.block.read_config(1000, &mut beyond);
     rig.block.read_config(u64::MAX, &mut beyond);
-    assert_eq!(
-        beyond, [7; 4],
-        "the transport has cleared the buffer before"
-    );
+    assert_eq!(beyond, [0; 4]);
 }
