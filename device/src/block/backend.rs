@@ -1,4 +1,4 @@
-//! What a disk needs of the place that holds its bytes.
+//! The storage behind a disk.
 
 use tmem_protocol::PAGE_SIZE;
 use vm_memory::GuestMemory;
@@ -6,16 +6,17 @@ use vm_memory::GuestMemory;
 use super::request::{BlkStatus, Clear, Extent, Geometry};
 use crate::chain::Cursor;
 
-/// The bytes of a disk. All extents are inside of its [`Geometry`], which does not change.
+/// The storage behind a disk. The device checks every extent against the [`Geometry`], which does not change,
+/// before it calls.
 ///
-/// Several threads may call at once.
+/// Several threads may call at once. Only this crate can implement the trait, since others have no name for a cursor.
 pub trait Backend {
     /// Size and limits.
     fn geometry(&self) -> Geometry;
 
-    /// Reads an extent to the next bytes of guest memory at `to`. `page` is there to be used.
+    /// Reads an extent to the next bytes of guest memory at `to`. `page` is a scratch buffer.
     ///
-    /// Returns how many of the bytes nobody had written, as far as that is known.
+    /// Returns how many of the bytes were never written, as far as the backend knows.
     ///
     /// # Errors
     /// The status that tells the driver. Guest memory then holds a part of the extent, or none.
@@ -27,7 +28,7 @@ pub trait Backend {
         page: &mut [u8; PAGE_SIZE],
     ) -> Result<u64, BlkStatus>;
 
-    /// Writes the next bytes of guest memory at `from` to an extent. `page` is there to be used.
+    /// Writes the next bytes of guest memory at `from` to an extent. `page` is a scratch buffer.
     ///
     /// # Errors
     /// The status that tells the driver. A part of the extent may be written.

@@ -106,21 +106,22 @@ impl<B: Backend> BlockDevice<B> {
             read_only,
             ..
         } = self.geometry;
-        let of = |offered: bool, features: u64| if offered { features } else { 0 };
+        let when = |offered: bool, features: u64| if offered { features } else { 0 };
         F_SEG_MAX
             | F_BLK_SIZE
             | F_FLUSH
-            | of(size_max.is_some(), F_SIZE_MAX)
-            | of(announce_topology, F_TOPOLOGY)
-            | of(read_only, F_RO)
-            | of(!read_only, F_DISCARD | F_WRITE_ZEROES)
-            | of(self.request_queues > 1, F_MQ)
+            | when(size_max.is_some(), F_SIZE_MAX)
+            | when(announce_topology, F_TOPOLOGY)
+            | when(read_only, F_RO)
+            | when(!read_only, F_DISCARD | F_WRITE_ZEROES)
+            | when(self.request_queues > 1, F_MQ)
     }
 
     /// Reads the configuration space. What lies beyond its end reads as zero.
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
         let geometry = &self.geometry;
         let best_blocks = u16::from(geometry.announce_topology);
+        // The field is there with F_MQ only.
         let queues = match self.request_queues {
             1 => 0,
             many => many,
@@ -299,12 +300,12 @@ impl<B: Backend> BlockDevice<B> {
     ) -> Result<u64, BlkStatus> {
         // All are looked at before the first is executed.
         let mut decoded = [None; MAX_RANGES];
-        for place in decoded.iter_mut().take(ranges) {
+        for entry in decoded.iter_mut().take(ranges) {
             let mut range = Range::new_zeroed();
             reader
                 .read(mem, range.as_mut_bytes())
                 .map_err(|_| BlkStatus::IoError)?;
-            *place = Some(request::decode_range(&range, discard, &self.geometry)?);
+            *entry = Some(request::decode_range(&range, discard, &self.geometry)?);
         }
         let mut bytes = 0u64;
         for (extent, clear) in decoded.into_iter().flatten() {

@@ -29,7 +29,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Times a doorbell made somebody look at a queue.
+    /// Times a doorbell woke the thread that serves a queue.
     doorbells,
     /// Chains taken and returned.
     chains,
@@ -37,7 +37,7 @@ counters! {
     reads,
     /// Bytes they returned.
     read_bytes,
-    /// Of these, bytes that nobody had written. A disk over a file does not know.
+    /// Of these, bytes that were never written. A disk over a file does not know.
     unwritten_bytes,
     /// Writes answered.
     writes,
@@ -55,7 +55,7 @@ counters! {
     unsupported,
     /// Chains with a fault, or without room for a status.
     malformed,
-    /// Chains that went back without a status: there was no room for one in guest memory.
+    /// Chains returned without a status: guest memory has no byte for it.
     unanswerable,
     /// Times the device had to stop because a ring was inconsistent.
     queue_faults,

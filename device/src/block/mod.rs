@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `device` | [`BlockDevice`]: features, configuration space, serving a queue |
 //! | [`request`] | pure decoding of a request |
-//! | `backend` | [`Backend`]: what the device asks of the place that holds the bytes |
+//! | `backend` | [`Backend`]: the storage behind a disk |
 //! | [`pool`] | [`PoolDisk`]: pages of a persistent pool |
 //! | `file` | [`FileDisk`]: a file or block device of the host |
 //! | `metrics` | counters |

@@ -31,7 +31,7 @@ const _: () = assert!(SEG_MAX as usize * SIZE_MAX as usize == MAX_PAGES * PAGE_S
 /// The object that holds the pages of the disk.
 const OBJECT: ObjectId = ObjectId([0; 3]);
 
-/// A disk in a persistent pool of its own, which goes with it. A block that nobody wrote reads as zeroes.
+/// A disk in a persistent pool of its own, which goes with it. A block that was never written reads as zeroes.
 #[derive(Debug)]
 pub struct PoolDisk {
     domain: Domain,
