@@ -9,12 +9,14 @@ use tmem_device::block::Backend;
 use tmem_device::{BlockConfig, BlockDevice, FileDisk, PoolDisk};
 use tmem_protocol::PAGE_SIZE;
 use tmem_store::{DomainConfig, Store, StoreConfig};
-use virtio_queue::{Queue, QueueT};
+use tmem_testkit::driver::{Layout, Ring, readable, writable};
+use virtio_queue::Queue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const MEMORY: usize = 1 << 20;
 const PAGES: u64 = 32;
 const BYTES: u64 = PAGES * PAGE_SIZE as u64;
+const RING: Layout = Layout::at(0x1000, 16);
 
 const DISCARD: u32 = 11;
 const WRITE_ZEROES: u32 = 13;
@@ -51,7 +53,7 @@ enum Action {
 struct Guest {
     mem: GuestMemoryMmap,
     queue: Queue,
-    avail: u16,
+    ring: Ring<GuestMemoryMmap>,
 }
 
 impl Guest {
@@ -59,28 +61,13 @@ impl Guest {
         let _ = self.mem.write(bytes, GuestAddress(addr));
     }
 
-    fn set_desc(&self, index: u64, addr: u64, len: u32, flags: u16, next: u16) {
-        let mut bytes = addr.to_le_bytes().to_vec();
-        bytes.extend(len.to_le_bytes());
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(next.to_le_bytes());
-        self.write(0x1000 + index * 16, &bytes);
-    }
-
     fn activate(&mut self) {
-        self.write(0x1000, &[0; 0x3000]);
-        self.queue.reset();
-        self.queue.set_desc_table_address(Some(0x1000), None);
-        self.queue.set_avail_ring_address(Some(0x2000), None);
-        self.queue.set_used_ring_address(Some(0x3000), None);
-        self.queue.set_ready(true);
-        self.avail = 0;
+        self.ring.clear();
+        self.queue = RING.queue();
     }
 
     fn kick(&mut self, device: &BlockDevice<impl Backend>, head: u16) -> bool {
-        self.write(0x2004 + u64::from(self.avail % 16) * 2, &head.to_le_bytes());
-        self.avail = self.avail.wrapping_add(1);
-        self.write(0x2002, &self.avail.to_le_bytes());
+        self.ring.offer(head);
         match device.process_requests(&self.mem, &mut self.queue) {
             Ok(progress) => {
                 assert_eq!(progress.chains, 1);
@@ -114,8 +101,8 @@ impl Guest {
         let (from, to) = (0x10000, 0x80000);
         self.write(from, &request);
         self.write(to, &vec![0xaa; room + 1]);
-        self.set_desc(0, from, request.len() as u32, 1, 1);
-        self.set_desc(1, to, room as u32 + 1, 2, 0);
+        let chain = [readable(from, request.len()), writable(to, room + 1)];
+        self.ring.write_chain(0, &chain);
         assert!(self.kick(device, 0));
         let mut answer = vec![0; room + 1];
         self.mem.read_slice(&mut answer, GuestAddress(to)).unwrap();
@@ -168,12 +155,12 @@ fn run(backend: impl Backend, actions: Vec<Action>, over_pool: bool, freeze: imp
         id: "fuzz".to_owned(),
     };
     let device = BlockDevice::new(backend, &config);
+    let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
     let mut guest = Guest {
-        mem: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap(),
-        queue: Queue::new(16).unwrap(),
-        avail: 0,
+        ring: Ring::new(mem.clone(), RING),
+        mem,
+        queue: RING.queue(),
     };
-    guest.activate();
     // What a page holds; absent: unknown, since a request of any kind may have changed it.
     let mut model: HashMap<u64, u8> = (0..PAGES).map(|page| (page, 0)).collect();
     let pages = |page: u8, count: u8| u64::from(page)..u64::from(page) + u64::from(count);
@@ -238,7 +225,8 @@ fn run(backend: impl Backend, actions: Vec<Action>, over_pool: bool, freeze: imp
                 for (index, (addr, len, flags)) in (0..).zip(descriptors) {
                     // Not into the rings, so that the model's requests are not disturbed.
                     let addr = 0x10000 + u64::from(addr);
-                    guest.set_desc(index, addr, len, (flags & 7).into(), (flags >> 3).into());
+                    let (flags, next) = ((flags & 7).into(), (flags >> 3).into());
+                    guest.ring.set_desc(index, addr, len, flags, next);
                 }
                 guest.kick(&device, (head % 17).into());
                 model.clear();
