@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tmem_testkit::driver::{Layout, NEXT, Ring, readable, writable};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -9,16 +10,14 @@ use super::*;
 use crate::stop::StopFlag;
 use crate::virtio::Interrupt;
 
-const DESC: u64 = 0x1000;
-const AVAIL: u64 = 0x2000;
-const USED: u64 = 0x3000;
+const RING: Layout = Layout::at(0x1000, 16);
 const DATA: u64 = 0x4000;
 
 struct Rig {
     file: tempfile::NamedTempFile,
     block: Block,
     queues: Arc<Queues>,
-    sent: u16,
+    ring: Ring<GuestMemoryMmap>,
 }
 
 impl Rig {
@@ -29,26 +28,19 @@ impl Rig {
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 16)]).unwrap();
         let interrupt = Arc::new(Interrupt::new().unwrap());
         let queues = Queues::new(
-            mem,
+            mem.clone(),
             &block.queue_sizes(),
             interrupt,
             StopFlag::new().unwrap(),
         );
         let queues = Arc::new(queues.unwrap());
-        {
-            let mut queue = queues.lock(0).unwrap();
-            queue.try_set_size(16).unwrap();
-            queue.set_desc_table_address(Some(0x1000), Some(0));
-            queue.set_avail_ring_address(Some(0x2000), Some(0));
-            queue.set_used_ring_address(Some(0x3000), Some(0));
-            queue.set_ready(true);
-        }
+        *queues.lock(0).unwrap() = RING.queue();
         block.activate(0, &queues);
         Self {
             file,
             block,
             queues,
-            sent: 0,
+            ring: Ring::new(mem, RING),
         }
     }
 
@@ -59,37 +51,25 @@ impl Rig {
             .unwrap();
     }
 
-    fn ring(&mut self, head: u16) {
-        self.put(head, AVAIL + 4 + u64::from(self.sent % 16) * 2);
-        self.sent += 1;
-        self.put(self.sent, AVAIL + 2);
+    fn offer(&mut self, head: u16) {
+        self.ring.offer(head);
         self.block.doorbell(0).unwrap().write(1).unwrap();
     }
 
     /// Sends header, data and status; returns the status once it is used.
-    fn request(&mut self, kind: u32, sector: u64, len: u32, writable: bool) -> u8 {
+    fn request(&mut self, kind: u32, sector: u64, len: u32, from_disk: bool) -> u8 {
         self.put(kind, DATA);
         self.put(sector, DATA + 8);
         self.put(0xeeu8, DATA + 16);
-        let data_flags = if writable { 3u16 } else { 1 };
-        for (index, (address, len, flags, next)) in (0u64..).zip([
-            (DATA, 16u32, 1u16, 1u16),
-            (DATA + 0x1000, len, data_flags, 2),
-            (DATA + 16, 1, 2, 0),
-        ]) {
-            self.put(address, DESC + index * 16);
-            self.put(len, DESC + index * 16 + 8);
-            self.put(flags, DESC + index * 16 + 12);
-            self.put(next, DESC + index * 16 + 14);
-        }
-        self.ring(0);
-        self.wait(|rig| {
-            rig.queues
-                .mem()
-                .read_obj::<u16>(GuestAddress(USED + 2))
-                .unwrap()
-                == rig.sent
-        });
+        let data = if from_disk { writable } else { readable };
+        let chain = [
+            readable(DATA, 16),
+            data(DATA + 0x1000, len as usize),
+            writable(DATA + 16, 1),
+        ];
+        self.ring.write_chain(0, &chain);
+        self.offer(0);
+        self.wait(|rig| rig.ring.is_done());
         self.queues.mem().read_obj(GuestAddress(DATA + 16)).unwrap()
     }
 
@@ -149,27 +129,18 @@ fn a_refused_request_leaves_the_queue_working() {
 fn corrupt_rings_need_a_reset_and_a_chain_that_loops_does_not() {
     let mut rig = Rig::new();
     // A loop of descriptors ends at the size of the queue: it is a bad request.
-    for index in 0..2u64 {
-        rig.put(DATA, DESC + index * 16);
-        rig.put(16u32, DESC + index * 16 + 8);
-        rig.put(1u16, DESC + index * 16 + 12);
-        rig.put(u16::try_from(1 - index).unwrap(), DESC + index * 16 + 14);
+    for index in 0..2 {
+        rig.ring.set_desc(index, DATA, 16, NEXT, 1 - index);
     }
-    rig.ring(0);
-    rig.wait(|rig| {
-        rig.queues
-            .mem()
-            .read_obj::<u16>(GuestAddress(USED + 2))
-            .unwrap()
-            == 1
-    });
+    rig.offer(0);
+    rig.wait(|rig| rig.ring.is_done());
     assert!(!rig.queues.interrupt().is_reset_needed());
-    rig.put(500u16, AVAIL + 2);
+    rig.ring.set_avail_index(500);
     rig.block.doorbell(0).unwrap().write(1).unwrap();
     rig.wait(|rig| rig.queues.interrupt().is_reset_needed());
 
     let mut rig = Rig::new();
-    rig.ring(16);
+    rig.offer(16);
     rig.wait(|rig| rig.queues.interrupt().is_reset_needed());
 }
 
@@ -177,16 +148,10 @@ fn corrupt_rings_need_a_reset_and_a_chain_that_loops_does_not() {
 fn doorbells_before_activation_or_after_reset_do_nothing() {
     let mut rig = Rig::new();
     rig.block.reset();
-    rig.ring(0);
+    rig.offer(0);
     rig.block.notify(0, &rig.queues);
     drop(rig.block);
-    assert_eq!(
-        rig.queues
-            .mem()
-            .read_obj::<u16>(GuestAddress(USED + 2))
-            .unwrap(),
-        0
-    );
+    assert_eq!(rig.ring.used_index(), 0);
 }
 
 #[test]
