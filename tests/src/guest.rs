@@ -227,6 +227,14 @@ impl Guest {
         self.process.write("")
     }
 
+    /// Waits for `pause NAME` of the guest, takes the statistics meanwhile, and lets the guest go on.
+    pub fn stats_at_pause(&mut self, name: &str) -> Result<Stats> {
+        self.wait_for(&format!("guest pause {name}"))?;
+        let host = self.stats()?;
+        self.go_on()?;
+        Ok(host)
+    }
+
     /// Reads the console to its end. The guest must power itself off, so that `tmem` ends with code 0.
     pub fn finish(mut self) -> Result<Console> {
         let status = self.ended()?;

@@ -94,9 +94,7 @@ fn off(machine: Machine) -> Result<()> {
                 machine.disk()
             ),
         )?;
-        guest.wait_for("guest pause end")?;
-        let host = guest.stats()?;
-        guest.go_on()?;
+        let host = guest.stats_at_pause("end")?;
         let console = guest.finish()?;
         console.verified(1)?;
         ensure!(
@@ -128,9 +126,7 @@ fn zswap(machine: Machine) -> Result<()> {
         &setup,
         "swap_on tmemswap0; work size=36M; splats; dmesg; pause end; counters end",
     )?;
-    guest.wait_for("guest pause end")?;
-    let host = guest.stats()?;
-    guest.go_on()?;
+    let host = guest.stats_at_pause("end")?;
     let console = guest.finish()?;
     console.verified(1)?;
     ensure!(

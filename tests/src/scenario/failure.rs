@@ -95,12 +95,8 @@ fn sleep() -> Result<()> {
              dmesg | grep -c 'cannot slee[p], no room' | sed 's|^|guest refused |'"
         ),
     )?;
-    guest.wait_for("guest pause out")?;
-    let out = guest.stats()?.get("/pages");
-    guest.go_on()?;
-    guest.wait_for("guest pause back")?;
-    let back = guest.stats()?;
-    guest.go_on()?;
+    let out = guest.stats_at_pause("out")?.get("/pages");
+    let back = guest.stats_at_pause("back")?;
     let console = guest.finish()?;
     console.verified(2)?;
     ensure!(out > 1500, "only {out} pages were out");

@@ -25,9 +25,7 @@ fn first_page() -> Result<()> {
         &Setup::default(),
         "swap_on tmemswap0; work size=40M; splats; pause end; counters end",
     )?;
-    guest.wait_for("guest pause end")?;
-    let host = guest.stats()?;
-    guest.go_on()?;
+    let host = guest.stats_at_pause("end")?;
     let console = guest.finish()?;
     console.verified(1)?;
     ensure!(
@@ -96,9 +94,7 @@ fn swapoff(machine: Machine) -> Result<()> {
              {last}; pause empty; go; wait $!; echo guest work $?; splats"
         );
         let mut guest = Guest::start(&setup, &commands)?;
-        guest.wait_for("guest pause full")?;
-        let full = guest.stats()?;
-        guest.go_on()?;
+        let full = guest.stats_at_pause("full")?;
         guest.wait_for("guest swapoff 0")?;
         guest.wait_for("guest pause empty")?;
         // The guest sends invalidates a little later.
