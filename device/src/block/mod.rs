@@ -24,8 +24,5 @@ pub use file::{DiskError, FileDisk};
 pub use metrics::{BlockMetrics, BlockSnapshot};
 pub use pool::PoolDisk;
 
-/// Name of the device in messages.
-pub const NAME: &str = "virtio-blk";
-
 /// Virtio device id of a block device.
 pub const DEVICE_ID: u32 = 2;
