@@ -86,7 +86,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 pub struct Server {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    /// Absent where somebody else made the socket.
+    /// Absent where another process made the socket.
     _file: Option<SocketFile>,
 }
 
@@ -112,7 +112,7 @@ impl Server {
         Self::serve(Role::Operator, listener, Some(file), source, first)
     }
 
-    /// As [`Self::start_with`] on a listening socket that somebody else made, such as systemd. Its file
+    /// As [`Self::start_with`] on a listening socket that another process made, such as systemd. Its file
     /// is left alone.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl Server {
     }
 
     /// As [`Self::start_on`], for clients who may ask for no more than their role allows. Each server has a thread and
-    /// connections of its own, so the clients of one keep nobody waiting who asks another.
+    /// connections of its own, so the clients of one do not hold up those of another.
     ///
     /// # Errors
     /// See [`BindError::Start`].

@@ -24,7 +24,7 @@ const GLANCE: Duration = Duration::from_millis(5);
 /// Why the control socket could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Somebody listens there, or it cannot be found out whether somebody does.
+    /// A process listens there, or it cannot be found out whether one does.
     #[error("Control socket {} is in use by another process", .0.display())]
     InUse(PathBuf),
     /// Something else is there. It is never removed.
@@ -60,9 +60,10 @@ pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError>
     if !path_fits(path) {
         return Err(BindError::TooLong(path.to_owned()));
     }
-    // From the look at what is there until we listen: a socket that another is just making looks as one that is dead.
+    // Held from the check of the path until this process listens: a socket that another process is making looks like a
+    // stale one.
     let _turn = take_turn(path)?;
-    // Where nobody listens, nobody is about to: we have our turn.
+    // Where no process listens, none is about to: this one holds the lock.
     socket::remove_stale(path).map_err(|taken| match taken {
         Taken::InUse => BindError::InUse(path.to_owned()),
         Taken::NotASocket => BindError::NotASocket(path.to_owned()),
@@ -80,8 +81,8 @@ pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError>
     })
 }
 
-/// Keeps others from making control sockets in the same folder, until it is dropped. Where the folder cannot be
-/// locked, nobody can; then there is nothing to keep, and the file system says what is wrong with it.
+/// Keeps other processes from making control sockets in the same folder, until it is dropped. `None` where the folder
+/// cannot be locked: then no process can lock it, and making the socket fails with the cause.
 fn take_turn(path: &Path) -> Result<Option<OwnedFd>, BindError> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,

@@ -22,7 +22,7 @@ pub trait Source: Send + Sync + 'static {
         Err(Refused::Unsupported("the process has no page store"))
     }
 
-    /// Where the servers of a process count their clients, if somebody wants to know.
+    /// Where the servers of a process count their clients; `None` if they are not counted.
     fn clients(&self) -> Option<&Clients> {
         None
     }

@@ -9,7 +9,7 @@ use super::number::{present, some, some_whole, whole};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
-    /// Share in the memory that nobody reserved, at least 1.
+    /// Share in the memory that no guest has reserved, at least 1.
     #[serde(
         default,
         deserialize_with = "some_whole",

@@ -51,7 +51,7 @@ pub struct GuestSpec {
         skip_serializing_if = "Option::is_none"
     )]
     pub limit: Option<u64>,
-    /// Share in the memory that nobody reserved; 100 when left out.
+    /// Share in the memory that no guest has reserved; 100 when left out.
     #[serde(
         default,
         deserialize_with = "notation::number::<1, { u32::MAX }, _, _>",
@@ -132,7 +132,7 @@ pub enum Compression {
     /// Once, when they are stored.
     #[default]
     Fast,
-    /// Again, and denser, when nobody has used them for a while.
+    /// Again, and denser, when they were not used for a while.
     Dense,
 }
 

@@ -1,8 +1,8 @@
 //! Replies that show what there is: `GET /v1/stats`, `GET /v1/domains`, `GET /v1/freeable`.
 //!
-//! Sizes are bytes, unless the name says pages (of 4096 bytes) or nanoseconds. What counts events
-//! only grows while the thing it counts for exists, which for a domain are the pools it has; reading
-//! resets nothing.
+//! Sizes are bytes, unless the name says pages (of 4096 bytes) or nanoseconds. A count
+//! of events only grows while its pool, domain, device or process exists; that of a domain includes the
+//! pools that were destroyed. Reading resets nothing.
 
 use std::collections::BTreeMap;
 
@@ -115,7 +115,7 @@ pub struct Domain {
     pub reserve: u64,
     /// Hard cap in bytes; `null` when there is none.
     pub limit: Option<u64>,
-    /// Share in the memory that nobody reserved.
+    /// Share in the memory that no guest has reserved.
     pub weight: u32,
     /// How hard pages are compressed.
     pub compression: Compression,

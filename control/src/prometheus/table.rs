@@ -173,7 +173,7 @@ const DOMAIN: &[Metric] = &[
     metric(
         "tmem_domain_weight",
         "",
-        "Share in the memory that nobody reserved.",
+        "Share in the memory that no guest has reserved.",
         Value::Gauge(|d| Some(d.weight.into())),
     ),
     metric(
@@ -281,7 +281,7 @@ const GUEST: &[Metric] = &[
     metric(
         "tmem_front_end_touch_refusals",
         "",
-        "Accesses to memory that nobody had touched which were refused.",
+        "Accesses that were refused to memory that had not been touched before.",
         Value::Counter(|d| d.front_end.as_ref().map(|v| v.touch_refusals)),
     ),
     metric(
