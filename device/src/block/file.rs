@@ -109,7 +109,7 @@ impl FileDisk {
     }
 
     fn file(&self) -> MutexGuard<'_, File> {
-        // Whoever takes it moves its position first.
+        // Each user sets the position first, so a panic leaves nothing inconsistent.
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
