@@ -5,7 +5,7 @@
 pub enum Role {
     /// Everything.
     Operator,
-    /// Figures. What changes something is refused.
+    /// Statistics only: a request that would change something is refused.
     Monitor,
 }
 

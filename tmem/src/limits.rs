@@ -4,34 +4,34 @@
 use rustix::process::{Resource, getrlimit};
 use tmem_base::Bytes;
 
-use crate::host_memory::figures::{Figures, Room};
+use crate::host_memory::memory_info::{MemoryInfo, Room};
 
 /// Says what makes a budget of so many bytes impossible.
-pub(crate) fn warn(budget: u64, figures: &Figures) {
+pub(crate) fn warn(budget: u64, memory_info: &MemoryInfo) {
     for what in of_process(budget, |limit| getrlimit(limit).current)
         .into_iter()
-        .chain(of_host(budget, figures))
+        .chain(of_host(budget, memory_info))
     {
         log::warn!("{what}");
     }
 }
 
 /// Says what of the host makes a budget of so many bytes impossible. A confined thread may do it.
-pub(crate) fn warn_of_host(budget: u64, figures: &Figures) {
-    if let Some(what) = of_host(budget, figures) {
+pub(crate) fn warn_of_host(budget: u64, memory_info: &MemoryInfo) {
+    if let Some(what) = of_host(budget, memory_info) {
         log::warn!("{what}");
     }
 }
 
 /// Says what makes it impossible to have what all guests were promised.
-pub(crate) fn warn_of_reserves(reserved: u64, figures: &Figures) {
-    if let Some(what) = of_reserves(reserved, figures) {
+pub(crate) fn warn_of_reserves(reserved: u64, memory_info: &MemoryInfo) {
+    if let Some(what) = of_reserves(reserved, memory_info) {
         log::warn!("{what}");
     }
 }
 
-fn of_reserves(reserved: u64, figures: &Figures) -> Option<String> {
-    let (name, room) = figures.least(within)?;
+fn of_reserves(reserved: u64, memory_info: &MemoryInfo) -> Option<String> {
+    let (name, room) = memory_info.least(within)?;
     (within(room) < reserved).then(|| {
         format!(
             "{name} is {}, of which {} are left alone, less than what guests have reserved, {}: pages within a reserve can be refused",
@@ -73,8 +73,8 @@ fn of_process(budget: u64, limit: impl Fn(Resource) -> Option<u64>) -> Vec<Strin
 }
 
 /// The machine's memory, and the limits of the cgroups that this process is in.
-fn of_host(budget: u64, figures: &Figures) -> Option<String> {
-    let (name, room) = figures.least(within)?;
+fn of_host(budget: u64, memory_info: &MemoryInfo) -> Option<String> {
+    let (name, room) = memory_info.least(within)?;
     if room.floor >= room.limit {
         return Some(format!(
             "{name} is {}, and {} are to be left alone (host-reserve): no page is taken",
@@ -111,25 +111,25 @@ mod tests {
 
     #[test]
     fn a_budget_beyond_the_machine_is_named_and_one_within_is_not() {
-        let figures = Figures::open();
-        let found = of_host(u64::MAX, &figures).expect("no machine has it");
+        let memory_info = MemoryInfo::open();
+        let found = of_host(u64::MAX, &memory_info).expect("no machine has it");
         assert!(found.starts_with("The memory of "), "{found}");
-        assert_eq!(of_host(1, &figures), None);
+        assert_eq!(of_host(1, &memory_info), None);
     }
 
     #[test]
     fn reserves_beyond_the_machine_are_named_and_those_within_are_not() {
-        let figures = Figures::open();
-        let found = of_reserves(u64::MAX, &figures).expect("no machine has it");
+        let memory_info = MemoryInfo::open();
+        let found = of_reserves(u64::MAX, &memory_info).expect("no machine has it");
         assert!(found.contains("guests have reserved"), "{found}");
-        assert_eq!(of_reserves(1, &figures), None);
+        assert_eq!(of_reserves(1, &memory_info), None);
     }
 
     #[test]
     fn a_host_reserve_that_leaves_nothing_is_named() {
-        let figures = Figures::open();
-        figures.leave(Some(1 << 60));
-        let found = of_host(1, &figures).expect("no machine has more");
+        let memory_info = MemoryInfo::open();
+        memory_info.leave(Some(1 << 60));
+        let found = of_host(1, &memory_info).expect("no machine has more");
         assert!(found.contains("no page is taken"), "{found}");
     }
 }

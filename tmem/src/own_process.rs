@@ -38,7 +38,7 @@ impl OwnProcess {
     }
 
     /// Counts; `None` where the kernel does not let us.
-    pub(crate) fn figures(&self) -> Option<Process> {
+    pub(crate) fn usage(&self) -> Option<Process> {
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
         let (descriptors, mappings) = &mut *lists;
         Some(Process {
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn descriptors_and_mappings_are_those_of_now() {
         let own = OwnProcess::open().expect("there is /proc");
-        let before = own.figures().expect("may look");
+        let before = own.usage().expect("may look");
         assert!(before.descriptors >= 5, "{before:?}");
         let limit = before.mappings_limit.expect("is known");
         assert!(limit > before.mappings);
@@ -109,18 +109,18 @@ mod tests {
             };
             assert_ne!(made, libc::MAP_FAILED);
         }
-        let after = own.figures().expect("may look");
+        let after = own.usage().expect("may look");
         // The heap may have grown, too.
         let new = after.mappings - before.mappings;
         assert!((600..620).contains(&new), "{before:?}, {after:?}");
         let more: Vec<File> = (0..100)
             .map(|_| File::open("/dev/null").expect("opens"))
             .collect();
-        let after = own.figures().expect("may look");
+        let after = own.usage().expect("may look");
         assert_eq!(after.descriptors, before.descriptors + 100);
         drop(more);
         assert_eq!(
-            own.figures().expect("may look").descriptors,
+            own.usage().expect("may look").descriptors,
             before.descriptors
         );
     }

@@ -34,7 +34,7 @@ pub struct Stats {
     /// The memory of the host, as the process sees it that has the pages; `null` where nothing says what the host has.
     #[serde(default)]
     pub host: Option<Host>,
-    /// The service that has the pages, where this process only runs a guest. Then the figures above are empty: the
+    /// The service that has the pages, where this process only runs a guest. Then the statistics above are empty: the
     /// service's control socket has them.
     #[serde(default)]
     pub service: Option<Service>,

@@ -21,7 +21,7 @@ use tmem_serve::{Config, ConfigError, ConfigFile, Service, parse_guest};
 
 use super::statistics::{BACKLOG, Statistics};
 use crate::guest_keys::KEYS;
-use crate::host_memory::figures::Figures;
+use crate::host_memory::memory_info::MemoryInfo;
 use crate::host_memory::{HostMemory, Relief};
 use crate::own_process::OwnProcess;
 use crate::source::service::Operator;
@@ -145,17 +145,17 @@ fn serve(
     // For every thread from the first on; their filters follow when they are started.
     rustix::thread::set_no_new_privs(true)?;
     quiet_panics();
-    let figures = Figures::open();
+    let memory_info = MemoryInfo::open();
     // No core file and no other process of this user has the pages of guests. From here on files of /proc/self are root's.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    figures.leave(config.host_reserve);
-    crate::limits::warn(config.memory, &figures);
+    memory_info.leave(config.host_reserve);
+    crate::limits::warn(config.memory, &memory_info);
     let reserved = config.guests.iter().map(|guest| guest.reserve).sum();
-    crate::limits::warn_of_reserves(reserved, &figures);
+    crate::limits::warn_of_reserves(reserved, &memory_info);
     // Its thread is the first to be confined.
     prepare();
     // Dropped last, after the store that asks it.
-    let memory = Arc::new(HostMemory::watch(figures, || {
+    let memory = Arc::new(HostMemory::watch(memory_info, || {
         confine_or_abort(Thread::Memory);
     })?);
     let own_process = OwnProcess::open()

@@ -1,13 +1,13 @@
 //! Refuses pages before the host has no memory for them: a process that takes the last of it is ended by the kernel, with
 //! the pages of all guests.
 //!
-//! A thread measures the free memory of the host ([`figures`]) and grants a part of it. A store takes from the grant
+//! A thread measures the free memory of the host ([`memory_info`]) and grants a part of it. A store takes from the grant
 //! without a system call and without a wait, and wakes the thread when half of the grant is taken or the measurement is
 //! old. When little is left above the floor, the host is short: ephemeral pages are evicted, step by step, as long as
 //! there are any ([`Relief`]). The thread sleeps while no guest stores, nothing can be evicted, and no process waits
 //! for memory ([`stalls`]).
 
-pub(crate) mod figures;
+pub(crate) mod memory_info;
 mod stalls;
 
 use std::io;
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use figures::{Figures, Room};
+use memory_info::{MemoryInfo, Room};
 use rustix::event::{EventfdFlags, eventfd};
 use tmem_base::Bytes;
 use tmem_control::api::Host;
@@ -52,7 +52,7 @@ pub(crate) trait Relief: Send {
 /// The memory of the host; measured until this is dropped.
 pub(crate) struct HostMemory {
     grant: Arc<Grant>,
-    figures: Arc<Figures>,
+    memory_info: Arc<MemoryInfo>,
     relief: Arc<Mutex<Option<Box<dyn Relief>>>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -63,15 +63,15 @@ impl HostMemory {
     /// # Errors
     /// No thread can be started, or no descriptor is left.
     pub(crate) fn watch(
-        figures: Figures,
+        memory_info: MemoryInfo,
         confine: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
         let grant = Arc::new(Grant::new()?);
-        let figures = Arc::new(figures);
+        let memory_info = Arc::new(memory_info);
         let relief = Arc::new(Mutex::new(None));
         let mut meter = Meter {
             grant: Arc::clone(&grant),
-            figures: Arc::clone(&figures),
+            memory_info: Arc::clone(&memory_info),
             relief: Arc::clone(&relief),
             refusing: false,
             bad: 0,
@@ -87,7 +87,7 @@ impl HostMemory {
         })?;
         Ok(Self {
             grant,
-            figures,
+            memory_info,
             relief,
             thread: Some(thread),
         })
@@ -99,8 +99,8 @@ impl HostMemory {
     }
 
     /// The measured memory.
-    pub(crate) fn figures(&self) -> &Figures {
-        &self.figures
+    pub(crate) fn memory_info(&self) -> &MemoryInfo {
+        &self.memory_info
     }
 
     /// Has memory given back when the host is short, from now on.
@@ -117,13 +117,13 @@ impl HostMemory {
 
     /// Leaves so many bytes of the host's memory alone; `None` for a part of what it has.
     pub(crate) fn leave(&self, reserve: Option<u64>) {
-        self.figures.leave(reserve);
+        self.memory_info.leave(reserve);
         self.grant.ask();
     }
 
     /// The values that the gate uses now. `None` where the memory of the host is not known.
     pub(crate) fn report(&self) -> Option<Host> {
-        let (_, room) = self.figures.least(Room::spare)?;
+        let (_, room) = self.memory_info.least(Room::spare)?;
         Some(Host {
             limit: room.limit,
             available: room.available,
@@ -259,7 +259,7 @@ impl Gate for Grant {
 /// Measures, and says when memory runs out and when it is back.
 struct Meter {
     grant: Arc<Grant>,
-    figures: Arc<Figures>,
+    memory_info: Arc<MemoryInfo>,
     relief: Arc<Mutex<Option<Box<dyn Relief>>>>,
     /// Pages are refused.
     refusing: bool,
@@ -275,7 +275,7 @@ impl Meter {
     fn run(&mut self) {
         let mut next = None;
         while !self.grant.stop.load(Ordering::Relaxed) {
-            self.figures.wait(self.grant.event.as_fd(), next);
+            self.memory_info.wait(self.grant.event.as_fd(), next);
             self.grant.asked.store(false, Ordering::Release);
             let refusing = self.measure();
             self.say_what_is_bad();
@@ -322,7 +322,7 @@ impl Meter {
     /// Grants what may be taken; where nothing says how much that is, all of it. Whether nothing may be.
     fn measure(&mut self) -> bool {
         let (mut least, mut is_short, mut is_enough) = (None::<(&str, Room)>, false, true);
-        for (name, room) in self.figures.rooms() {
+        for (name, room) in self.memory_info.rooms() {
             is_short |= room.is_short();
             is_enough &= room.is_enough();
             if least.is_none_or(|(_, least)| room.spare() < least.spare()) {
@@ -362,7 +362,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// A machine with so much available of its 256 MiB.
-    fn machine(dir: &tempfile::TempDir, available: u64) -> Figures {
+    fn machine(dir: &tempfile::TempDir, available: u64) -> MemoryInfo {
         let path = dir.path().join("meminfo");
         let text = format!(
             "MemTotal: {} kB\nMemAvailable: {} kB\n",
@@ -375,7 +375,7 @@ mod tests {
         file.expect("opens")
             .write_all_at(text.as_bytes(), 0)
             .expect("writes");
-        Figures::open_in(&path, "", dir.path())
+        MemoryInfo::open_in(&path, "", dir.path())
     }
 
     fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -503,15 +503,15 @@ mod tests {
     fn processes_that_wait_for_memory_make_a_host_with_little_short_and_no_other() {
         for (available, short) in [(20 * MIB, true), (40 * MIB, false)] {
             let dir = tempfile::tempdir().expect("temporary folder");
-            let mut figures = machine(&dir, available);
+            let mut memory_info = machine(&dir, available);
             let (stalls, fires) = stalls::tests::pair();
-            figures.watch(Some(stalls));
-            let memory = HostMemory::watch(figures, || ()).expect("starts");
+            memory_info.watch(Some(stalls));
+            let memory = HostMemory::watch(memory_info, || ()).expect("starts");
             let cache = Cache::of(1);
             memory.relieve(cache.clone());
             assert!(!memory.gate().is_short());
             stalls::tests::urgent(&fires);
-            let report = || memory.report().expect("has figures");
+            let report = || memory.report().expect("is watched");
             eventually("fires", || report().stalled);
             assert_eq!(report().floor, 16 * MIB);
             if short {
@@ -534,7 +534,7 @@ mod tests {
         assert!(gate.allow(4096, Want::Pages));
         memory.leave(Some(64 * MIB));
         eventually("refused", || !gate.allow(4096, Want::Pages));
-        let report = memory.report().expect("has figures");
+        let report = memory.report().expect("is watched");
         assert_eq!(report.floor, 64 * MIB);
         assert!(report.refusals > 0);
         memory.leave(None);
@@ -555,8 +555,8 @@ mod tests {
     #[test]
     fn without_figures_everything_is_granted() {
         let dir = tempfile::tempdir().expect("temporary folder");
-        let figures = Figures::open_in(&dir.path().join("none"), "", dir.path());
-        let memory = HostMemory::watch(figures, || ()).expect("starts");
+        let memory_info = MemoryInfo::open_in(&dir.path().join("none"), "", dir.path());
+        let memory = HostMemory::watch(memory_info, || ()).expect("starts");
         assert!(memory.gate().allow(1 << 40, Want::Pages));
     }
 

@@ -18,7 +18,7 @@ use crate::host_memory::HostMemory;
 use crate::own_process::OwnProcess;
 use crate::source::store::OwnStore;
 
-/// A service and its figures.
+/// The statistics and operations of a service.
 pub(crate) struct Operator {
     service: Service,
     store: OwnStore,
@@ -56,7 +56,7 @@ impl Operator {
     fn check_reserves(&self) {
         let domains = self.service.store().stats().domains;
         let reserved = domains.iter().map(|domain| domain.reserve).sum();
-        crate::limits::warn_of_reserves(reserved, self.memory.figures());
+        crate::limits::warn_of_reserves(reserved, self.memory.memory_info());
     }
 
     /// Ends the service; statistics stay.
@@ -145,7 +145,7 @@ impl Operator {
 impl Source for Operator {
     fn stats(&self) -> Stats {
         let mut stats = self.store.stats();
-        stats.process = self.process.as_ref().and_then(OwnProcess::figures);
+        stats.process = self.process.as_ref().and_then(OwnProcess::usage);
         stats.host = self.memory.report();
         let guests = self.service.report();
         for domain in &mut stats.domains {

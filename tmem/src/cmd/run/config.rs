@@ -44,7 +44,7 @@ pub(crate) struct Config {
     /// Complete, but for the entries of the devices.
     pub(crate) cmdline: String,
     pub(crate) control: Option<PathBuf>,
-    /// Path of a second control socket that only shows figures.
+    /// Path of a second control socket that only shows statistics.
     pub(crate) statistics: Option<PathBuf>,
     /// Who can connect to it.
     pub(crate) statistics_access: Access,
@@ -384,10 +384,10 @@ mod tests {
             assert!(error.starts_with("--console: "), "{console}: {error}");
         }
         assert!(error(&["--mlock"]).starts_with("--mlock: "));
-        let figures = |option: &str| error(&["--statistics", "t", option]);
-        assert!(figures("--statistics-mode=rw").starts_with("--statistics-mode: "));
-        assert!(figures("--statistics-group=no-such-group").starts_with("--statistics-group: "));
-        assert!(figures("--control=t").starts_with("--statistics: t is"));
+        let refused = |option: &str| error(&["--statistics", "t", option]);
+        assert!(refused("--statistics-mode=rw").starts_with("--statistics-mode: "));
+        assert!(refused("--statistics-group=no-such-group").starts_with("--statistics-group: "));
+        assert!(refused("--control=t").starts_with("--statistics: t is"));
         for grace in ["", "-1", "1.5", "10s", "99999999999"] {
             let error = error(&[&format!("--grace={grace}")]);
             assert!(error.starts_with("--grace: "), "{error}");

@@ -18,7 +18,7 @@ use tmem_vmm::virtio::vhost_user::{Timeouts, VhostUser};
 use tmem_vmm::{Signals, Vm, VmConfig};
 
 use super::config::Config;
-use crate::host_memory::figures::Figures;
+use crate::host_memory::memory_info::MemoryInfo;
 use crate::host_memory::{HostMemory, Relief};
 use crate::source::inline::Inline;
 use crate::source::none::NoStore;
@@ -35,7 +35,7 @@ const SWAP_FACTOR: u64 = 2;
 pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
     // Before there is anything to leave behind.
     let signals = Signals::new()?;
-    let figures_socket = figures_socket(config)?;
+    let statistics_socket = statistics_socket(config)?;
     // Dropped after the store that asks it.
     let mut memory = None;
     let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
@@ -44,10 +44,10 @@ pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
     tmem_serve::signals::ignore_file_size_limit();
     if config.tmem > 0 {
         tmem_serve::signals::survive_bad_memory();
-        let figures = Figures::open();
-        figures.leave(config.host_reserve);
-        crate::limits::warn(config.tmem, &figures);
-        let watched = memory.insert(Arc::new(HostMemory::watch(figures, || ())?));
+        let memory_info = MemoryInfo::open();
+        memory_info.leave(config.host_reserve);
+        crate::limits::warn(config.tmem, &memory_info);
+        let watched = memory.insert(Arc::new(HostMemory::watch(memory_info, || ())?));
         let (transport, inline) = device(config, store(config, watched)?, watched)?;
         devices.push(transport);
         source = Arc::new(inline);
@@ -61,7 +61,7 @@ pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
         let disk = FileDisk::open(&disk.path, disk.read_only)?;
         devices.push(Arc::new(Block::new(disk, &format!("tmem-disk{index}"))?));
     }
-    let (listener, figures_file) = figures_socket.unzip();
+    let (listener, statistics_file) = statistics_socket.unzip();
     let monitor = listener
         .map(|listener| Server::start_as(Role::Monitor, listener, Arc::clone(&source), || {}))
         .transpose()?;
@@ -86,12 +86,12 @@ pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
     // They remove the sockets. Only memory is left, which the kernel frees faster than a walk over the pages.
     drop(server);
     drop(monitor);
-    drop(figures_file);
+    drop(statistics_file);
     super::end::end(reason)
 }
 
-/// The socket for figures, with the mode that was asked for whatever the umask: while there is one thread only.
-fn figures_socket(config: &Config) -> Result<Option<(UnixListener, SocketFile)>, ListenError> {
+/// The statistics socket, with the mode that was asked for whatever the umask: while there is one thread only.
+fn statistics_socket(config: &Config) -> Result<Option<(UnixListener, SocketFile)>, ListenError> {
     let Some(path) = &config.statistics else {
         return Ok(None);
     };
@@ -197,8 +197,8 @@ mod tests {
             ..Config::default()
         };
         let dir = tempfile::tempdir().expect("temporary folder");
-        let figures = Figures::open_in(&machine(&dir, 8 << 10), "", dir.path());
-        let memory = HostMemory::watch(figures, || ()).expect("starts");
+        let memory_info = MemoryInfo::open_in(&machine(&dir, 8 << 10), "", dir.path());
+        let memory = HostMemory::watch(memory_info, || ()).expect("starts");
         let memory = Arc::new(memory);
         let store = store(&config, &memory).expect("a store");
         let (transport, inline) = device(&config, store.clone(), &memory).expect("a device");
@@ -215,7 +215,7 @@ mod tests {
             config.pressure.get()
         };
         eventually("told", || pressure() == Pressure::Some as u32);
-        let host = inline.stats().host.expect("has figures");
+        let host = inline.stats().host.expect("is watched");
         assert_eq!(
             (host.available, host.floor, host.short),
             (8 << 20, 8 << 20, true)
@@ -232,17 +232,19 @@ mod tests {
     }
 
     #[test]
-    fn the_socket_for_figures_has_its_mode_and_shows_all_and_changes_nothing() {
+    fn the_statistics_socket_has_its_mode_and_shows_all_and_changes_nothing() {
         use std::os::unix::fs::MetadataExt;
         let dir = tempfile::tempdir().expect("temporary folder");
-        let path = dir.path().join("figures");
+        let path = dir.path().join("statistics");
         let config = Config {
             statistics: Some(path.clone()),
             statistics_access: tmem_serve::Access::new(Some(0o664), None),
             ..Config::default()
         };
         let umask = rustix::process::umask(Mode::from_raw_mode(0o077));
-        let (listener, file) = figures_socket(&config).expect("listens").expect("a socket");
+        let (listener, file) = statistics_socket(&config)
+            .expect("listens")
+            .expect("a socket");
         let after = rustix::process::umask(umask);
         assert_eq!(
             after,
@@ -262,7 +264,7 @@ mod tests {
         assert!(refused.to_string().contains("403"), "{refused}");
         drop((server, file));
         assert!(!path.exists());
-        let none = figures_socket(&Config::default()).expect("nothing to do");
+        let none = statistics_socket(&Config::default()).expect("nothing to do");
         assert!(none.is_none());
     }
 }

@@ -68,7 +68,7 @@ impl Reload {
         if new.host_reserve != self.now.host_reserve {
             self.memory.leave(new.host_reserve);
             self.now.host_reserve = new.host_reserve;
-            crate::limits::warn_of_host(self.now.memory, self.memory.figures());
+            crate::limits::warn_of_host(self.now.memory, self.memory.memory_info());
         }
         if (&new.statistics, new.statistics_access)
             != (&self.now.statistics, self.now.statistics_access)

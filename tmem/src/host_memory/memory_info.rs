@@ -30,9 +30,9 @@ const BY_SIZE: u64 = u64::MAX;
 /// Less than this counts as nothing: it may be used up before the next measurement.
 const LEAST: u64 = 256 << 10;
 
-/// Where figures of memory are.
+/// Where the state of the memory is read.
 #[derive(Debug)]
-pub(crate) struct Figures {
+pub(crate) struct MemoryInfo {
     sources: Vec<Source>,
     /// The floor that the operator chose, or [`BY_SIZE`].
     reserve: AtomicU64,
@@ -100,17 +100,17 @@ enum Files {
     },
 }
 
-impl Figures {
+impl MemoryInfo {
     /// Those of this process.
     pub(crate) fn open() -> Self {
         let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mut figures = Self::open_in(
+        let mut memory_info = Self::open_in(
             Path::new("/proc/meminfo"),
             &groups,
             Path::new("/sys/fs/cgroup"),
         );
-        figures.watch(Stalls::open(Path::new("/proc/pressure/memory")));
-        figures
+        memory_info.watch(Stalls::open(Path::new("/proc/pressure/memory")));
+        memory_info
     }
 
     /// Has the machine's memory count as short when the trigger fires.
@@ -304,7 +304,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// A machine of 1 GiB with 600 MiB available, and files by path below it.
-    fn figures(groups: &str, files: &[(&str, &str)]) -> (tempfile::TempDir, Figures) {
+    fn memory_info(groups: &str, files: &[(&str, &str)]) -> (tempfile::TempDir, MemoryInfo) {
         let dir = tempfile::tempdir().expect("temporary folder");
         let meminfo = dir.path().join("meminfo");
         std::fs::write(
@@ -317,17 +317,17 @@ mod tests {
             std::fs::create_dir_all(path.parent().expect("has one")).expect("makes");
             std::fs::write(path, text).expect("writes");
         }
-        let figures = Figures::open_in(&meminfo, groups, dir.path());
-        (dir, figures)
+        let memory_info = MemoryInfo::open_in(&meminfo, groups, dir.path());
+        (dir, memory_info)
     }
 
-    fn least(figures: &Figures) -> (&str, Room) {
-        figures.least(Room::spare).expect("there is one")
+    fn least(memory_info: &MemoryInfo) -> (&str, Room) {
+        memory_info.least(Room::spare).expect("there is one")
     }
 
     #[test]
     fn the_machine_counts_where_there_is_no_limit() {
-        let (_dir, figures) = figures(
+        let (_dir, memory_info) = memory_info(
             "0::/a\n",
             &[
                 ("a/memory.max", "max\n"),
@@ -336,7 +336,7 @@ mod tests {
                 ("a/memory.stat", "anon 4096\n"),
             ],
         );
-        let (name, room) = least(&figures);
+        let (name, room) = least(&memory_info);
         assert_eq!(name, "The memory of this machine");
         let expected = Room {
             limit: 1024 * MIB,
@@ -350,7 +350,7 @@ mod tests {
 
     #[test]
     fn the_tightest_group_up_to_the_root_counts_and_file_pages_are_not_in_use() {
-        let (dir, figures) = figures(
+        let (dir, memory_info) = memory_info(
             "4:cpu:/x\n0::/a/b\n",
             &[
                 ("a/b/memory.max", "1073741824\n"),
@@ -366,7 +366,7 @@ mod tests {
                 ),
             ],
         );
-        let (name, room) = least(&figures);
+        let (name, room) = least(&memory_info);
         let folder = dir.path().join("a");
         assert_eq!(
             name,
@@ -383,7 +383,7 @@ mod tests {
 
         // The limit as it is now, and more in use than it allows.
         std::fs::write(folder.join("memory.high"), "10485760\n").expect("writes");
-        let (_, room) = least(&figures);
+        let (_, room) = least(&memory_info);
         assert_eq!((room.available, room.spare()), (0, 0));
         let little = Room {
             available: 8 * MIB + LEAST - 1,
@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn the_first_version_of_cgroups_is_read_too() {
-        let (_dir, figures) = figures(
+        let (_dir, memory_info) = memory_info(
             "3:cpu,cpuacct:/x\n2:memory:/a\n0::/\n",
             &[
                 ("memory/a/memory.limit_in_bytes", "104857600\n"),
@@ -408,7 +408,7 @@ mod tests {
                 ("memory/memory.stat", "total_inactive_file 4096\n"),
             ],
         );
-        let (name, room) = least(&figures);
+        let (name, room) = least(&memory_info);
         assert!(name.ends_with("memory/a"), "{name}");
         let expected = Room {
             limit: 100 * MIB,
@@ -421,26 +421,26 @@ mod tests {
 
     #[test]
     fn the_operator_chooses_what_is_left_alone_and_can_go_back() {
-        let (_dir, figures) = figures("", &[]);
-        figures.leave(Some(500 * MIB));
-        let (_, room) = least(&figures);
+        let (_dir, memory_info) = memory_info("", &[]);
+        memory_info.leave(Some(500 * MIB));
+        let (_, room) = least(&memory_info);
         assert_eq!((room.spare(), room.is_short()), (100 * MIB, true));
-        figures.leave(Some(100 * MIB));
-        let (_, room) = least(&figures);
+        memory_info.leave(Some(100 * MIB));
+        let (_, room) = least(&memory_info);
         assert_eq!((room.spare(), room.is_short()), (500 * MIB, false));
         assert!(room.is_enough());
-        figures.leave(Some(u64::MAX));
-        assert_eq!(least(&figures).1.spare_for_pools(), 0);
-        figures.leave(None);
-        assert_eq!(least(&figures).1.floor, 32 * MIB);
+        memory_info.leave(Some(u64::MAX));
+        assert_eq!(least(&memory_info).1.spare_for_pools(), 0);
+        memory_info.leave(None);
+        assert_eq!(least(&memory_info).1.floor, 32 * MIB);
         // No floor: all available memory can be used.
-        figures.leave(Some(0));
-        assert_eq!(least(&figures).1.spare(), 600 * MIB);
+        memory_info.leave(Some(0));
+        assert_eq!(least(&memory_info).1.spare(), 600 * MIB);
     }
 
     #[test]
     fn nonsense_has_no_say() {
-        let (dir, figures) = figures(
+        let (dir, memory_info) = memory_info(
             "nonsense\n0::/a\n",
             &[
                 ("a/memory.max", "many\n"),
@@ -449,15 +449,15 @@ mod tests {
                 ("a/memory.stat", "\n"),
             ],
         );
-        assert_eq!(least(&figures).0, "The memory of this machine");
+        assert_eq!(least(&memory_info).0, "The memory of this machine");
         std::fs::write(dir.path().join("meminfo"), "MemTotal: 1 MB\n").expect("writes");
-        assert_eq!(figures.least(Room::spare), None);
+        assert_eq!(memory_info.least(Room::spare), None);
     }
 
     #[test]
     fn the_figures_of_this_machine_are_read() {
-        let figures = Figures::open();
-        let (_, room) = least(&figures);
+        let memory_info = MemoryInfo::open();
+        let (_, room) = least(&memory_info);
         assert!(room.limit > MIB && room.available <= room.limit, "{room:?}");
     }
 }
