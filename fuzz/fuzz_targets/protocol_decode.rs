@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tmem_device::tmem::request::{DecodeError, PoolKind, Request, check_entries, decode};
+use tmem_device::tmem::request::{DecodeError, PoolRequest, Request, check_entries, decode};
 use tmem_protocol::{Entry, MAX_BATCH, Op, RequestHeader, Status, feature};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -25,10 +25,10 @@ fuzz_target!(|input: (&[u8], u32, u32, u8)| {
                 assert!(writable >= 8 + usize::from(batch.count));
             }
             Ok(Request::CreatePool(kind)) => {
-                if kind != PoolKind::Persistent {
+                if kind != PoolRequest::Persistent {
                     assert_ne!(features & feature::bit(feature::EPHEMERAL), 0);
                 }
-                if let PoolKind::Shared(group) = kind {
+                if let PoolRequest::Shared(group) = kind {
                     assert_ne!(features & feature::bit(feature::SHARED), 0);
                     let name = group.as_str();
                     assert!((1..=24).contains(&name.len()) && !name.contains('\0'));

@@ -80,16 +80,6 @@ pub struct GuestConfig {
     pub memory_backing: MemoryBacking,
 }
 
-/// The same for the store, of which the control API knows nothing.
-pub(crate) fn store_dedup(dedup: Dedup) -> tmem_store::Dedup {
-    match dedup {
-        Dedup::Auto => tmem_store::Dedup::default(),
-        Dedup::Off => tmem_store::Dedup::Off,
-        Dedup::On => tmem_store::Dedup::On,
-        Dedup::Adaptive => tmem_store::Dedup::Adaptive,
-    }
-}
-
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {

@@ -17,7 +17,7 @@ use tmem_device::{TmemConfig, TmemDevice};
 use tmem_protocol::feature;
 use tmem_store::{Domain, Gate};
 
-use crate::config::{GuestConfig, store_dedup};
+use crate::config::GuestConfig;
 use crate::handle::ThreadHandle;
 use crate::log::RateLimitedLog;
 use crate::memory::Account;
@@ -65,7 +65,7 @@ impl Guest {
                 max_pools: MAX_POOLS.into(),
                 swap_bytes: config.swap,
                 limit_bytes: config.limit.unwrap_or(0),
-                dedup: store_dedup(config.dedup),
+                dedup: config.dedup,
             },
         ));
         let handle = Arc::new(ThreadHandle::new()?);

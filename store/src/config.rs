@@ -118,17 +118,3 @@ pub enum PoolSpec<'a> {
         group: &'a str,
     },
 }
-
-/// When a pool keeps one copy of pages with the same bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Dedup {
-    /// Never.
-    Off,
-    /// Always.
-    On,
-    /// While it pays: one store in 32 is looked at to find out.
-    Adaptive,
-    /// As the pool's kind has it: [`Dedup::On`] for shared pools, [`Dedup::Off`] for private ones.
-    #[default]
-    Default,
-}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwapOption;
+use tmem_base::setting::PoolKind;
 
 use crate::account::ledger::Account;
 use crate::arena::Arena;
@@ -13,7 +14,7 @@ use crate::error::{CreatePoolError, UnknownPool};
 use crate::group::Group;
 use crate::page::PoolId;
 use crate::pool::Pool;
-use crate::stats::{DomainStats, PoolKind, PoolStats};
+use crate::stats::{DomainStats, PoolStats};
 use crate::sync::Mutex;
 
 /// The state of a domain.

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tmem_base::setting::PoolKind;
+
 use crate::account::allotment::Allotment;
 use crate::account::ledger::{Account, Ledger};
 use crate::domain::{DomainInner, PoolRef};
@@ -11,7 +13,6 @@ use crate::error::ConfigError;
 use crate::owners::Owners;
 use crate::reap;
 use crate::reclaim::{self, Pace};
-use crate::stats::PoolKind;
 
 /// How long memory for a reserve is looked for.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -57,11 +57,12 @@ pub use codec::Codec;
 pub use codec::codecs::Codecs;
 pub use codec::lz4::Lz4;
 pub use codec::zstd::Zstd;
-pub use config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig, Want};
+pub use config::{DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig, Want};
 pub use error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
 pub use page::{ObjectId, PAGE_SIZE, Page, PoolId};
-pub use stats::{DomainStats, PoolKind, PoolStats, StoreStats};
+pub use stats::{DomainStats, PoolStats, StoreStats};
 pub use store::{Domain, Store};
+pub use tmem_base::setting::{Dedup, PoolKind};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

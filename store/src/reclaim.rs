@@ -8,6 +8,8 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tmem_base::setting::PoolKind;
+
 use crate::account::ledger::{PageOf, Short};
 use crate::account::quota::AllocError;
 use crate::arena::Arena;
@@ -21,7 +23,6 @@ use crate::page::Key;
 use crate::pool::encoded::Encoded;
 use crate::pool::{Pool, PutError};
 use crate::reap;
-use crate::stats::PoolKind;
 
 /// Times that a store reclaims memory and tries again. Each time frees something, and a store is refused
 /// only when nothing is left to free; the bound is for a host where others take what was freed.

@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use tmem_base::setting::{Dedup, PoolKind};
+
 use crate::account::allotment::Allotment;
 use crate::account::ledger::{Account, Short};
 use crate::account::quota::{AllocError, Quota};
 use crate::arena::Arena;
 use crate::background::{Background, ColdWork, REST, Work};
 use crate::codec::codecs::Codecs;
-use crate::config::{Dedup, DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig};
+use crate::config::{DomainChange, DomainConfig, Gate, PoolSpec, StoreConfig};
 use crate::domain::{DomainInner, PoolRef};
 use crate::error::{ConfigError, CreatePoolError};
 use crate::gather;
@@ -24,7 +26,7 @@ use crate::pool::recompress::ColdBuffers;
 use crate::pool::{Pool, PoolParts};
 use crate::reap;
 use crate::reclaim;
-use crate::stats::{PoolKind, StoreStats};
+use crate::stats::StoreStats;
 use crate::sync::Mutex;
 
 /// Frames that are given back for a pool that finds no room: more than the tables of an empty one.

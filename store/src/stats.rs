@@ -1,5 +1,7 @@
 //! Statistics: a snapshot of counters, taken while everything runs on.
 
+use tmem_base::setting::PoolKind;
+
 use crate::sync::Counter;
 
 /// Sums over a store.
@@ -50,18 +52,6 @@ pub struct DomainStats {
     /// What the domain's private pools that were destroyed had counted: the sums over `pools` and
     /// this only grow. Gauges are zero.
     pub destroyed: PoolStats,
-}
-
-/// What kind of pool it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PoolKind {
-    /// Accepted pages stay.
-    #[default]
-    Persistent,
-    /// Pages may vanish; a load takes them out.
-    Ephemeral,
-    /// Pages may vanish and belong to a share group.
-    Shared,
 }
 
 /// Makes [`PoolStats`], and [`Events`] of which a shard has one, from the one list of what a pool counts.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tmem_base::setting::{Dedup, PoolKind};
+
 use crate::account::ledger::Short;
 use crate::account::quota::AllocError;
-use crate::config::{Dedup, DomainChange, DomainConfig, PoolSpec, StoreConfig};
+use crate::config::{DomainChange, DomainConfig, PoolSpec, StoreConfig};
 use crate::domain::DomainInner;
 use crate::error::{ConfigError, CreatePoolError, LoadError, StoreError, UnknownPool};
 use crate::gather;
@@ -13,7 +15,7 @@ use crate::page::{Key, ObjectId, Page, PoolId};
 use crate::reap;
 use crate::reclaim;
 use crate::registry::StoreInner;
-use crate::stats::{DomainStats, PoolKind, StoreStats};
+use crate::stats::{DomainStats, StoreStats};
 
 /// Pages of many guests under one budget. Clones are handles to the same store.
 #[derive(Clone, Debug)]
@@ -144,7 +146,7 @@ impl Domain {
     /// # Errors
     /// When the domain may not have it, or has no space for it.
     pub fn create_pool(&self, spec: PoolSpec<'_>) -> Result<PoolId, CreatePoolError> {
-        self.create_pool_with(spec, Dedup::Default)
+        self.create_pool_with(spec, Dedup::Auto)
     }
 
     /// Creates a pool with a choice of deduplication. A share group has one for all: that of the

@@ -1,6 +1,7 @@
 //! The settings of a guest, as a client or an operator writes them.
 
 use serde::{Deserialize, Serialize};
+use tmem_base::setting::Dedup;
 
 use super::notation;
 
@@ -144,22 +145,6 @@ impl Compression {
             Self::Dense => "dense",
         }
     }
-}
-
-/// When the pools of a guest keep one copy of pages with the same bytes. Within a share group, the choice of the member that joined
-/// first holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dedup {
-    /// Always in shared pools, never in private ones.
-    #[default]
-    Auto,
-    /// Never.
-    Off,
-    /// Always.
-    On,
-    /// While it pays.
-    Adaptive,
 }
 
 #[cfg(test)]

@@ -18,8 +18,9 @@ mod stats;
 
 pub use change::{Accepted, Change, ErrorReply, Flush, Flushed};
 pub use counters::{Counters, for_each_pool_counter};
-pub use guest::{Compression, Dedup, GuestSpec, MAX_REQUEST_QUEUES, MemoryBacking};
+pub use guest::{Compression, GuestSpec, MAX_REQUEST_QUEUES, MemoryBacking};
 pub use stats::{
     Connections, Device, Domain, Domains, Freeable, FrontEnd, Histogram, Host, PAGE_SIZE, Pool,
-    PoolKind, Process, Service, Stats,
+    Process, Service, Stats,
 };
+pub use tmem_base::setting::{Dedup, PoolKind};

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use tmem_base::setting::PoolKind;
 
 use super::counters::Counters;
 use super::guest::Compression;
@@ -167,30 +168,6 @@ pub struct Pool {
     /// Its counters.
     #[serde(flatten)]
     pub counters: Counters,
-}
-
-/// What a pool promises about its pages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PoolKind {
-    /// An accepted page is kept.
-    #[default]
-    Persistent,
-    /// A page may vanish, never be stale.
-    Ephemeral,
-    /// Ephemeral, and shared by the members of a group.
-    Shared,
-}
-
-impl PoolKind {
-    /// The word used in JSON and in metric labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Persistent => "persistent",
-            Self::Ephemeral => "ephemeral",
-            Self::Shared => "shared",
-        }
-    }
 }
 
 /// One virtio device. Its counters also outlive a reset by the guest.

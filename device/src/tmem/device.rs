@@ -45,7 +45,7 @@ impl Default for TmemConfig {
             max_pools: 32,
             swap_bytes: 0,
             limit_bytes: 0,
-            dedup: Dedup::Default,
+            dedup: Dedup::Auto,
         }
     }
 }

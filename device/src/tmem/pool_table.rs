@@ -6,7 +6,7 @@ use tmem_protocol::Status;
 use tmem_store::{CreatePoolError, Dedup, Domain, PoolId, PoolSpec};
 
 use super::pools::{Orphans, Pools};
-use super::request::PoolKind;
+use super::request::PoolRequest;
 
 /// A pool that no domain has: its index is beyond the last one.
 const NO_POOL: PoolId = PoolId(u32::MAX);
@@ -43,11 +43,11 @@ impl PoolTable {
         pool.unwrap_or(NO_POOL)
     }
 
-    pub(super) fn create(&self, kind: &PoolKind) -> Result<u32, Status> {
+    pub(super) fn create(&self, kind: &PoolRequest) -> Result<u32, Status> {
         let spec = match kind {
-            PoolKind::Persistent => PoolSpec::Persistent,
-            PoolKind::Ephemeral => PoolSpec::Ephemeral,
-            PoolKind::Shared(group) => PoolSpec::Shared {
+            PoolRequest::Persistent => PoolSpec::Persistent,
+            PoolRequest::Ephemeral => PoolSpec::Ephemeral,
+            PoolRequest::Shared(group) => PoolSpec::Shared {
                 group: group.as_str(),
             },
         };

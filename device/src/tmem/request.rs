@@ -10,7 +10,7 @@ use crate::chain::Fault;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Create a pool of this kind.
-    CreatePool(PoolKind),
+    CreatePool(PoolRequest),
     /// Destroy this pool.
     DestroyPool(u32),
     /// Store pages.
@@ -39,9 +39,9 @@ pub struct Batch {
     pub count: u16,
 }
 
-/// The kind of a pool to create.
+/// A pool to create.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PoolKind {
+pub enum PoolRequest {
     /// Private; what it accepts is kept.
     Persistent,
     /// Private; pages may vanish.
@@ -214,7 +214,7 @@ pub fn decode(
     }
 }
 
-fn decode_pool(header: &RequestHeader, features: u64) -> Result<PoolKind, DecodeError> {
+fn decode_pool(header: &RequestHeader, features: u64) -> Result<PoolRequest, DecodeError> {
     let flags = header.pool.get();
     if flags & !(POOL_EPHEMERAL | POOL_SHARED) != 0 {
         return Err(DecodeError::Unsupported);
@@ -228,16 +228,16 @@ fn decode_pool(header: &RequestHeader, features: u64) -> Result<PoolKind, Decode
     }
     if shared {
         return GroupName::decode(header.group())
-            .map(PoolKind::Shared)
+            .map(PoolRequest::Shared)
             .ok_or(Malformed::GroupName.into());
     }
     if header.group().iter().any(|byte| *byte != 0) {
         return Err(Malformed::Reserved.into());
     }
     Ok(if ephemeral {
-        PoolKind::Ephemeral
+        PoolRequest::Ephemeral
     } else {
-        PoolKind::Persistent
+        PoolRequest::Persistent
     })
 }
 

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use twox_hash::xxhash3_128::Hasher;
 
 use super::pin::{HasPins, Pinned, Pins};
+use tmem_base::setting::Dedup;
+
 use crate::account::quota::{AllocError, Quota};
 use crate::arena::Arena;
 use crate::arena::hold::Held;
 use crate::arena::size_class::{class_of, slot_bytes};
 use crate::codec::codecs::Codecs;
-use crate::config::Dedup;
 use crate::entry::{Encoding, Slot, SlotId};
 use crate::index::backref::Backref;
 use crate::index::slab::Slab;

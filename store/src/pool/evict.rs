@@ -3,13 +3,14 @@
 use std::sync::atomic::Ordering;
 
 use super::{Locked, Pool, ShardCell, fingerprint};
+use tmem_base::setting::PoolKind;
+
 use crate::account::ledger::PageOf;
 use crate::arena::size_class::{class_of, slot_bytes};
 use crate::entry::{Entry, Kind, SlotId};
 use crate::evict::Policy;
 use crate::index::SHARDS;
 use crate::index::backref::Backref;
-use crate::stats::PoolKind;
 
 impl Pool {
     /// The shard to evict a page of a member from: the next in turn of those where it has some.

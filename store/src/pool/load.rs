@@ -4,13 +4,14 @@ use super::dedup::PinnedRecord;
 use super::encode::with_scratch;
 use super::pin::Pinned;
 use super::{Locked, Pool, ShardCell};
+use tmem_base::setting::PoolKind;
+
 use crate::entry::{Encoding, Entry, Kind, Slot};
 use crate::error::LoadError;
 use crate::evict::Policy;
 use crate::index::backref::EntryId;
 use crate::index::hash::KeyHash;
 use crate::page::{Key, Page, fill_page};
-use crate::stats::PoolKind;
 
 /// Where a page is.
 enum Found<'a> {

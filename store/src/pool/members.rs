@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::{Locked, Pool};
+use tmem_base::setting::PoolKind;
+
 use crate::account::ledger::{Account, Short};
 use crate::account::quota::AllocError;
 use crate::evict::Policy;
 use crate::index::SHARDS;
-use crate::stats::PoolKind;
 
 /// Pages of a member that are evicted while the lock of a shard is held.
 const AT_A_TIME: usize = 8;

@@ -39,6 +39,7 @@ use counters::Counters;
 use dedup::{DedupTable, Inserted};
 use encoded::Encoded;
 use pin::{HasPins, Pins};
+use tmem_base::setting::{Dedup, PoolKind};
 
 use crate::account::ledger::Account;
 use crate::account::quota::{AllocError, Quota};
@@ -46,7 +47,7 @@ use crate::arena::Arena;
 use crate::arena::hold::Held;
 use crate::arena::size_class::{class_of, slot_bytes};
 use crate::codec::codecs::Codecs;
-use crate::config::{Dedup, Want};
+use crate::config::Want;
 use crate::entry::{Entry, Kind};
 use crate::error::StoreError;
 use crate::evict::Policy;
@@ -57,7 +58,7 @@ use crate::index::hash::KeyHash;
 use crate::index::node::{Links, Node};
 use crate::index::shard::Shard;
 use crate::page::Key;
-use crate::stats::{PoolKind, PoolStats};
+use crate::stats::PoolStats;
 use crate::sync::{Counter, InnerMutex};
 
 /// Cost of a page of a share group in addition to its slot: entry, node and their tables.
@@ -473,8 +474,8 @@ fn dedup_table(
     hasher: &hashbrown::DefaultHashBuilder,
 ) -> Option<DedupTable> {
     let dedup = match (dedup, kind) {
-        (Dedup::Default, PoolKind::Shared) => Dedup::On,
-        (Dedup::Default, _) => Dedup::Off,
+        (Dedup::Auto, PoolKind::Shared) => Dedup::On,
+        (Dedup::Auto, _) => Dedup::Off,
         (chosen, _) => chosen,
     };
     if dedup == Dedup::Off {

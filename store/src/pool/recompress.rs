@@ -5,13 +5,14 @@
 
 use super::pin::Pinned;
 use super::{Locked, Pool, ShardCell};
+use tmem_base::setting::PoolKind;
+
 use crate::arena::size_class::class_of;
 use crate::codec::{COMPRESS_BUFFER, LONGEST_COMPRESSED};
 use crate::entry::{Encoding, Entry, Kind, OLDEST};
 use crate::index::SHARDS;
 use crate::index::backref::EntryId;
 use crate::page::{PAGE_SIZE, Page};
-use crate::stats::PoolKind;
 
 /// Buffers of the sweeping thread.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tmem_control::api::{
-    Compression, Counters, Device, Domain, Histogram, Pool, PoolKind, for_each_pool_counter,
+    Compression, Counters, Device, Domain, Histogram, Pool, for_each_pool_counter,
 };
 use tmem_control::clients::Clients;
 use tmem_control::{Done, Operation, Refused, Source, Stats};
@@ -195,11 +195,7 @@ fn pool_statistics(stats: &PoolStats) -> Pool {
     }
     Pool {
         id: stats.id,
-        kind: match stats.kind {
-            tmem_store::PoolKind::Persistent => PoolKind::Persistent,
-            tmem_store::PoolKind::Ephemeral => PoolKind::Ephemeral,
-            tmem_store::PoolKind::Shared => PoolKind::Shared,
-        },
+        kind: stats.kind,
         counters: for_each_pool_counter!(counters),
     }
 }
