@@ -53,15 +53,19 @@ fn guests(dir: &Path) -> (Server, Client) {
     (server, Client::new(path))
 }
 
+fn vm1() -> GuestSpec {
+    GuestSpec {
+        name: "vm1".into(),
+        socket: "/run/vm1".into(),
+        ..GuestSpec::default()
+    }
+}
+
 #[test]
 fn guests_are_added_and_removed() {
     let dir = tempfile::tempdir().expect("temporary folder");
     let (_server, client) = guests(dir.path());
-    let guest = GuestSpec {
-        name: "vm1".into(),
-        socket: "/run/vm1".into(),
-        ..GuestSpec::default()
-    };
+    let guest = vm1();
     assert_eq!(client.add_guest(&guest).expect("added").name, "vm1");
     assert_eq!(status(client.add_guest(&guest)), 409);
     client.remove_guest("vm1").expect("removed");
@@ -123,12 +127,7 @@ fn the_server_knows_the_resources_of_the_openapi_document_and_no_other_method() 
     assert_eq!(documented.len(), 9, "{documented:?}");
     let dir = tempfile::tempdir().expect("temporary folder");
     let (_server, client) = guests(dir.path());
-    let guest = GuestSpec {
-        name: "vm1".into(),
-        socket: "/run/vm1".into(),
-        ..GuestSpec::default()
-    };
-    client.add_guest(&guest).expect("added");
+    client.add_guest(&vm1()).expect("added");
     let socket = dir.path().join("s");
     for path in documented
         .iter()
