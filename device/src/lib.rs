@@ -38,4 +38,4 @@ pub mod tmem;
 
 pub use block::{BlockConfig, BlockDevice, BlockMetrics, FileDisk, PoolDisk};
 pub use queue::{Progress, QueueCorrupt};
-pub use tmem::{TmemConfig, TmemDevice, TmemMetrics};
+pub use tmem::{StoreQueues, TmemConfig, TmemDevice, TmemMetrics};

@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use tmem_device::{TmemConfig, TmemDevice};
+use tmem_device::{StoreQueues, TmemConfig, TmemDevice};
 use tmem_protocol::{Config, Op, PAGE_SIZE, Status, feature, request};
 use virtio_queue::QueueT;
 use zerocopy::IntoBytes;
@@ -270,6 +270,8 @@ fn only_offered_features_can_be_negotiated() {
     let device = TmemDevice::new(
         rig.domain,
         TmemConfig {
+            request_queues: 2,
+            stores: StoreQueues { count: 1, batch: 8 },
             features: u64::MAX,
             ..TmemConfig::default()
         },
@@ -284,7 +286,7 @@ fn only_offered_features_can_be_negotiated() {
 #[test]
 fn configuration_space_reads_the_same_in_any_pieces_and_zero_beyond_its_end() {
     let rig = Rig::new();
-    let mut whole = [0xffu8; 40];
+    let mut whole = [0xffu8; 48];
     rig.device.read_config(0, &mut whole);
     let expected = Config {
         page_size: 4096.into(),
@@ -294,10 +296,11 @@ fn configuration_space_reads_the_same_in_any_pieces_and_zero_beyond_its_end() {
         pressure: 0.into(),
         limit_bytes: (1 << 20).into(),
         swap_bytes: (1 << 30).into(),
+        ..Config::default()
     };
-    assert_eq!(&whole[..32], expected.as_bytes());
-    assert_eq!(whole[32..], [0; 8]);
-    for offset in [0u64, 1, 31, 32, 33, u64::MAX - 1, u64::MAX] {
+    assert_eq!(&whole[..40], expected.as_bytes());
+    assert_eq!(whole[40..], [0; 8]);
+    for offset in [0u64, 1, 31, 32, 33, 39, 40, 41, u64::MAX - 1, u64::MAX] {
         let mut one = [0xff];
         rig.device.read_config(offset, &mut one);
         let expected = whole.get(offset.min(99) as usize).copied().unwrap_or(0);

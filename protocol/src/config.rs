@@ -33,6 +33,14 @@ pub struct Config {
     pub limit_bytes: U64,
     /// The size which the host suggests for a swap disk, in bytes; with 0 the guest decides.
     pub swap_bytes: U64,
+    /// How many of the request queues, the last ones, are store queues; fewer than all. Cannot change. Valid with
+    /// [`crate::feature::STORE_QUEUES`], else zero.
+    pub num_store_queues: U16,
+    /// How many entries the device would like at most in one store, 1 to [`Self::max_batch`]. A hint that cannot
+    /// change. Valid with [`crate::feature::STORE_QUEUES`], else zero.
+    pub store_batch: U16,
+    /// Zero.
+    pub reserved: U32,
 }
 
-const _: () = assert!(size_of::<Config>() == 32);
+const _: () = assert!(size_of::<Config>() == 40);

@@ -8,6 +8,8 @@ pub const SHARED: u32 = 1;
 pub const EVENTS: u32 = 2;
 /// Bit number, reserved: stores that are acknowledged before they are executed.
 pub const CREDITS: u32 = 3;
+/// Bit number: the last of the request queues are for stores, [`crate::Config::num_store_queues`].
+pub const STORE_QUEUES: u32 = 4;
 
 /// The feature word with only this bit set.
 #[must_use]
@@ -19,4 +21,4 @@ pub const fn bit(number: u32) -> u64 {
 }
 
 /// Every bit that this version of the ABI can offer.
-pub const ALL: u64 = bit(EPHEMERAL) | bit(SHARED) | bit(EVENTS);
+pub const ALL: u64 = bit(EPHEMERAL) | bit(SHARED) | bit(EVENTS) | bit(STORE_QUEUES);

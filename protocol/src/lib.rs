@@ -41,7 +41,8 @@ pub const DEVICE_ID: u32 = 60;
 /// Index of the queue on which the host tells the guest of pressure and limits.
 pub const EVENT_QUEUE: u16 = 0;
 
-/// Index of the first request queue; there are [`Config::num_request_queues`] of them.
+/// Index of the first request queue; there are [`Config::num_request_queues`] of them, of which the last
+/// [`Config::num_store_queues`] are store queues.
 pub const FIRST_REQUEST_QUEUE: u16 = 1;
 
 /// Bytes of a page, in every guest.

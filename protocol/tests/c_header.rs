@@ -136,6 +136,10 @@ fn rust_values() -> BTreeMap<String, u64> {
         ("VIRTIO_TMEM_F_SHARED", u64::from(feature::SHARED)),
         ("VIRTIO_TMEM_F_EVENTS", u64::from(feature::EVENTS)),
         ("VIRTIO_TMEM_F_CREDITS", u64::from(feature::CREDITS)),
+        (
+            "VIRTIO_TMEM_F_STORE_QUEUES",
+            u64::from(feature::STORE_QUEUES),
+        ),
         ("VIRTIO_TMEM_EVENT_QUEUE", u64::from(abi::EVENT_QUEUE)),
         (
             "VIRTIO_TMEM_FIRST_REQUEST_QUEUE",
@@ -187,6 +191,7 @@ fn rust_values() -> BTreeMap<String, u64> {
         page_size => page_size, num_request_queues => num_request_queues,
         max_batch => max_batch, max_pools => max_pools, pressure => pressure,
         limit_bytes => limit_bytes, swap_bytes => swap_bytes,
+        num_store_queues => num_store_queues, store_batch => store_batch, reserved => reserved,
     });
     values
 }

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::Timespec;
 use tmem_base::socket::SocketFile;
-use tmem_device::{TmemConfig, TmemDevice};
+use tmem_device::{StoreQueues, TmemConfig, TmemDevice};
 use tmem_protocol::feature;
 use tmem_store::{Domain, Gate};
 
@@ -61,6 +61,7 @@ impl Guest {
             domain.clone(),
             TmemConfig {
                 request_queues: config.queues,
+                stores: StoreQueues::default(),
                 features: features(&config),
                 max_pools: MAX_POOLS.into(),
                 swap_bytes: config.swap,

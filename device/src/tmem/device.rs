@@ -18,12 +18,45 @@ use super::request::Malformed;
 use crate::chain;
 use crate::queue::{self, Progress, QueueCorrupt, Used, used_len};
 
+/// The store queues of a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreQueues {
+    /// How many of the request queues, the last ones, are for stores. Fewer than all; with 0 the device does not offer
+    /// [`feature::STORE_QUEUES`], and what is shown of both is zero.
+    pub count: u16,
+    /// How many entries the device would like at most in one store, 1 to [`MAX_BATCH`]. A hint for the driver.
+    pub batch: u16,
+}
+
+impl StoreQueues {
+    /// The nearest that a device with that many request queues can have.
+    fn within(self, request_queues: u16) -> Self {
+        match self.count.min(request_queues.saturating_sub(1)) {
+            0 => Self::default(),
+            count => Self {
+                count,
+                batch: self.batch.clamp(1, MAX_BATCH),
+            },
+        }
+    }
+
+    fn features(self) -> u64 {
+        match self.count {
+            0 => 0,
+            _ => feature::bit(feature::STORE_QUEUES),
+        }
+    }
+}
+
 /// How a device is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TmemConfig {
-    /// Number of request queues, at least 1: one for each vCPU.
+    /// Number of request queues, at least 1, those for stores included.
     pub request_queues: u16,
-    /// Feature bits to offer; those that this version does not know are not.
+    /// Those of them that are for stores.
+    pub stores: StoreQueues,
+    /// Feature bits to offer; those that this version does not know are not. [`feature::STORE_QUEUES`] is as
+    /// [`Self::stores`] says, whatever it is here.
     pub features: u64,
     /// Most pools at one time. The domain may have a limit of its own, which should not be lower.
     pub max_pools: u32,
@@ -41,6 +74,7 @@ impl Default for TmemConfig {
     fn default() -> Self {
         Self {
             request_queues: 1,
+            stores: StoreQueues::default(),
             features: feature::bit(feature::EVENTS),
             max_pools: 32,
             swap_bytes: 0,
@@ -66,9 +100,13 @@ impl TmemDevice {
     /// A device for the guest whose pages `domain` holds.
     #[must_use]
     pub fn new(domain: Domain, config: TmemConfig) -> Self {
+        let request_queues = config.request_queues.max(1);
+        let stores = config.stores.within(request_queues);
+        let others = feature::ALL & !feature::bit(feature::STORE_QUEUES);
         let config = TmemConfig {
-            request_queues: config.request_queues.max(1),
-            features: config.features & feature::ALL,
+            request_queues,
+            stores,
+            features: config.features & others | stores.features(),
             ..config
         };
         Self {
@@ -106,6 +144,9 @@ impl TmemDevice {
             pressure: (state.pressure as u32).into(),
             limit_bytes: state.limit_bytes.into(),
             swap_bytes: self.config.swap_bytes.into(),
+            num_store_queues: self.config.stores.count.into(),
+            store_batch: self.config.stores.batch.into(),
+            reserved: 0.into(),
         };
         data.fill(0);
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);

@@ -20,7 +20,7 @@ mod pools;
 mod pressure;
 pub mod request;
 
-pub use device::{TmemConfig, TmemDevice};
+pub use device::{StoreQueues, TmemConfig, TmemDevice};
 pub use events::HostState;
 pub use metrics::{MetricsSnapshot, TmemMetrics};
 pub use request::Malformed;

@@ -18,6 +18,8 @@ pub struct Rig {
     pub guest: Guest,
     pub device: TmemDevice,
     pub domain: Domain,
+    /// The queue that the ring of the guest is.
+    pub request_queue: u16,
 }
 
 impl Rig {
@@ -51,12 +53,13 @@ impl Rig {
             guest: Guest::new(queue_size),
             device,
             domain,
+            request_queue: 1,
         }
     }
 
     pub fn process(&mut self) -> Result<Progress, QueueCorrupt> {
         self.device
-            .process_requests(1, &self.guest.mem, &mut self.guest.queue)
+            .process_requests(self.request_queue, &self.guest.mem, &mut self.guest.queue)
     }
 
     /// Makes a request available; gives its head and the address of the writable part.

@@ -70,6 +70,13 @@
  * returned before it makes the next available; and it waits for the answer of
  * CREATE_POOL before it uses the pool.
  *
+ * With VIRTIO_TMEM_F_STORE_QUEUES, the last num_store_queues of the request
+ * queues are store queues. The driver should send STORE, and INVALIDATE_PAGE of
+ * the same keys, to the store queues, and everything else to the other request
+ * queues. The device executes every operation on every queue. It may serve a
+ * store queue in a thread of its own, so that the answer is not there when the
+ * write to the doorbell completes.
+ *
  * The id of a pool has 24 random bits: a driver that knows it is the driver
  * that created the pool. When the queues may have a new driver, a request for a
  * pool that does not exist frees the earlier pools, unless one of them was
@@ -109,6 +116,8 @@
 #define VIRTIO_TMEM_F_EVENTS			2
 /* Reserved: stores that are acknowledged before they are executed */
 #define VIRTIO_TMEM_F_CREDITS			3
+/* The last num_store_queues of the request queues are for stores */
+#define VIRTIO_TMEM_F_STORE_QUEUES		4
 
 /* --- virtio-tmem: queues and limits --- */
 
@@ -248,6 +257,20 @@ struct virtio_tmem_config {
 	__le64 limit_bytes;
 	/* Size which the host suggests for a swap disk, 0: guest decides */
 	__le64 swap_bytes;
+	/*
+	 * How many of the request queues, the last ones, are store queues;
+	 * fewer than num_request_queues. Cannot change.
+	 * Valid with VIRTIO_TMEM_F_STORE_QUEUES, else zero.
+	 */
+	__le16 num_store_queues;
+	/*
+	 * How many entries the device would like at most in one STORE, 1 to
+	 * max_batch. A hint: it takes up to max_batch. Cannot change.
+	 * Valid with VIRTIO_TMEM_F_STORE_QUEUES, else zero.
+	 */
+	__le16 store_batch;
+	/* Zero */
+	__le32 reserved;
 };
 
 #endif /* _LINUX_VIRTIO_TMEM_H */

@@ -175,14 +175,15 @@ pub(super) fn number(value: u64) -> Vec<u8> {
 }
 
 pub(super) fn config(page_size: u32, queues: u16, batch: u16) -> Vec<u8> {
-    let mut bytes: Vec<u8> = [0u32, 32, 0]
+    let length = u32::try_from(size_of::<tmem_protocol::Config>()).unwrap();
+    let mut bytes: Vec<u8> = [0, length, 0]
         .iter()
         .flat_map(|word| word.to_le_bytes())
         .collect();
     bytes.extend(page_size.to_le_bytes());
     bytes.extend(queues.to_le_bytes());
     bytes.extend(batch.to_le_bytes());
-    bytes.resize(12 + 32, 0);
+    bytes.resize(12 + size_of::<tmem_protocol::Config>(), 0);
     bytes
 }
 
