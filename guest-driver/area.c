@@ -7,6 +7,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/bitops.h>
+#include <linux/highmem.h>
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
@@ -20,53 +21,6 @@ struct tmem_queue *tmem_area_queue(struct tmem_area *area, struct tmem_dev *dev,
 				   unsigned long index)
 {
 	return &dev->queues[(index >> TMEM_BLOCK_SHIFT) % area->nr_queues];
-}
-
-void tmem_set_present(struct tmem_area *area, struct tmem_queue *q,
-		      unsigned long index)
-{
-	if (!__test_and_set_bit(index, area->present))
-		area->queue[q->index].pages++;
-}
-
-bool tmem_clear_present(struct tmem_area *area, struct tmem_queue *q,
-			unsigned long index)
-{
-	if (!__test_and_clear_bit(index, area->present))
-		return false;
-	area->queue[q->index].pages--;
-	return true;
-}
-
-bool tmem_is_lost(struct tmem_area *area, unsigned long index)
-{
-	unsigned long *lost = READ_ONCE(area->lost);
-
-	return lost && test_bit(index, lost);
-}
-
-void tmem_clear_lost(struct tmem_area *area, unsigned long index)
-{
-	unsigned long *lost = READ_ONCE(area->lost);
-
-	if (lost)
-		__clear_bit(index, lost);
-}
-
-/* Drop what is saved of a page; the lock of its queue is held. */
-bool tmem_clear_saved(struct tmem_area *area, unsigned long index)
-{
-	struct page *page;
-
-	if (xa_empty(&area->saved))
-		return false;
-	xa_lock(&area->saved);
-	page = __xa_erase(&area->saved, index);
-	xa_unlock(&area->saved);
-	if (!page)
-		return false;
-	put_page(page);
-	return true;
 }
 
 /* Invalidates still to send; roughly, where others change it. */
@@ -104,8 +58,63 @@ unsigned long tmem_dev_pages(struct tmem_dev *dev)
 	return pages;
 }
 
+/* The device is removed: the staging page that has the page, or NULL. */
+static struct tmem_staged *tmem_find_kept(struct tmem_area *area,
+					  unsigned long index)
+{
+	struct tmem_staged *staged;
+
+	lockdep_assert_held(&area->kept_lock);
+
+	list_for_each_entry(staged, &area->kept, list) {
+		if (staged->index == index)
+			return staged;
+	}
+	return NULL;
+}
+
+/* Give up what the guest has of a page of a device that is removed. */
+void tmem_forget_kept(struct tmem_area *area, unsigned long index)
+{
+	struct tmem_staged *staged;
+	unsigned long flags;
+
+	spin_lock_irqsave(&area->kept_lock, flags);
+	clear_bit(index, area->zero);
+	tmem_clear_saved(area, index);
+	staged = tmem_find_kept(area, index);
+	if (staged)
+		tmem_staged_free(staged);
+	spin_unlock_irqrestore(&area->kept_lock, flags);
+}
+
+/* Load a page of a device that is removed: 0, or -EIO when it is lost. */
+int tmem_load_kept(struct tmem_area *area, unsigned long index,
+		   struct page *page)
+{
+	struct tmem_staged *staged;
+	struct page *saved;
+	unsigned long flags;
+	int err = 0;
+
+	spin_lock_irqsave(&area->kept_lock, flags);
+	staged = tmem_find_kept(area, index);
+	saved = xa_load(&area->saved, index);
+	if (staged)
+		copy_highpage(page, staged->page);
+	else if (saved)
+		copy_highpage(page, saved);
+	else if (test_bit(index, area->zero))
+		clear_highpage(page);
+	else
+		err = -EIO;
+	spin_unlock_irqrestore(&area->kept_lock, flags);
+	return err;
+}
+
 static void tmem_area_free(struct tmem_area *area)
 {
+	struct tmem_staged *staged, *next;
 	unsigned long index;
 	struct page *page;
 	unsigned int i;
@@ -118,7 +127,10 @@ static void tmem_area_free(struct tmem_area *area)
 			kvfree(area->queue[i].blocks);
 	}
 	kfree(area->queue);
+	list_for_each_entry_safe(staged, next, &area->kept, list)
+		tmem_staged_free(staged);
 	kvfree(area->lost);
+	kvfree(area->zero);
 	kvfree(area->pending);
 	kvfree(area->present);
 	kfree(area);
@@ -153,13 +165,17 @@ struct tmem_area *tmem_area_create(struct tmem_dev *dev, enum tmem_user user,
 	area->nr_pages = nr_pages;
 	area->nr_queues = dev->nr_queues;
 	xa_init_flags(&area->saved, XA_FLAGS_LOCK_IRQ);
+	spin_lock_init(&area->kept_lock);
+	INIT_LIST_HEAD(&area->kept);
 	area->present = kvcalloc(BITS_TO_LONGS(nr_pages), sizeof(long),
 				 GFP_KERNEL);
 	area->pending = kvcalloc(BITS_TO_LONGS(nr_pages), sizeof(long),
 				 GFP_KERNEL);
+	area->zero = kvcalloc(BITS_TO_LONGS(nr_pages), sizeof(long),
+			      GFP_KERNEL);
 	area->queue = kcalloc(area->nr_queues, sizeof(*area->queue),
 			      GFP_KERNEL);
-	if (!area->present || !area->pending || !area->queue)
+	if (!area->present || !area->pending || !area->zero || !area->queue)
 		goto free;
 	nr_bits = DIV_ROUND_UP(DIV_ROUND_UP(nr_pages, TMEM_BLOCK_PAGES),
 			       area->nr_queues);
@@ -199,9 +215,26 @@ static void tmem_area_detach(struct tmem_area *area, struct tmem_dev *dev)
 			if (q->slots[j]->area == area)
 				q->slots[j]->area = NULL;
 		}
+		spin_lock(&area->kept_lock);
+		tmem_stage_detach(&q->stage, area, &area->kept);
+		spin_unlock(&area->kept_lock);
 		spin_unlock_irqrestore(&q->lock, flags);
 	}
 	RCU_INIT_POINTER(area->dev, NULL);
+}
+
+/* Forget the staging pages of an area, also those that the host reads. */
+static void tmem_area_drop_staged(struct tmem_area *area, struct tmem_queue *q)
+{
+	unsigned long flags;
+	bool sent;
+
+	spin_lock_irqsave(&q->lock, flags);
+	sent = q->stage.nr_sent;
+	tmem_stage_drop_area(&q->stage, area);
+	spin_unlock_irqrestore(&q->lock, flags);
+	if (sent)
+		tmem_drain(q);
 }
 
 /**
@@ -213,17 +246,20 @@ static void tmem_area_detach(struct tmem_area *area, struct tmem_dev *dev)
 void tmem_area_destroy(struct tmem_area *area)
 {
 	struct tmem_dev *dev;
+	unsigned int i;
 	int srcu;
 
 	srcu = srcu_read_lock(&tmem_srcu);
 	dev = srcu_dereference(area->dev, &tmem_srcu);
 	if (dev) {
-		/*
-		 * Under this lock no worker has a batch at the host. A batch
-		 * that shared a doorbell is executed before later requests of
-		 * its queue.
-		 */
 		mutex_lock(&dev->lock);
+		for (i = 0; i < area->nr_queues; i++)
+			tmem_area_drop_staged(area, &dev->queues[i]);
+		/*
+		 * No store of a page of this area is in a ring now, and no
+		 * batch of invalidates that a task waits for. Another one is
+		 * executed before later stores to its queue.
+		 */
 		if (!tmem_control(dev, VIRTIO_TMEM_OP_INVALIDATE_OBJECT,
 				  dev->pool[area->user], area->object, NULL))
 			tmem_count_op(area->user, TMEM_OBJECT_INVALIDATES, 1);
@@ -235,8 +271,8 @@ void tmem_area_destroy(struct tmem_area *area)
 }
 
 /*
- * The device is removed: its areas stay with their users, and fail. The lock of
- * the device is held, its queues are closed.
+ * The device is removed: its areas stay with their users, and keep the pages
+ * that are in the guest. The lock of the device is held, its queues are closed.
  */
 void tmem_areas_detach(struct tmem_dev *dev)
 {

@@ -42,14 +42,12 @@ static DEFINE_IDA(tmem_disk_ida);
 static int tmem_read_block(struct tmem_disk *td, sector_t index,
 			   struct page *page)
 {
-	int err = tmem_load(td->area, index, page);
+	struct tmem_io io;
 
-	if (err == -ENOENT) {
-		clear_highpage(page);
-		err = 0;
-	}
-	flush_dcache_page(page);
-	return err;
+	tmem_io_begin(&io, td->area, VIRTIO_TMEM_OP_LOAD, false);
+	io.fill = true;
+	tmem_io_load(&io, index, page);
+	return tmem_io_end(&io);
 }
 
 /* A piece of memory that does not cover one block. */
@@ -83,35 +81,73 @@ static int tmem_rw_part(struct tmem_disk *td, sector_t sector,
 	return err;
 }
 
-static int tmem_rw_bvec(struct tmem_disk *td, sector_t sector,
-			struct bio_vec *bv, bool write)
+static bool tmem_is_block(sector_t sector, struct bio_vec *bv)
 {
-	sector_t index = sector / TMEM_PAGE_SECTORS;
+	return !bv->bv_offset && bv->bv_len == PAGE_SIZE &&
+	       sector % TMEM_PAGE_SECTORS == 0;
+}
 
-	if (bv->bv_offset || bv->bv_len != PAGE_SIZE ||
-	    sector % TMEM_PAGE_SECTORS)
-		return tmem_rw_part(td, sector, bv, write);
-	if (write)
-		return tmem_store(td->area, index, bv->bv_page);
-	return tmem_read_block(td, index, bv->bv_page);
+static bool tmem_is_blocks(struct bio *bio)
+{
+	struct bvec_iter iter;
+	struct bio_vec bv;
+
+	bio_for_each_segment(bv, bio, iter) {
+		if (!tmem_is_block(iter.bi_sector, &bv))
+			return false;
+	}
+	return true;
+}
+
+static int tmem_rw_parts(struct tmem_disk *td, struct bio *bio)
+{
+	struct bvec_iter iter;
+	struct bio_vec bv;
+	int err = 0;
+
+	bio_for_each_segment(bv, bio, iter) {
+		err = tmem_rw_part(td, iter.bi_sector, &bv,
+				   op_is_write(bio_op(bio)));
+		if (err)
+			break;
+		cond_resched();
+	}
+	return err;
+}
+
+/* Blocks share requests. */
+static int tmem_rw_blocks(struct tmem_disk *td, struct bio *bio)
+{
+	bool write = op_is_write(bio_op(bio));
+	struct bvec_iter iter;
+	struct tmem_io io;
+	struct bio_vec bv;
+
+	tmem_io_begin(&io, td->area, write ? VIRTIO_TMEM_OP_STORE :
+		      VIRTIO_TMEM_OP_LOAD, bio_sectors(bio) > TMEM_PAGE_SECTORS);
+	io.fill = true;
+	bio_for_each_segment(bv, bio, iter) {
+		sector_t index = iter.bi_sector / TMEM_PAGE_SECTORS;
+
+		if (write)
+			tmem_io_store(&io, index, bv.bv_page);
+		else
+			tmem_io_load(&io, index, bv.bv_page);
+		if (io.err)
+			break;
+		cond_resched();
+	}
+	return tmem_io_end(&io);
 }
 
 static void tmem_bio_rw(struct tmem_disk *td, struct bio *bio)
 {
-	bool write = op_is_write(bio_op(bio));
 	unsigned long start = bio_start_io_acct(bio);
-	struct bvec_iter iter;
-	struct bio_vec bv;
-	int err;
+	int err = tmem_is_blocks(bio) ? tmem_rw_blocks(td, bio) :
+					tmem_rw_parts(td, bio);
 
-	bio_for_each_segment(bv, bio, iter) {
-		err = tmem_rw_bvec(td, iter.bi_sector, &bv, write);
-		if (err) {
-			bio->bi_status = errno_to_blk_status(err);
-			break;
-		}
-		cond_resched();
-	}
+	if (err)
+		bio->bi_status = errno_to_blk_status(err);
 	bio_end_io_acct(bio, start);
 	bio_endio(bio);
 }
@@ -158,15 +194,15 @@ static int tmem_rw_page(struct block_device *bdev, sector_t sector,
 			struct page *page, enum req_op op)
 {
 	struct tmem_disk *td = bdev->bd_disk->private_data;
-	struct bio_vec bv = {
-		.bv_page = page,
-		.bv_len = PAGE_SIZE,
-	};
+	sector_t index = sector / TMEM_PAGE_SECTORS;
 	int err;
 
-	if (PageTransHuge(page))
+	if (PageTransHuge(page) || sector % TMEM_PAGE_SECTORS)
 		return -EOPNOTSUPP;
-	err = tmem_rw_bvec(td, sector, &bv, op_is_write(op));
+	if (op_is_write(op))
+		err = tmem_store(td->area, index, page);
+	else
+		err = tmem_read_block(td, index, page);
 	if (err && op_is_write(op))
 		return err;
 	page_endio(page, op_is_write(op), err);

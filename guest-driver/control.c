@@ -7,7 +7,7 @@
 #include "tmem.h"
 
 /**
- * tmem_control() - a request without entries, on the first queue
+ * tmem_control() - a request without entries, on the first queue for loads
  * @dev: device
  * @op: VIRTIO_TMEM_OP_
  * @pool: pool or flags
@@ -19,7 +19,7 @@
 int tmem_control(struct tmem_dev *dev, u16 op, u32 pool, const u64 *object,
 		 u32 *new_pool)
 {
-	struct tmem_queue *q = &dev->queues[0];
+	struct tmem_queue *q = dev->queues[0].loads;
 	struct tmem_slot *slot;
 	unsigned long flags;
 	unsigned int i;
@@ -36,11 +36,11 @@ int tmem_control(struct tmem_dev *dev, u16 op, u32 pool, const u64 *object,
 		slot->out->req.object[i] = cpu_to_le64(object ? object[i] : 0);
 
 	spin_lock_irqsave(&q->lock, flags);
-	err = tmem_queue_add(q, slot, NULL);
+	err = tmem_queue_add(q, slot);
 	kick = !err && virtqueue_kick_prepare(q->vq);
 	spin_unlock_irqrestore(&q->lock, flags);
 	if (!err)
-		err = tmem_wait(q, slot, kick, TMEM_KICKS_CONTROL);
+		err = tmem_wait_slot(q, slot, kick, TMEM_KICKS_CONTROL);
 	if (!err) {
 		status = tmem_slot_status(slot, 0);
 		if (status == VIRTIO_TMEM_S_OK) {

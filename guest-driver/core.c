@@ -8,6 +8,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/init.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/virtio_config.h>
@@ -17,6 +18,10 @@
 
 /* More queues than this only cost memory */
 #define TMEM_MAX_QUEUES		64
+/* Staging pages of a queue: most, and those by default */
+#define TMEM_STAGE_MAX		4096
+#define TMEM_STAGE_SMALL	64UL
+#define TMEM_STAGE_BIG		128UL
 
 static bool tmem_enable;
 #ifdef MODULE
@@ -25,6 +30,22 @@ MODULE_PARM_DESC(enable, "Use the device (off by default)");
 #else
 core_param(tmem, tmem_enable, bool, 0444);
 #endif
+
+static int tmem_stage = -1;
+module_param_named(stage, tmem_stage, int, 0444);
+MODULE_PARM_DESC(stage, "Staging pages of a queue, 0 for none (default: by size of memory)");
+
+/* At most 1/128 of the memory for all queues together */
+static unsigned int tmem_stage_size(unsigned int nr_queues)
+{
+	unsigned long pages = totalram_pages();
+
+	if (tmem_stage >= 0)
+		return min(tmem_stage, TMEM_STAGE_MAX);
+	return min(clamp_t(unsigned long, pages / 1024, TMEM_STAGE_SMALL,
+			   TMEM_STAGE_BIG),
+		   pages / 128 / nr_queues);
+}
 
 static int tmem_validate(struct virtio_device *vdev)
 {
@@ -50,30 +71,89 @@ static void tmem_free_dev(struct tmem_dev *dev)
 {
 	unsigned int i;
 
+	if (dev->send_wq)
+		destroy_workqueue(dev->send_wq);
 	if (dev->wq)
 		destroy_workqueue(dev->wq);
 	if (dev->queues) {
-		for (i = 0; i < dev->nr_queues; i++)
+		for (i = 0; i < dev->nr_rings; i++) {
 			tmem_queue_free(&dev->queues[i]);
+			tmem_stage_free(&dev->queues[i].stage);
+		}
 	}
 	kfree(dev->queues);
 	kfree(dev->events);
 	kfree(dev);
 }
 
+/* Queues of which the numbers and roles are set */
+static int tmem_init_queues(struct tmem_dev *dev)
+{
+	unsigned int i, loads = dev->nr_rings - dev->nr_queues;
+	unsigned int others = dev->config.nr_queues -
+			      dev->config.nr_store_queues;
+	unsigned int stage = tmem_stage_size(dev->nr_queues);
+	struct tmem_queue *q;
+	int err;
+
+	for (i = 0; i < dev->nr_rings; i++)
+		INIT_LIST_HEAD(&dev->queues[i].stage.free);
+	for (i = 0; i < dev->nr_rings; i++) {
+		q = &dev->queues[i];
+		err = tmem_queue_init(q, dev, i);
+		if (err)
+			return err;
+		INIT_WORK(&q->send_work, tmem_send_work);
+		q->vq_index = VIRTIO_TMEM_FIRST_REQUEST_QUEUE + i;
+		q->loads = q;
+		if (loads && i < dev->nr_queues) {
+			q->vq_index += others;
+			q->loads = &dev->queues[dev->nr_queues + i % loads];
+		} else if (loads) {
+			q->vq_index -= dev->nr_queues;
+		}
+		err = tmem_stage_init(&q->stage, i < dev->nr_queues ? stage :
+						 0);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/*
+ * A queue for each CPU, and, if the device has such, one for its loads. The
+ * last queues of the device are those for stores.
+ */
+static void tmem_share_queues(struct tmem_dev *dev)
+{
+	unsigned int max = min_t(unsigned int, nr_cpu_ids, TMEM_MAX_QUEUES);
+	unsigned int stores = dev->config.nr_store_queues;
+	unsigned int others = dev->config.nr_queues - stores;
+
+	if (stores && others <= TMEM_MAX_QUEUES) {
+		dev->nr_queues = min(stores, max);
+		dev->nr_rings = dev->nr_queues + min(others, max);
+	} else {
+		dev->nr_queues = min(others, max);
+		dev->nr_rings = dev->nr_queues;
+	}
+}
+
 static struct tmem_dev *tmem_alloc_dev(struct virtio_device *vdev,
-				       unsigned int nr_queues,
-				       unsigned int max_batch)
+				       const struct tmem_config *config)
 {
 	struct tmem_dev *dev;
-	unsigned int i;
 
 	dev = kzalloc(sizeof(*dev), GFP_KERNEL);
 	if (!dev)
 		return NULL;
 	dev->vdev = vdev;
-	dev->nr_queues = nr_queues;
-	dev->max_batch = max_batch;
+	dev->config = *config;
+	dev->max_batch = min_t(unsigned int, config->max_batch,
+			       VIRTIO_TMEM_MAX_BATCH);
+	dev->store_batch = clamp_t(unsigned int, config->store_batch, 1,
+				   dev->max_batch);
+	tmem_share_queues(dev);
 	mutex_init(&dev->life_lock);
 	mutex_init(&dev->lock);
 	mutex_init(&dev->break_lock);
@@ -83,18 +163,14 @@ static struct tmem_dev *tmem_alloc_dev(struct virtio_device *vdev,
 	INIT_DELAYED_WORK(&dev->flush_work, tmem_flush_work);
 	INIT_DELAYED_WORK(&dev->revive_work, tmem_revive_work);
 	dev->events = kcalloc(TMEM_NR_EVENTS, sizeof(*dev->events), GFP_KERNEL);
-	dev->queues = kcalloc(nr_queues, sizeof(*dev->queues), GFP_KERNEL);
-	/* Frees memory when there is none, in its way */
+	dev->queues = kcalloc(dev->nr_rings, sizeof(*dev->queues), GFP_KERNEL);
+	/* Free memory when there is none, in their way */
 	dev->wq = alloc_workqueue("tmem", WQ_MEM_RECLAIM, 0);
-	if (!dev->events || !dev->queues || !dev->wq)
-		goto free;
-	for (i = 0; i < nr_queues; i++) {
-		if (tmem_queue_init(&dev->queues[i], dev, i))
-			goto free;
-	}
-	return dev;
-
-free:
+	dev->send_wq = alloc_workqueue("tmem_send", WQ_MEM_RECLAIM |
+				       WQ_UNBOUND | WQ_HIGHPRI, 0);
+	if (dev->events && dev->queues && dev->wq && dev->send_wq &&
+	    !tmem_init_queues(dev))
+		return dev;
 	tmem_free_dev(dev);
 	return NULL;
 }
@@ -108,24 +184,20 @@ static void tmem_config_changed(struct virtio_device *vdev)
 
 static int tmem_probe(struct virtio_device *vdev)
 {
-	u16 nr_queues, max_batch;
+	struct tmem_config config;
 	struct tmem_dev *dev;
-	u32 page_size;
 	int err;
 
-	tmem_read_config(vdev, &page_size, &nr_queues, &max_batch);
-	if (page_size != PAGE_SIZE || !nr_queues || !max_batch) {
+	tmem_read_config(vdev, &config);
+	if (config.page_size != PAGE_SIZE || !config.nr_queues ||
+	    !config.max_batch) {
 		dev_err(&vdev->dev,
 			"cannot use pages of %u bytes, %u queues, batches of %u\n",
-			page_size, nr_queues, max_batch);
+			config.page_size, config.nr_queues, config.max_batch);
 		return -EINVAL;
 	}
 
-	dev = tmem_alloc_dev(vdev,
-			     min3((unsigned int)nr_queues, nr_cpu_ids,
-				  (unsigned int)TMEM_MAX_QUEUES),
-			     min_t(unsigned int, max_batch,
-				   VIRTIO_TMEM_MAX_BATCH));
+	dev = tmem_alloc_dev(vdev, &config);
 	if (!dev)
 		return -ENOMEM;
 	vdev->priv = dev;
@@ -173,6 +245,7 @@ static void tmem_remove(struct virtio_device *vdev)
 
 static const unsigned int tmem_features[] = {
 	VIRTIO_TMEM_F_EVENTS,
+	VIRTIO_TMEM_F_STORE_QUEUES,
 };
 
 static const struct virtio_device_id tmem_id_table[] = {

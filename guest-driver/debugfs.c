@@ -17,18 +17,24 @@ static const char * const tmem_user_names[TMEM_NR_USERS] = {
 
 static const char * const tmem_op_names[TMEM_NR_OP_STATS] = {
 	[TMEM_STORES_OK] = "stores_ok",
+	[TMEM_STORES_STAGED] = "stores_staged",
+	[TMEM_STORES_ZERO] = "stores_zero",
 	[TMEM_STORES_NO_SPACE] = "stores_no_space",
 	[TMEM_STORES_FROZEN] = "stores_frozen",
 	[TMEM_STORES_NO_MEMORY] = "stores_no_memory",
 	[TMEM_STORES_REFUSED_OTHER] = "stores_refused_other",
 	[TMEM_STORES_WITHHELD] = "stores_withheld",
 	[TMEM_STORES_FAILED] = "stores_failed",
+	[TMEM_STAGED_DROPPED] = "staged_dropped",
+	[TMEM_STAGED_BATCHES] = "staged_batches",
 	[TMEM_LOADS_OK] = "loads_ok",
 	[TMEM_LOADS_ABSENT] = "loads_absent",
 	[TMEM_LOADS_LOST] = "loads_lost",
 	[TMEM_LOADS_IO_ERROR] = "loads_io_error",
 	[TMEM_LOADS_FAILED] = "loads_failed",
 	[TMEM_LOADS_SAVED] = "loads_saved",
+	[TMEM_LOADS_STAGED] = "loads_staged",
+	[TMEM_LOADS_ZERO] = "loads_zero",
 	[TMEM_INVALIDATES] = "invalidates",
 	[TMEM_INVALIDATES_SENT] = "invalidates_sent",
 	[TMEM_INVALIDATES_OVERTAKEN] = "invalidates_overtaken",
@@ -40,6 +46,7 @@ static const char * const tmem_op_names[TMEM_NR_OP_STATS] = {
 
 static const char * const tmem_queue_names[TMEM_NR_QUEUE_STATS] = {
 	[TMEM_KICKS_PAGE] = "kicks_page",
+	[TMEM_KICKS_STAGED] = "kicks_staged",
 	[TMEM_KICKS_INVALIDATE] = "kicks_invalidate",
 	[TMEM_KICKS_CONTROL] = "kicks_control",
 	[TMEM_KICKS_AGAIN] = "kicks_again",
@@ -62,9 +69,9 @@ static DEFINE_MUTEX(tmem_debugfs_lock);
 static void tmem_debugfs_show_dev(struct seq_file *m, struct tmem_dev *dev)
 {
 	unsigned long pages[TMEM_NR_USERS] = {};
+	unsigned int i, stage = 0, staged = 0, stuck = 0;
 	unsigned long pending = 0;
 	struct tmem_area *area;
-	unsigned int i;
 
 	mutex_lock(&dev->lock);
 	list_for_each_entry(area, &dev->areas, list) {
@@ -72,11 +79,23 @@ static void tmem_debugfs_show_dev(struct seq_file *m, struct tmem_dev *dev)
 		pending += tmem_area_pending(area);
 	}
 	mutex_unlock(&dev->lock);
+	for (i = 0; i < dev->nr_queues; i++) {
+		struct tmem_stage *s = &dev->queues[i].stage;
+
+		stage += READ_ONCE(s->nr);
+		staged += READ_ONCE(s->nr_queued) + READ_ONCE(s->nr_sent) +
+			  READ_ONCE(s->nr_stuck);
+		stuck += READ_ONCE(s->nr_stuck);
+	}
 
 	for (i = 0; i < TMEM_NR_USERS; i++)
 		seq_printf(m, "%s_pages %lu\n", tmem_user_names[i], pages[i]);
 	seq_printf(m, "pending_invalidates %lu\n", pending);
-	seq_printf(m, "request_queues %u\n", dev->nr_queues);
+	seq_printf(m, "stage_pages %u\n", stage);
+	seq_printf(m, "staged_pages %u\n", staged);
+	seq_printf(m, "stuck_pages %u\n", stuck);
+	seq_printf(m, "request_queues %u\n", dev->nr_rings);
+	seq_printf(m, "store_batch %u\n", dev->store_batch);
 	seq_printf(m, "host_pressure %u\n", READ_ONCE(dev->host_pressure));
 	seq_printf(m, "host_limit_bytes %llu\n", READ_ONCE(dev->host_limit));
 	seq_printf(m, "host_used_bytes %llu\n", READ_ONCE(dev->host_used));

@@ -46,8 +46,11 @@ void tmem_event_work(struct work_struct *work)
 					   le64_to_cpu(event->limit_bytes));
 				WRITE_ONCE(dev->host_used,
 					   le64_to_cpu(event->used_bytes));
-				if (tmem_event_makes_room(event))
-					WRITE_ONCE(dev->full, false);
+				if (tmem_event_makes_room(event)) {
+					tmem_has_room(dev);
+					mod_delayed_work(dev->wq,
+							 &dev->flush_work, 0);
+				}
 			}
 			tmem_post_event(dev, event);
 		}
@@ -86,11 +89,13 @@ void tmem_config_work(struct work_struct *work)
 
 static int tmem_init_vqs(struct tmem_dev *dev)
 {
-	unsigned int i, nr = VIRTIO_TMEM_FIRST_REQUEST_QUEUE + dev->nr_queues;
+	unsigned int i, nr = VIRTIO_TMEM_FIRST_REQUEST_QUEUE;
 	struct virtqueue_info *info;
 	struct virtqueue **vqs;
 	int err = -ENOMEM;
 
+	for (i = 0; i < dev->nr_rings; i++)
+		nr = max(nr, dev->queues[i].vq_index + 1);
 	vqs = kcalloc(nr, sizeof(*vqs), GFP_KERNEL);
 	info = kcalloc(nr, sizeof(*info), GFP_KERNEL);
 	if (!vqs || !info)
@@ -107,11 +112,11 @@ static int tmem_init_vqs(struct tmem_dev *dev)
 
 	dev->event_vq = vqs[VIRTIO_TMEM_EVENT_QUEUE];
 	dev->has_vqs = true;
-	for (i = 0; i < dev->nr_queues && !err; i++)
+	for (i = 0; i < dev->nr_rings && !err; i++)
 		err = tmem_queue_start(&dev->queues[i],
-				       vqs[VIRTIO_TMEM_FIRST_REQUEST_QUEUE + i]);
+				       vqs[dev->queues[i].vq_index]);
 	if (err) {
-		for (i = 0; i < dev->nr_queues; i++)
+		for (i = 0; i < dev->nr_rings; i++)
 			tmem_queue_close(&dev->queues[i]);
 		tmem_close(dev);
 	}
@@ -162,12 +167,16 @@ int tmem_open(struct tmem_dev *dev)
 /* Free the virtqueues: the device is quiet, and there are no requests. */
 void tmem_close(struct tmem_dev *dev)
 {
+	unsigned int i;
+
 	if (!dev->has_vqs)
 		return;
 	/* A callback that has begun may still queue the work, and none begins */
 	virtio_break_device(dev->vdev);
 	virtio_synchronize_cbs(dev->vdev);
 	cancel_work_sync(&dev->event_work);
+	for (i = 0; i < dev->nr_queues; i++)
+		cancel_work_sync(&dev->queues[i].send_work);
 	/* A task that sends invalidates is between two requests */
 	mutex_lock(&dev->lock);
 	dev->vdev->config->del_vqs(dev->vdev);
@@ -176,11 +185,23 @@ void tmem_close(struct tmem_dev *dev)
 }
 
 /* The part of the configuration on which the driver relies */
-void tmem_read_config(struct virtio_device *vdev, u32 *page_size,
-		      u16 *nr_queues, u16 *max_batch)
+void tmem_read_config(struct virtio_device *vdev, struct tmem_config *config)
 {
-	virtio_cread_le(vdev, struct virtio_tmem_config, page_size, page_size);
+	virtio_cread_le(vdev, struct virtio_tmem_config, page_size,
+			&config->page_size);
 	virtio_cread_le(vdev, struct virtio_tmem_config, num_request_queues,
-			nr_queues);
-	virtio_cread_le(vdev, struct virtio_tmem_config, max_batch, max_batch);
+			&config->nr_queues);
+	virtio_cread_le(vdev, struct virtio_tmem_config, max_batch,
+			&config->max_batch);
+	config->nr_store_queues = 0;
+	config->store_batch = TMEM_STORE_BATCH;
+	if (!virtio_has_feature(vdev, VIRTIO_TMEM_F_STORE_QUEUES))
+		return;
+	virtio_cread_le(vdev, struct virtio_tmem_config, num_store_queues,
+			&config->nr_store_queues);
+	virtio_cread_le(vdev, struct virtio_tmem_config, store_batch,
+			&config->store_batch);
+	/* Of no use: the device has none, or no other */
+	if (config->nr_store_queues >= config->nr_queues)
+		config->nr_store_queues = 0;
 }

@@ -18,8 +18,6 @@
 
 /* With that many, the worker does not wait any longer */
 #define TMEM_HURRY		1024
-/* How long a page that was given up may stay at the host */
-#define TMEM_FLUSH_MS		20
 /* Blocks that are looked at with interrupts off; a block is a word or less */
 #define TMEM_SCAN_BLOCKS	1024
 /* Batches of one queue that a store sends before it gives up for want of room */
@@ -87,39 +85,17 @@ void tmem_ride(struct tmem_area *area, struct tmem_queue *q, unsigned int min)
 	tmem_take_pending(area, q, slot);
 	slot->async = true;
 	/* The caller finds the same error, and the device broken */
-	if (!slot->count || tmem_queue_add(q, slot, NULL)) {
+	if (!slot->count || tmem_queue_add(q, slot)) {
 		tmem_slot_release(q, slot);
 		return;
 	}
 	tmem_count_op(area->user, TMEM_INVALIDATE_BATCHES_RODE, 1);
 }
 
-/**
- * tmem_give_up() - a page is not wanted any more
- * @area: area
- * @q: queue of the page, its lock is held
- * @index: index of the page in the area
- *
- * A page at the host becomes pending, and so does a saved page: it may be on
- * its way to the host.
- */
-void tmem_give_up(struct tmem_area *area, struct tmem_queue *q,
-		  unsigned long index)
+/* Tell the host after a while of what was given up, and send what is staged. */
+void tmem_flush_later(struct tmem_dev *dev, unsigned int ms)
 {
-	struct tmem_pending *p = &area->queue[q->index];
-	bool saved;
-
-	lockdep_assert_held(&q->lock);
-
-	tmem_clear_lost(area, index);
-	saved = tmem_clear_saved(area, index);
-	if (!tmem_clear_present(area, q, index) && !saved)
-		return;
-	if (__test_and_set_bit(index, area->pending))
-		return;
-	__set_bit((index >> TMEM_BLOCK_SHIFT) / area->nr_queues, p->blocks);
-	p->count++;
-	tmem_count_op(area->user, TMEM_INVALIDATES, 1);
+	queue_delayed_work(dev->wq, &dev->flush_work, msecs_to_jiffies(ms));
 }
 
 /**
@@ -144,8 +120,10 @@ void tmem_invalidate(struct tmem_area *area, unsigned long index)
 
 	srcu = srcu_read_lock(&tmem_srcu);
 	dev = srcu_dereference(area->dev, &tmem_srcu);
-	if (!dev)
+	if (!dev) {
+		tmem_forget_kept(area, index);
 		goto out;
+	}
 	q = tmem_area_queue(area, dev, index);
 	p = &area->queue[q->index];
 
@@ -155,14 +133,16 @@ void tmem_invalidate(struct tmem_area *area, unsigned long index)
 	after = p->count;
 	closed = q->closed;
 	spin_unlock_irqrestore(&q->lock, flags);
+	/* The device is being removed */
+	if (unlikely(!list_empty(&area->kept)))
+		tmem_forget_kept(area, index);
 
 	if (before == after || closed)
 		goto out;
 	if (after == TMEM_HURRY)
 		mod_delayed_work(dev->wq, &dev->flush_work, 0);
 	else
-		queue_delayed_work(dev->wq, &dev->flush_work,
-				   msecs_to_jiffies(TMEM_FLUSH_MS));
+		tmem_flush_later(dev, TMEM_FLUSH_MS);
 out:
 	srcu_read_unlock(&tmem_srcu, srcu);
 }
@@ -182,12 +162,13 @@ static int tmem_flush_batch(struct tmem_area *area, struct tmem_queue *q)
 	spin_lock_irqsave(&q->lock, flags);
 	tmem_take_pending(area, q, slot);
 	if (slot->count) {
-		err = tmem_queue_add(q, slot, NULL);
+		err = tmem_queue_add(q, slot);
 		kick = !err && virtqueue_kick_prepare(q->vq);
 	}
 	spin_unlock_irqrestore(&q->lock, flags);
 	if (slot->count && !err)
-		err = tmem_wait(q, slot, kick, TMEM_KICKS_INVALIDATE);
+		err = tmem_wait_slot(q, slot, kick,
+				     TMEM_KICKS_INVALIDATE);
 	tmem_slot_put(q, slot);
 	return err;
 }
@@ -220,22 +201,15 @@ bool tmem_flush_for_room(struct tmem_area *area, struct tmem_dev *dev)
 	return sent;
 }
 
-/* The work of tmem_dev.flush_work */
-void tmem_flush_work(struct work_struct *work)
+/* Tell the host of all pages of an area that were given up. May sleep. */
+void tmem_flush_area(struct tmem_area *area, struct tmem_dev *dev)
 {
-	struct tmem_dev *dev = container_of(to_delayed_work(work),
-					    struct tmem_dev, flush_work);
-	struct tmem_area *area;
 	unsigned int i;
 
-	mutex_lock(&dev->lock);
-	list_for_each_entry(area, &dev->areas, list) {
-		for (i = 0; i < area->nr_queues; i++) {
-			/* Without the lock: a new invalidate queues the work */
-			while (READ_ONCE(area->queue[i].count) &&
-			       !tmem_flush_batch(area, &dev->queues[i]))
-				cond_resched();
-		}
+	for (i = 0; i < area->nr_queues; i++) {
+		/* Without the lock: a new invalidate queues the work */
+		while (READ_ONCE(area->queue[i].count) &&
+		       !tmem_flush_batch(area, &dev->queues[i]))
+			cond_resched();
 	}
-	mutex_unlock(&dev->lock);
 }

@@ -27,8 +27,7 @@ void tmem_shut(struct tmem_dev *dev)
 static int tmem_negotiate(struct tmem_dev *dev)
 {
 	struct virtio_device *vdev = dev->vdev;
-	u16 nr_queues, max_batch;
-	u32 page_size;
+	struct tmem_config config;
 	int err;
 
 	if (vdev->features & ~vdev->config->get_features(vdev))
@@ -41,9 +40,13 @@ static int tmem_negotiate(struct tmem_dev *dev)
 	virtio_add_status(vdev, VIRTIO_CONFIG_S_FEATURES_OK);
 	if (!(vdev->config->get_status(vdev) & VIRTIO_CONFIG_S_FEATURES_OK))
 		return -ENODEV;
-	tmem_read_config(vdev, &page_size, &nr_queues, &max_batch);
-	if (page_size != PAGE_SIZE || nr_queues < dev->nr_queues ||
-	    max_batch < dev->max_batch) {
+	tmem_read_config(vdev, &config);
+	if (config.page_size != PAGE_SIZE ||
+	    config.nr_queues < dev->config.nr_queues ||
+	    config.nr_store_queues != dev->config.nr_store_queues ||
+	    config.nr_queues - config.nr_store_queues !=
+	    dev->config.nr_queues - dev->config.nr_store_queues ||
+	    config.max_batch < dev->max_batch) {
 		dev_warn_once(&vdev->dev,
 			      "it came back with less than it had: unbind and bind the driver\n");
 		return -ENODEV;
@@ -71,6 +74,8 @@ static int tmem_revive(struct tmem_dev *dev)
 	if (!tmem_run(dev))
 		return -EIO;
 	tmem_count(TMEM_REVIVED);
+	/* What is staged was not lost */
+	tmem_flush_later(dev, 0);
 	dev_info(&dev->vdev->dev, "the device is back, and takes new pages\n");
 	tmem_start_users(dev);
 	return 0;

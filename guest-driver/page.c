@@ -1,115 +1,49 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Virtio transcendent memory driver: store and load.
- *
- * All operations on a page go through one queue, and in the order of its ring,
- * so that no invalidate overtakes the store which follows it.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/bitops.h>
 #include <linux/highmem.h>
-#include <linux/jiffies.h>
 #include <linux/mm.h>
 #include <linux/ratelimit.h>
 
 #include "tmem.h"
 
-/* With that many to send, a batch rides with the next store */
-#define TMEM_RIDE_STORE		16
-/* A load waits for others only when the worker does not keep up */
-#define TMEM_RIDE_LOAD		1024
-/* How long the host is not asked again after it refused a page */
-#define TMEM_FULL_MS		10
-
-/* Update the bits when a store enters the ring; lock held. */
-static int tmem_begin_store(struct tmem_area *area, struct tmem_queue *q,
-			    unsigned long index, struct page *page, bool saved)
-{
-	if (saved) {
-		/* It was given up meanwhile */
-		if (xa_load(&area->saved, index) != page)
-			return -ENOENT;
-	} else {
-		tmem_clear_saved(area, index);
-		tmem_clear_lost(area, index);
-	}
-	if (__test_and_clear_bit(index, area->pending)) {
-		area->queue[q->index].count--;
-		tmem_count_op(area->user, TMEM_INVALIDATES_OVERTAKEN, 1);
-	}
-	return 0;
-}
-
 /**
- * tmem_transfer() - move one page
+ * tmem_io_begin() - begin to store or load pages of an area
+ * @io: to be set up
  * @area: area
- * @dev: its device
  * @op: VIRTIO_TMEM_OP_STORE or VIRTIO_TMEM_OP_LOAD
- * @index: index of the page in the area
- * @page: the data
- * @saved: whether @page is the one in tmem_area.saved
- * @status: set to the status from the host
+ * @many: whether there may be several pages, which can share a request
  *
- * May sleep, as long as the host takes and the device has not failed.
- *
- * Return: 0 with @status set; -ENOENT when there is no such page; -EIO when
- * there was no answer, and the host does not touch @page any more.
+ * May sleep, while the guest goes to sleep or wakes up.
  */
-int tmem_transfer(struct tmem_area *area, struct tmem_dev *dev, u16 op,
-		  unsigned long index, struct page *page, bool saved,
-		  u8 *status)
+void tmem_io_begin(struct tmem_io *io, struct tmem_area *area, u16 op,
+		   bool many)
+	__acquires(&tmem_srcu)
 {
-	bool store = op == VIRTIO_TMEM_OP_STORE;
-	struct tmem_queue *q = tmem_area_queue(area, dev, index);
-	struct tmem_slot *slot;
-	unsigned long flags;
-	bool kick = false;
-	int err = 0;
+	struct tmem_dev *dev;
 
-	slot = tmem_slot_get(q, TMEM_SLOT_PAGE);
-	if (!slot)
-		return -EIO;
-	tmem_fill_req(slot, area, dev, op);
-	tmem_add_entry(slot, index);
-
-	spin_lock_irqsave(&q->lock, flags);
-	if (q->closed)
-		err = -EIO;
-	else if (store)
-		err = tmem_begin_store(area, q, index, page, saved);
-	else if (!test_bit(index, area->present))
-		err = -ENOENT;
-	if (!err) {
-		tmem_ride(area, q, store ? TMEM_RIDE_STORE : TMEM_RIDE_LOAD);
-		err = tmem_queue_add(q, slot, page);
+	for (;;) {
+		io->srcu = srcu_read_lock(&tmem_srcu);
+		dev = srcu_dereference(area->dev, &tmem_srcu);
+		if (!dev || READ_ONCE(dev->state) != TMEM_PAUSED)
+			break;
+		srcu_read_unlock(&tmem_srcu, io->srcu);
+		tmem_wait_while_paused(area);
 	}
-	if (!err)
-		kick = virtqueue_kick_prepare(q->vq);
-	spin_unlock_irqrestore(&q->lock, flags);
-
-	if (!err)
-		err = tmem_wait(q, slot, kick, TMEM_KICKS_PAGE);
-	if (!err) {
-		*status = tmem_slot_status(slot, 0);
-		if (!store && *status == VIRTIO_TMEM_S_OK &&
-		    slot->len < struct_size(slot->in, status, 1) + PAGE_SIZE) {
-			tmem_count(TMEM_BAD_ANSWERS);
-			*status = VIRTIO_TMEM_S_INVALID;
-		}
-	}
-	tmem_slot_put(q, slot);
-	return err;
+	io->err = 0;
+	io->fill = false;
+	io->transfer = (struct tmem_transfer) {
+		.area = area,
+		.dev = dev,
+		.op = op,
+		.many = many,
+	};
 }
 
-static bool tmem_is_withheld(struct tmem_dev *dev)
-{
-	return READ_ONCE(dev->hibernating) ||
-	       (READ_ONCE(dev->full) &&
-		time_before(jiffies, READ_ONCE(dev->full_until)));
-}
-
-/* The host would refuse: do as if it had, without asking. */
+/* The host would refuse, or there is none: do as if it had. */
 static void tmem_withhold(struct tmem_area *area, struct tmem_dev *dev,
 			  unsigned long index)
 {
@@ -119,128 +53,182 @@ static void tmem_withhold(struct tmem_area *area, struct tmem_dev *dev,
 	spin_lock_irqsave(&q->lock, flags);
 	tmem_give_up(area, q, index);
 	spin_unlock_irqrestore(&q->lock, flags);
+	if (unlikely(!list_empty(&area->kept)))
+		tmem_forget_kept(area, index);
 	if (tmem_area_pending(area))
-		queue_delayed_work(dev->wq, &dev->flush_work, 0);
+		tmem_flush_later(dev, 0);
 }
 
-static void tmem_set_full(struct tmem_dev *dev)
+/* No store entered the ring, or there is no answer: forget the old data. */
+static void tmem_store_failed(struct tmem_transfer *t)
 {
-	WRITE_ONCE(dev->full_until, jiffies + msecs_to_jiffies(TMEM_FULL_MS));
-	WRITE_ONCE(dev->full, true);
+	unsigned int i, count = t->slot ? t->slot->count : 0;
+
+	for (i = 0; i < count; i++)
+		tmem_withhold(t->area, t->dev,
+			      le32_to_cpu(t->slot->out->entry[i].index));
+	tmem_count_op(t->area->user, TMEM_STORES_FAILED, count);
 }
 
-/* No store entered the ring: drop the copy in the guest, too. */
-static void tmem_forget_saved(struct tmem_area *area, struct tmem_dev *dev,
-			      unsigned long index)
+/* Store one page with a request of its own. */
+static int tmem_store_again(struct tmem_transfer *of, unsigned long index,
+			    struct page *page)
 {
-	struct tmem_queue *q = tmem_area_queue(area, dev, index);
-	unsigned long flags;
-
-	spin_lock_irqsave(&q->lock, flags);
-	tmem_clear_saved(area, index);
-	spin_unlock_irqrestore(&q->lock, flags);
-}
-
-/* Count the host's answer to a store, and turn it into an error. */
-static int tmem_store_result(struct tmem_area *area, u8 status)
-{
-	switch (status) {
-	case VIRTIO_TMEM_S_OK:
-		tmem_count_op(area->user, TMEM_STORES_OK, 1);
-		return 0;
-	case VIRTIO_TMEM_S_NO_SPACE:
-		tmem_count_op(area->user, TMEM_STORES_NO_SPACE, 1);
-		return -ENOSPC;
-	case VIRTIO_TMEM_S_FROZEN:
-		tmem_count_op(area->user, TMEM_STORES_FROZEN, 1);
-		return -EBUSY;
-	case VIRTIO_TMEM_S_NO_MEMORY:
-		tmem_count_op(area->user, TMEM_STORES_NO_MEMORY, 1);
-		return -ENOMEM;
-	default:
-		tmem_count_op(area->user, TMEM_STORES_REFUSED_OTHER, 1);
-		return -EREMOTEIO;
-	}
-}
-
-static int tmem_store_at(struct tmem_area *area, struct tmem_dev *dev,
-			 unsigned long index, struct page *page)
-{
+	struct tmem_transfer t = {
+		.area = of->area,
+		.dev = of->dev,
+		.op = VIRTIO_TMEM_OP_STORE,
+	};
 	u8 status;
 	int err;
 
-	if (tmem_is_withheld(dev)) {
-		tmem_withhold(area, dev, index);
-		tmem_count_op(area->user, TMEM_STORES_WITHHELD, 1);
-		return -ENOSPC;
-	}
-	err = tmem_transfer(area, dev, VIRTIO_TMEM_OP_STORE, index, page,
-			    false, &status);
-	if (err)
-		goto failed;
-	err = tmem_store_result(area, status);
-	/* There may be more room than the host knows of */
-	if (err == -ENOSPC && tmem_flush_for_room(area, dev)) {
-		err = tmem_transfer(area, dev, VIRTIO_TMEM_OP_STORE, index,
-				    page, false, &status);
-		if (err)
-			goto failed;
-		err = tmem_store_result(area, status);
-	}
-	if (err)
-		tmem_set_full(dev);
-	return err;
-
-failed:
-	tmem_forget_saved(area, dev, index);
-	tmem_count_op(area->user, TMEM_STORES_FAILED, 1);
+	err = tmem_transfer_page(&t, index, page, &status);
+	if (!err)
+		return tmem_store_result(t.area, status);
+	tmem_withhold(t.area, t.dev, index);
+	tmem_count_op(t.area->user, TMEM_STORES_FAILED, 1);
 	return err;
 }
 
-/* One try: -EAGAIN while the guest sleeps. */
-static int tmem_try_store(struct tmem_area *area, unsigned long index,
-			  struct page *page)
+static bool tmem_page_is_zero(struct page *page)
 {
-	struct tmem_dev *dev;
-	int srcu, err;
+	void *data = kmap_local_page(page);
+	bool zero = !memchr_inv(data, 0, PAGE_SIZE);
 
-	srcu = srcu_read_lock(&tmem_srcu);
-	dev = srcu_dereference(area->dev, &tmem_srcu);
-	if (!dev) {
-		tmem_count_op(area->user, TMEM_STORES_FAILED, 1);
-		err = -ENODEV;
-	} else if (READ_ONCE(dev->state) == TMEM_PAUSED) {
-		err = -EAGAIN;
-	} else {
-		err = tmem_store_at(area, dev, index, page);
-	}
-	srcu_read_unlock(&tmem_srcu, srcu);
+	kunmap_local(data);
+	return zero;
+}
+
+/* Return: whether the page was stored as zeroes. */
+static bool tmem_store_zero(struct tmem_area *area, struct tmem_dev *dev,
+			    unsigned long index)
+{
+	struct tmem_queue *q = tmem_area_queue(area, dev, index);
+	unsigned long flags;
+	bool closed;
+
+	spin_lock_irqsave(&q->lock, flags);
+	closed = q->closed;
+	if (!closed)
+		tmem_put_zero(area, q, index);
+	spin_unlock_irqrestore(&q->lock, flags);
+	if (closed)
+		return false;
+	tmem_count_op(area->user, TMEM_STORES_ZERO, 1);
+	if (tmem_area_pending(area))
+		tmem_flush_later(dev, TMEM_FLUSH_MS);
+	return true;
+}
+
+/* The request of one page is answered: free its slot, then look closer. */
+static int tmem_store_answered_one(struct tmem_transfer *t)
+{
+	unsigned long index = le32_to_cpu(t->slot->out->entry[0].index);
+	struct page *page = t->slot->page[0];
+	u8 status = tmem_transfer_status(t, 0);
+	int err;
+
+	tmem_transfer_end(t);
+	err = tmem_store_result(t->area, status);
+	/* There may be more room than the host knows of */
+	if (err == -ENOSPC && tmem_flush_for_room(t->area, t->dev))
+		err = tmem_store_again(t, index, page);
 	return err;
+}
+
+static int tmem_store_answered(struct tmem_transfer *t)
+{
+	struct tmem_slot *slot = t->slot;
+	bool again = true;
+	unsigned int i;
+	int err = 0;
+
+	if (slot->count == 1)
+		return tmem_store_answered_one(t);
+	for (i = 0; i < slot->count; i++) {
+		int one = tmem_store_result(t->area,
+					    tmem_transfer_status(t, i));
+
+		if (one == -ENOSPC && again) {
+			again = tmem_flush_for_room(t->area, t->dev);
+			if (again)
+				one = tmem_store_again(t,
+						       le32_to_cpu(slot->out->entry[i].index),
+						       slot->page[i]);
+			again = again && !one;
+		}
+		if (one)
+			err = one;
+	}
+	tmem_transfer_end(t);
+	return err;
+}
+
+static void tmem_store_submit(struct tmem_io *io)
+{
+	struct tmem_transfer *t = &io->transfer;
+	int err;
+
+	if (!t->slot)
+		return;
+	err = tmem_transfer_submit(t);
+	if (err) {
+		tmem_store_failed(t);
+		tmem_transfer_end(t);
+	} else {
+		err = tmem_store_answered(t);
+		if (err)
+			tmem_set_full(t->dev);
+	}
+	if (err)
+		io->err = err;
 }
 
 /**
- * tmem_store() - hand a page over to the host
- * @area: area
+ * tmem_io_store() - store one page more
+ * @io: begun for stores
  * @index: index of the page in the area
- * @page: the data
- *
- * When it fails, the host's page for this index is dropped. May sleep.
+ * @page: the data; must not change before tmem_io_end()
  *
  * A refused page is offered again by the next caller: the swap device behind
  * frontswap, reclaim. For a short while after a refusal the host is not asked,
  * unless there is reason to think that it has room.
- *
- * Return: 0 when the host keeps the page, else an error.
  */
-int tmem_store(struct tmem_area *area, unsigned long index, struct page *page)
+void tmem_io_store(struct tmem_io *io, unsigned long index, struct page *page)
 {
+	struct tmem_transfer *t = &io->transfer;
+	struct tmem_area *area = t->area;
 	int err;
 
-	if (index >= area->nr_pages)
-		return -EINVAL;
-	while ((err = tmem_try_store(area, index, page)) == -EAGAIN)
-		tmem_wait_while_paused(area);
-	return err;
+	if (index >= area->nr_pages) {
+		io->err = -EINVAL;
+		return;
+	}
+	if (!t->dev) {
+		tmem_forget_kept(area, index);
+		tmem_count_op(area->user, TMEM_STORES_FAILED, 1);
+		io->err = -ENODEV;
+		return;
+	}
+	if (tmem_page_is_zero(page) && tmem_store_zero(area, t->dev, index))
+		return;
+	if (tmem_is_withheld(t->dev)) {
+		tmem_withhold(area, t->dev, index);
+		tmem_count_op(area->user, TMEM_STORES_WITHHELD, 1);
+		io->err = -ENOSPC;
+		return;
+	}
+	if (tmem_stage_page(area, tmem_area_queue(area, t->dev, index), index,
+			    page))
+		return;
+	if (!tmem_transfer_has_room(t, index))
+		tmem_store_submit(io);
+	err = tmem_transfer_add(t, index, page);
+	if (err) {
+		tmem_withhold(area, t->dev, index);
+		tmem_count_op(area->user, TMEM_STORES_FAILED, 1);
+		io->err = err;
+	}
 }
 
 /*
@@ -251,21 +239,46 @@ static int tmem_load_here(struct tmem_area *area, struct tmem_dev *dev,
 			  unsigned long index, struct page *page)
 {
 	struct tmem_queue *q = tmem_area_queue(area, dev, index);
-	struct page *saved;
+	enum tmem_op_stat how;
+	struct page *copy;
 	unsigned long flags;
-	int found = 1;
+	int found = 0;
 
 	spin_lock_irqsave(&q->lock, flags);
-	saved = xa_load(&area->saved, index);
-	if (saved) {
-		copy_highpage(page, saved);
-		found = 0;
-	} else if (tmem_is_lost(area, index)) {
+	switch (tmem_find(area, q, index, &copy)) {
+	case TMEM_AT_STAGE:
+		copy_highpage(page, copy);
+		how = TMEM_LOADS_STAGED;
+		break;
+	case TMEM_AT_ZERO:
+		clear_highpage(page);
+		how = TMEM_LOADS_ZERO;
+		break;
+	case TMEM_AT_SAVED:
+		copy_highpage(page, copy);
+		how = TMEM_LOADS_SAVED;
+		break;
+	case TMEM_AT_LOST:
 		found = -EIO;
-	} else if (!test_bit(index, area->present)) {
+		how = TMEM_LOADS_LOST;
+		break;
+	case TMEM_AT_NOWHERE:
 		found = -ENOENT;
+		how = TMEM_LOADS_ABSENT;
+		break;
+	default:
+		found = 1;
+		how = TMEM_LOADS_OK;
 	}
 	spin_unlock_irqrestore(&q->lock, flags);
+	/* The device is being removed */
+	if (found && unlikely(!list_empty(&area->kept)) &&
+	    !tmem_load_kept(area, index, page)) {
+		found = 0;
+		how = TMEM_LOADS_STAGED;
+	}
+	if (found <= 0)
+		tmem_count_op(area->user, how, 1);
 	return found;
 }
 
@@ -284,85 +297,171 @@ static void tmem_report_lost(struct tmem_area *area, struct tmem_dev *dev,
 			status);
 }
 
-static int tmem_load_from_host(struct tmem_area *area, struct tmem_dev *dev,
-			       unsigned long index, struct page *page)
+static int tmem_load_failed(struct tmem_transfer *t, unsigned long index,
+			    u8 status)
 {
-	u8 status;
-	int err;
-
-	err = tmem_transfer(area, dev, VIRTIO_TMEM_OP_LOAD, index, page, false,
-			    &status);
-	if (err == -ENOENT)
-		return err;
-	if (err) {
-		tmem_count_op(area->user, TMEM_LOADS_FAILED, 1);
-		return -EIO;
-	}
 	switch (status) {
-	case VIRTIO_TMEM_S_OK:
-		tmem_count_op(area->user, TMEM_LOADS_OK, 1);
-		return 0;
 	case VIRTIO_TMEM_S_NOT_FOUND:
-		tmem_count_op(area->user, TMEM_LOADS_LOST, 1);
+		tmem_count_op(t->area->user, TMEM_LOADS_LOST, 1);
 		break;
 	case VIRTIO_TMEM_S_IO_ERROR:
-		tmem_count_op(area->user, TMEM_LOADS_IO_ERROR, 1);
+		tmem_count_op(t->area->user, TMEM_LOADS_IO_ERROR, 1);
 		break;
 	default:
-		tmem_count_op(area->user, TMEM_LOADS_FAILED, 1);
+		tmem_count_op(t->area->user, TMEM_LOADS_FAILED, 1);
 	}
-	tmem_report_lost(area, dev, index, status);
+	tmem_report_lost(t->area, t->dev, index, status);
 	return -EIO;
 }
 
-/* One try: -EAGAIN while the guest sleeps. */
-static int tmem_try_load(struct tmem_area *area, unsigned long index,
-			 struct page *page)
+/*
+ * The host did not load a page. It may have been given up or stored while the
+ * request was on its way.
+ */
+static int tmem_load_again(struct tmem_transfer *of, unsigned long index,
+			   struct page *page, u8 status)
 {
-	struct tmem_dev *dev;
-	int srcu, err;
+	struct tmem_transfer t = {
+		.area = of->area,
+		.dev = of->dev,
+		.op = VIRTIO_TMEM_OP_LOAD,
+	};
+	int err;
 
-	srcu = srcu_read_lock(&tmem_srcu);
-	dev = srcu_dereference(area->dev, &tmem_srcu);
-	if (!dev) {
-		tmem_count_op(area->user, TMEM_LOADS_FAILED, 1);
-		err = -EIO;
-	} else if (READ_ONCE(dev->state) == TMEM_PAUSED) {
-		err = -EAGAIN;
-	} else {
-		err = tmem_load_here(area, dev, index, page);
-		if (err > 0)
-			err = tmem_load_from_host(area, dev, index, page);
-		else if (err == -EIO)
-			tmem_count_op(area->user, TMEM_LOADS_LOST, 1);
-		else if (!err)
-			tmem_count_op(area->user, TMEM_LOADS_SAVED, 1);
-		if (err == -ENOENT)
-			tmem_count_op(area->user, TMEM_LOADS_ABSENT, 1);
+	if (status != VIRTIO_TMEM_S_NOT_FOUND)
+		return tmem_load_failed(&t, index, status);
+	err = tmem_load_here(t.area, t.dev, index, page);
+	if (err <= 0)
+		return err;
+	if (tmem_transfer_page(&t, index, page, &status)) {
+		tmem_count_op(t.area->user, TMEM_LOADS_FAILED, 1);
+		return -EIO;
 	}
-	srcu_read_unlock(&tmem_srcu, srcu);
-	return err;
+	if (status != VIRTIO_TMEM_S_OK)
+		return tmem_load_failed(&t, index, status);
+	tmem_count_op(t.area->user, TMEM_LOADS_OK, 1);
+	return 0;
+}
+
+static void tmem_loaded(struct tmem_io *io, struct page *page, int err)
+{
+	if (err == -ENOENT && io->fill) {
+		clear_highpage(page);
+		err = 0;
+	}
+	if (!err)
+		flush_dcache_page(page);
+	else
+		io->err = err;
+}
+
+static void tmem_load_answered(struct tmem_io *io, unsigned int i)
+{
+	struct tmem_transfer *t = &io->transfer;
+	unsigned long index = le32_to_cpu(t->slot->out->entry[i].index);
+	struct page *page = t->slot->page[i];
+	u8 status = tmem_transfer_status(t, i);
+	int err = 0;
+
+	/* A task with the slot of one page does not wait for another */
+	if (t->slot->count == 1)
+		tmem_transfer_end(t);
+	if (status == VIRTIO_TMEM_S_OK)
+		tmem_count_op(t->area->user, TMEM_LOADS_OK, 1);
+	else
+		err = tmem_load_again(t, index, page, status);
+	tmem_loaded(io, page, err);
+}
+
+static void tmem_load_submit(struct tmem_io *io)
+{
+	struct tmem_transfer *t = &io->transfer;
+	unsigned int i, count;
+
+	if (!t->slot)
+		return;
+	count = t->slot->count;
+	if (tmem_transfer_submit(t)) {
+		tmem_count_op(t->area->user, TMEM_LOADS_FAILED, count);
+		io->err = -EIO;
+	} else {
+		for (i = 0; i < count; i++)
+			tmem_load_answered(io, i);
+	}
+	tmem_transfer_end(t);
 }
 
 /**
- * tmem_load() - get a page back; the host keeps its copy
- * @area: area
+ * tmem_io_load() - load one page more; the host keeps its copy
+ * @io: begun for loads
  * @index: index of the page in the area
- * @page: where to
+ * @page: where to; undefined before tmem_io_end(), and after it failed
+ */
+void tmem_io_load(struct tmem_io *io, unsigned long index, struct page *page)
+{
+	struct tmem_transfer *t = &io->transfer;
+	int err;
+
+	if (index >= t->area->nr_pages) {
+		io->err = -EINVAL;
+		return;
+	}
+	if (t->dev)
+		err = tmem_load_here(t->area, t->dev, index, page);
+	else
+		err = tmem_load_kept(t->area, index, page);
+	if (!t->dev)
+		tmem_count_op(t->area->user, err ? TMEM_LOADS_FAILED :
+			      TMEM_LOADS_STAGED, 1);
+	if (err > 0) {
+		if (!tmem_transfer_has_room(t, index))
+			tmem_load_submit(io);
+		err = tmem_transfer_add(t, index, page);
+		if (!err)
+			return;
+		tmem_count_op(t->area->user, TMEM_LOADS_FAILED, 1);
+	}
+	tmem_loaded(io, page, err);
+}
+
+/**
+ * tmem_io_end() - wait for all pages
+ * @io: begun
  *
  * May sleep.
  *
- * Return: 0; -ENOENT when no data was accepted for this index, or it was given
- * up; -EIO when there was data and it cannot be loaded: @page is then
- * undefined.
+ * Return: 0; else an error of one of the pages. Of stores: when one fails, the
+ * host's page for its index is dropped. Of loads: -ENOENT when no data was
+ * accepted for an index, or it was given up; -EIO when there was data and it
+ * cannot be loaded.
  */
+int tmem_io_end(struct tmem_io *io)
+	__releases(&tmem_srcu)
+{
+	if (io->transfer.op == VIRTIO_TMEM_OP_STORE)
+		tmem_store_submit(io);
+	else
+		tmem_load_submit(io);
+	srcu_read_unlock(&tmem_srcu, io->srcu);
+	return io->err;
+}
+
+/* Store one page; the result is that of tmem_io_end(). */
+int tmem_store(struct tmem_area *area, unsigned long index, struct page *page)
+{
+	struct tmem_io io;
+
+	tmem_io_begin(&io, area, VIRTIO_TMEM_OP_STORE, false);
+	tmem_io_store(&io, index, page);
+	return tmem_io_end(&io);
+}
+
+/* Load one page; the result is that of tmem_io_end(). */
 int tmem_load(struct tmem_area *area, unsigned long index, struct page *page)
 {
-	int err;
+	struct tmem_io io;
 
-	if (index >= area->nr_pages)
-		return -EINVAL;
-	while ((err = tmem_try_load(area, index, page)) == -EAGAIN)
-		tmem_wait_while_paused(area);
-	return err;
+	tmem_io_begin(&io, area, VIRTIO_TMEM_OP_LOAD, false);
+	tmem_io_load(&io, index, page);
+	return tmem_io_end(&io);
 }

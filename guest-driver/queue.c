@@ -17,12 +17,22 @@
 
 #include "tmem.h"
 
-/* Requests of one queue with a page; more tasks than that wait for a slot */
-#define TMEM_PAGE_SLOTS		16
-#define TMEM_BATCH_SLOTS	2
-/* Descriptors of a chain: keys, page, answer; a batch has no page */
-#define TMEM_PAGE_DESCS		3
-#define TMEM_BATCH_DESCS	2
+/*
+ * Requests of one queue, by kind; more tasks than that wait for a slot. A ring
+ * of 256 descriptors has room for all.
+ */
+static const struct {
+	unsigned int slots;
+	unsigned int entries;
+	unsigned int pages;
+} tmem_slot_kinds[TMEM_NR_SLOT_KINDS] = {
+	[TMEM_SLOT_BATCH] = { 2, VIRTIO_TMEM_MAX_BATCH, 0 },
+	[TMEM_SLOT_PAGE] = { 16, 1, 1 },
+	[TMEM_SLOT_PAGES] = { 3, VIRTIO_TMEM_MAX_BATCH, VIRTIO_TMEM_MAX_BATCH },
+};
+
+/* Descriptors of a chain, beside those of pages: keys, answer */
+#define TMEM_DESCS		2
 
 /*
  * The host asked for no doorbell as it was at work on this queue, yet there is
@@ -43,6 +53,9 @@ MODULE_PARM_DESC(timeout_ms, "Give a device up that answers nothing for that lon
 
 static void tmem_slot_free(struct tmem_slot *slot)
 {
+	kfree(slot->sg);
+	kfree(slot->staged);
+	kfree(slot->page);
 	kfree(slot->in);
 	kfree(slot->out);
 	kfree(slot);
@@ -50,7 +63,8 @@ static void tmem_slot_free(struct tmem_slot *slot)
 
 static struct tmem_slot *tmem_slot_alloc(enum tmem_slot_kind kind)
 {
-	unsigned int n = kind == TMEM_SLOT_PAGE ? 1 : VIRTIO_TMEM_MAX_BATCH;
+	unsigned int n = tmem_slot_kinds[kind].entries;
+	unsigned int pages = tmem_slot_kinds[kind].pages;
 	struct tmem_slot *slot;
 
 	slot = kzalloc(sizeof(*slot), GFP_KERNEL);
@@ -59,16 +73,24 @@ static struct tmem_slot *tmem_slot_alloc(enum tmem_slot_kind kind)
 	slot->kind = kind;
 	slot->out = kzalloc(struct_size(slot->out, entry, n), GFP_KERNEL);
 	slot->in = kzalloc(struct_size(slot->in, status, n), GFP_KERNEL);
-	if (!slot->out || !slot->in) {
-		tmem_slot_free(slot);
-		return NULL;
-	}
-	return slot;
+	if (!slot->out || !slot->in)
+		goto free;
+	if (!pages)
+		return slot;
+	slot->page = kcalloc(pages, sizeof(*slot->page), GFP_KERNEL);
+	slot->staged = kcalloc(pages, sizeof(*slot->staged), GFP_KERNEL);
+	slot->sg = kcalloc(pages, sizeof(*slot->sg), GFP_KERNEL);
+	if (slot->page && slot->staged && slot->sg)
+		return slot;
+free:
+	tmem_slot_free(slot);
+	return NULL;
 }
 
 int tmem_queue_init(struct tmem_queue *q, struct tmem_dev *dev,
 		    unsigned int index)
 {
+	enum tmem_slot_kind kind;
 	unsigned int i;
 
 	q->dev = dev;
@@ -77,15 +99,19 @@ int tmem_queue_init(struct tmem_queue *q, struct tmem_dev *dev,
 	spin_lock_init(&q->lock);
 	init_waitqueue_head(&q->wait);
 
-	q->nr_slots = TMEM_PAGE_SLOTS + TMEM_BATCH_SLOTS;
+	for (kind = 0; kind < TMEM_NR_SLOT_KINDS; kind++)
+		q->nr_slots += tmem_slot_kinds[kind].slots;
 	q->slots = kcalloc(q->nr_slots, sizeof(*q->slots), GFP_KERNEL);
 	if (!q->slots)
 		return -ENOMEM;
-	for (i = 0; i < q->nr_slots; i++) {
-		q->slots[i] = tmem_slot_alloc(i < TMEM_BATCH_SLOTS ?
-					      TMEM_SLOT_BATCH : TMEM_SLOT_PAGE);
-		if (!q->slots[i])
-			return -ENOMEM;
+	for (i = 0, kind = 0; kind < TMEM_NR_SLOT_KINDS; kind++) {
+		unsigned int end = i + tmem_slot_kinds[kind].slots;
+
+		for (; i < end; i++) {
+			q->slots[i] = tmem_slot_alloc(kind);
+			if (!q->slots[i])
+				return -ENOMEM;
+		}
 	}
 	return 0;
 }
@@ -109,11 +135,12 @@ void tmem_queue_free(struct tmem_queue *q)
 int tmem_queue_start(struct tmem_queue *q, struct virtqueue *vq)
 {
 	unsigned int room = virtqueue_get_vring_size(vq);
+	unsigned int descs, i;
 	enum tmem_slot_kind kind;
 	unsigned long flags;
-	unsigned int i;
 
-	if (room < TMEM_BATCH_SLOTS * TMEM_BATCH_DESCS + TMEM_PAGE_DESCS)
+	if (room < tmem_slot_kinds[TMEM_SLOT_BATCH].slots * TMEM_DESCS +
+		   TMEM_DESCS + 1)
 		return -EINVAL;
 
 	spin_lock_irqsave(&q->lock, flags);
@@ -123,16 +150,19 @@ int tmem_queue_start(struct tmem_queue *q, struct virtqueue *vq)
 		INIT_LIST_HEAD(&q->free[kind]);
 	for (i = 0; i < q->nr_slots; i++) {
 		struct tmem_slot *slot = q->slots[i];
-		unsigned int descs = slot->kind == TMEM_SLOT_PAGE ?
-				     TMEM_PAGE_DESCS : TMEM_BATCH_DESCS;
 
 		/* The ring has room for every slot: adding cannot fail */
+		descs = TMEM_DESCS + tmem_slot_kinds[slot->kind].pages;
 		if (room < descs)
 			break;
 		room -= descs;
 		slot->area = NULL;
 		list_add_tail(&slot->list, &q->free[slot->kind]);
 	}
+	/* In a ring that is too small for that, a request has one page */
+	q->pages_kind = list_empty(&q->free[TMEM_SLOT_PAGES]) ? TMEM_SLOT_PAGE :
+			TMEM_SLOT_PAGES;
+	q->added = 0;
 	q->reaped = 0;
 	WRITE_ONCE(q->closed, false);
 	spin_unlock_irqrestore(&q->lock, flags);
@@ -153,10 +183,13 @@ void tmem_queue_close(struct tmem_queue *q)
 void tmem_queue_callback(struct virtqueue *vq)
 {
 	struct tmem_dev *dev = vq->vdev->priv;
+	unsigned int i;
 
 	tmem_count(TMEM_INTERRUPTS);
-	wake_up_all(&dev->queues[vq->index -
-				 VIRTIO_TMEM_FIRST_REQUEST_QUEUE].wait);
+	for (i = 0; i < dev->nr_rings; i++) {
+		if (dev->queues[i].vq_index == vq->index)
+			wake_up_all(&dev->queues[i].wait);
+	}
 }
 
 /* As tmem_slot_put(), with the lock of the queue. */
@@ -174,13 +207,15 @@ void tmem_slot_release(struct tmem_queue *q, struct tmem_slot *slot)
  * Take all answers from the used ring. In the order of the ring, so that the
  * bitmaps of an area match the host.
  */
-static void tmem_queue_reap(struct tmem_queue *q)
+void tmem_queue_reap(struct tmem_queue *q)
 {
 	struct tmem_slot *slot;
 	unsigned int len;
 
 	lockdep_assert_held(&q->lock);
 
+	if (q->closed)
+		return;
 	while ((slot = virtqueue_get_buf(q->vq, &len))) {
 		slot->len = len;
 		q->reaped++;
@@ -215,6 +250,7 @@ struct tmem_slot *tmem_slot_tryget(struct tmem_queue *q,
 	slot->async = false;
 	slot->len = 0;
 	slot->count = 0;
+	slot->nr_pages = 0;
 	return slot;
 }
 
@@ -291,16 +327,14 @@ void tmem_slot_put(struct tmem_queue *q, struct tmem_slot *slot)
 /**
  * tmem_queue_add() - make a request available to the host
  * @q: queue, its lock is held
- * @slot: request; its header and its entries are filled in
- * @page: page to store or load, or NULL
+ * @slot: request; its header, its entries and its pages are filled in
  *
  * Return: 0, or -EIO when the queue is closed or broken.
  */
-int tmem_queue_add(struct tmem_queue *q, struct tmem_slot *slot,
-		   struct page *page)
+int tmem_queue_add(struct tmem_queue *q, struct tmem_slot *slot)
 {
-	struct scatterlist keys, answer, data;
-	unsigned int out = 0, in = 0;
+	struct scatterlist keys, answer;
+	unsigned int out = 0, in = 0, i;
 	struct scatterlist *sgs[3];
 	bool store = slot->out->req.op == cpu_to_le16(VIRTIO_TMEM_OP_STORE);
 
@@ -314,55 +348,57 @@ int tmem_queue_add(struct tmem_queue *q, struct tmem_slot *slot,
 		    struct_size(slot->out, entry, slot->count));
 	sg_init_one(&answer, slot->in,
 		    struct_size(slot->in, status, slot->count));
-	sg_init_table(&data, 1);
-	if (page)
-		sg_set_page(&data, page, PAGE_SIZE, 0);
+	if (slot->nr_pages)
+		sg_init_table(slot->sg, slot->nr_pages);
+	for (i = 0; i < slot->nr_pages; i++)
+		sg_set_page(&slot->sg[i], slot->page[i], PAGE_SIZE, 0);
 
 	sgs[out++] = &keys;
-	if (page && store)
-		sgs[out++] = &data;
+	if (slot->nr_pages && store)
+		sgs[out++] = slot->sg;
 	sgs[out + in++] = &answer;
-	if (page && !store)
-		sgs[out + in++] = &data;
+	if (slot->nr_pages && !store)
+		sgs[out + in++] = slot->sg;
 
 	/* Without indirect descriptors this allocates nothing */
-	return virtqueue_add_sgs(q->vq, sgs, out, in, slot, GFP_ATOMIC) ?
-		-EIO : 0;
+	if (virtqueue_add_sgs(q->vq, sgs, out, in, slot, GFP_ATOMIC))
+		return -EIO;
+	q->added++;
+	return 0;
 }
 
-static bool tmem_slot_is_done(struct tmem_slot *slot)
+/* A tmem_cond_t: there is the answer to a request. */
+bool tmem_slot_is_done(struct tmem_queue *q, void *slot)
 {
 	/* Pairs with the release in tmem_queue_reap() */
-	return smp_load_acquire(&slot->done);
+	return smp_load_acquire(&((struct tmem_slot *)slot)->done);
 }
 
-static bool tmem_slot_done(struct tmem_queue *q, struct tmem_slot *slot)
+static bool tmem_queue_done(struct tmem_queue *q, tmem_cond_t done, void *data)
 {
 	unsigned long flags;
 
-	if (tmem_slot_is_done(slot))
+	if (done(q, data))
 		return true;
 	/* The owner of the lock takes our answer, too, or we try again */
 	if (!spin_trylock_irqsave(&q->lock, flags))
 		return false;
-	if (!q->closed)
-		tmem_queue_reap(q);
+	tmem_queue_reap(q);
 	spin_unlock_irqrestore(&q->lock, flags);
-	return tmem_slot_is_done(slot);
+	return done(q, data);
 }
 
-static bool tmem_slot_done_or_closed(struct tmem_queue *q,
-				     struct tmem_slot *slot)
+static bool tmem_queue_done_or_closed(struct tmem_queue *q, tmem_cond_t done,
+				      void *data)
 {
 	unsigned long flags;
 	bool closed;
 
 	spin_lock_irqsave(&q->lock, flags);
 	closed = q->closed;
-	if (!closed)
-		tmem_queue_reap(q);
+	tmem_queue_reap(q);
 	spin_unlock_irqrestore(&q->lock, flags);
-	return tmem_slot_is_done(slot) || closed || virtqueue_is_broken(q->vq);
+	return done(q, data) || closed || virtqueue_is_broken(q->vq);
 }
 
 /* The evidence on which a device is given up: it needs a reset, or is gone. */
@@ -374,25 +410,25 @@ static bool tmem_device_failed(struct tmem_queue *q)
 	       vdev->config->get_status(vdev) & VIRTIO_CONFIG_S_NEEDS_RESET;
 }
 
-static void tmem_kick(struct tmem_queue *q, enum tmem_queue_stat why)
+void tmem_kick(struct tmem_queue *q, enum tmem_queue_stat why)
 {
 	tmem_count(why);
 	/* A failure marks the queue broken, which the sleeper finds */
 	virtqueue_notify(q->vq);
 }
 
-static bool tmem_queue_poll(struct tmem_queue *q, struct tmem_slot *slot,
+static bool tmem_queue_poll(struct tmem_queue *q, tmem_cond_t done, void *data,
 			    bool kicked)
 {
 	ktime_t start;
 	s64 us;
 
-	if (tmem_slot_done(q, slot))
+	if (tmem_queue_done(q, done, data))
 		return true;
 	start = ktime_get();
 	do {
 		cpu_relax();
-		if (tmem_slot_done(q, slot))
+		if (tmem_queue_done(q, done, data))
 			return true;
 		us = ktime_us_delta(ktime_get(), start);
 		if (!kicked && us >= TMEM_KICK_AGAIN_US) {
@@ -401,8 +437,8 @@ static bool tmem_queue_poll(struct tmem_queue *q, struct tmem_slot *slot,
 		}
 	} while (us < TMEM_POLL_US);
 	/* The doorbell, or the lock's owner, may have taken all that time */
-	tmem_slot_done_or_closed(q, slot);
-	return tmem_slot_is_done(slot);
+	tmem_queue_done_or_closed(q, done, data);
+	return done(q, data);
 }
 
 static void tmem_report_stall(struct tmem_queue *q, unsigned int idle_ms)
@@ -420,7 +456,7 @@ static void tmem_report_stall(struct tmem_queue *q, unsigned int idle_ms)
  * Time in which the guest or its host did not run does not count: the driver
  * counts how often a sleeper woke up and the queue had no new answer.
  */
-static int tmem_queue_sleep(struct tmem_queue *q, struct tmem_slot *slot)
+static int tmem_queue_sleep(struct tmem_queue *q, tmem_cond_t done, void *data)
 {
 	unsigned long reaped = READ_ONCE(q->reaped);
 	unsigned int idle_ms = 0;
@@ -429,9 +465,10 @@ static int tmem_queue_sleep(struct tmem_queue *q, struct tmem_slot *slot)
 	tmem_count(TMEM_POLL_TIMEOUTS);
 	tmem_sleep_begin(q);
 	for (;;) {
-		wait_event_timeout(q->wait, tmem_slot_done_or_closed(q, slot),
+		wait_event_timeout(q->wait,
+				   tmem_queue_done_or_closed(q, done, data),
 				   msecs_to_jiffies(TMEM_CHECK_MS));
-		if (tmem_slot_is_done(slot))
+		if (done(q, data))
 			break;
 		if (tmem_device_failed(q)) {
 			err = -EIO;
@@ -455,26 +492,28 @@ static int tmem_queue_sleep(struct tmem_queue *q, struct tmem_slot *slot)
 }
 
 /**
- * tmem_queue_wait() - ring the doorbell and wait for the answer
+ * tmem_queue_wait() - ring the doorbell and wait for an answer
  * @q: queue
- * @slot: request that was added to it
+ * @done: what to wait for: answers that were taken from the ring make it true;
+ *	it is called without the lock of the queue
+ * @data: for @done
  * @kick: whether virtqueue_kick_prepare() asked for the doorbell
  * @why: how to count the doorbell
  *
- * When this fails, the host may still touch the buffers of the request until
- * the device is reset.
+ * When this fails, the host may still touch the buffers in the ring until the
+ * device is reset.
  *
- * Return: 0 when there is an answer, -ETIMEDOUT when there was none for
+ * Return: 0 when @done is true, -ETIMEDOUT when there was no answer for
  * tmem_timeout_ms, -EIO when the device failed.
  */
-int tmem_queue_wait(struct tmem_queue *q, struct tmem_slot *slot, bool kick,
-		    enum tmem_queue_stat why)
+int tmem_queue_wait(struct tmem_queue *q, tmem_cond_t done, void *data,
+		    bool kick, enum tmem_queue_stat why)
 {
 	if (kick)
 		tmem_kick(q, why);
-	if (likely(tmem_queue_poll(q, slot, kick)))
+	if (likely(tmem_queue_poll(q, done, data, kick)))
 		return 0;
-	return tmem_queue_sleep(q, slot);
+	return tmem_queue_sleep(q, done, data);
 }
 
 /* The host's status of entry @i; INVALID if the answer is inconsistent. */

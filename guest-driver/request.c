@@ -5,9 +5,27 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/bitops.h>
+#include <linux/jiffies.h>
 
 #include "tmem.h"
+
+/* How long the host is not asked again after it refused a page */
+#define TMEM_FULL_MS		10
+
+/* The host refused a page. */
+void tmem_set_full(struct tmem_dev *dev)
+{
+	WRITE_ONCE(dev->full_until, jiffies + msecs_to_jiffies(TMEM_FULL_MS));
+	WRITE_ONCE(dev->stuck_until, jiffies + msecs_to_jiffies(TMEM_STUCK_MS));
+	WRITE_ONCE(dev->full, true);
+}
+
+/* It may take pages now. */
+void tmem_has_room(struct tmem_dev *dev)
+{
+	WRITE_ONCE(dev->full, false);
+	WRITE_ONCE(dev->stuck_until, jiffies);
+}
 
 /* An answer concerns an area. In the order of the ring, lock held. */
 static void tmem_complete(struct tmem_queue *q, struct tmem_slot *slot)
@@ -21,11 +39,12 @@ static void tmem_complete(struct tmem_queue *q, struct tmem_slot *slot)
 
 	switch (op) {
 	case VIRTIO_TMEM_OP_STORE:
-		index = le32_to_cpu(slot->out->entry[0].index);
-		if (tmem_slot_status(slot, 0) != VIRTIO_TMEM_S_OK)
-			tmem_clear_present(area, q, index);
-		else if (!test_bit(index, area->pending))
-			tmem_set_present(area, q, index);
+		for (i = 0; i < slot->count; i++) {
+			index = le32_to_cpu(slot->out->entry[i].index);
+			tmem_end_store(area, q, index,
+				       tmem_slot_status(slot, i) ==
+				       VIRTIO_TMEM_S_OK);
+		}
 		break;
 	case VIRTIO_TMEM_OP_INVALIDATE_PAGE:
 		for (i = 0; i < slot->count; i++) {
@@ -37,8 +56,7 @@ static void tmem_complete(struct tmem_queue *q, struct tmem_slot *slot)
 		tmem_count_op(area->user, TMEM_INVALIDATE_BATCHES, 1);
 		tmem_count_op(area->user, TMEM_INVALIDATES_SENT, slot->count);
 		tmem_count_op(area->user, TMEM_INVALIDATES_FAILED, failed);
-		/* There is room now */
-		WRITE_ONCE(q->dev->full, false);
+		tmem_has_room(q->dev);
 		break;
 	}
 }
@@ -63,4 +81,26 @@ void tmem_add_entry(struct tmem_slot *slot, unsigned long index)
 
 	entry->index = cpu_to_le32(index);
 	entry->reserved = 0;
+}
+
+/* Count the host's answer to a store, and turn it into an error. */
+int tmem_store_result(struct tmem_area *area, u8 status)
+{
+	switch (status) {
+	case VIRTIO_TMEM_S_OK:
+		tmem_count_op(area->user, TMEM_STORES_OK, 1);
+		return 0;
+	case VIRTIO_TMEM_S_NO_SPACE:
+		tmem_count_op(area->user, TMEM_STORES_NO_SPACE, 1);
+		return -ENOSPC;
+	case VIRTIO_TMEM_S_FROZEN:
+		tmem_count_op(area->user, TMEM_STORES_FROZEN, 1);
+		return -EBUSY;
+	case VIRTIO_TMEM_S_NO_MEMORY:
+		tmem_count_op(area->user, TMEM_STORES_NO_MEMORY, 1);
+		return -ENOMEM;
+	default:
+		tmem_count_op(area->user, TMEM_STORES_REFUSED_OTHER, 1);
+		return -EREMOTEIO;
+	}
 }

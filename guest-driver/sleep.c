@@ -50,6 +50,11 @@ static int tmem_keep_page(struct tmem_area *area, struct tmem_dev *dev,
 static int tmem_save_page(struct tmem_area *area, struct tmem_dev *dev,
 			  unsigned long index)
 {
+	struct tmem_transfer t = {
+		.area = area,
+		.dev = dev,
+		.op = VIRTIO_TMEM_OP_LOAD,
+	};
 	struct page *page;
 	u8 status;
 	int err;
@@ -57,11 +62,8 @@ static int tmem_save_page(struct tmem_area *area, struct tmem_dev *dev,
 	page = alloc_page(TMEM_SAVE_GFP);
 	if (!page)
 		return -ENOMEM;
-	err = tmem_transfer(area, dev, VIRTIO_TMEM_OP_LOAD, index, page, false,
-			    &status);
-	if (err == -ENOENT)
-		err = 0;
-	else if (!err && status == VIRTIO_TMEM_S_OK)
+	err = tmem_transfer_page(&t, index, page, &status);
+	if (!err && status == VIRTIO_TMEM_S_OK)
 		err = tmem_keep_page(area, dev, index, page);
 	else if (!err)
 		/* A page that was lost before does not prevent the sleep */
@@ -136,6 +138,12 @@ static void tmem_send_page(struct tmem_area *area, struct tmem_dev *dev,
 			   unsigned long index)
 {
 	struct tmem_queue *q = tmem_area_queue(area, dev, index);
+	struct tmem_transfer t = {
+		.area = area,
+		.dev = dev,
+		.op = VIRTIO_TMEM_OP_STORE,
+		.saved = true,
+	};
 	unsigned long flags;
 	struct page *page;
 	u8 status;
@@ -147,8 +155,8 @@ static void tmem_send_page(struct tmem_area *area, struct tmem_dev *dev,
 	spin_unlock_irqrestore(&q->lock, flags);
 	if (!page)
 		return;
-	if (!tmem_transfer(area, dev, VIRTIO_TMEM_OP_STORE, index, page, true,
-			   &status) && status == VIRTIO_TMEM_S_OK) {
+	if (!tmem_transfer_page(&t, index, page, &status) &&
+	    status == VIRTIO_TMEM_S_OK) {
 		spin_lock_irqsave(&q->lock, flags);
 		if (xa_load(&area->saved, index) == page)
 			tmem_clear_saved(area, index);
@@ -178,12 +186,18 @@ int tmem_freeze(struct virtio_device *vdev)
 {
 	struct tmem_dev *dev = vdev->priv;
 	unsigned long pages;
+	unsigned int i;
 	int err = 0;
 
 	mutex_lock(&dev->life_lock);
 	tmem_leave(dev, true);
 	if (tmem_pause(dev)) {
 		cancel_delayed_work_sync(&dev->flush_work);
+		/* What is staged stays so; nothing else is on its way */
+		for (i = 0; i < dev->nr_queues; i++) {
+			cancel_work_sync(&dev->queues[i].send_work);
+			tmem_drain(&dev->queues[i]);
+		}
 		pages = tmem_dev_pages(dev);
 		err = tmem_save(dev);
 		if (err) {
@@ -195,7 +209,7 @@ int tmem_freeze(struct virtio_device *vdev)
 				tmem_keep_saved(dev);
 				tmem_lose(dev);
 			}
-			queue_delayed_work(dev->wq, &dev->flush_work, 0);
+			tmem_flush_later(dev, 0);
 			err = -EBUSY;
 			goto out;
 		}
@@ -219,6 +233,7 @@ int tmem_restore(struct virtio_device *vdev)
 	    !tmem_open(dev) && !tmem_create_pools(dev)) {
 		tmem_send_saved(dev);
 		tmem_run(dev);
+		tmem_flush_later(dev, 0);
 	}
 	tmem_lose(dev);
 	mutex_unlock(&dev->life_lock);

@@ -53,14 +53,23 @@ static void tmem_reset_quietly(struct tmem_dev *dev)
 
 static void tmem_close_rings(struct tmem_dev *dev)
 {
+	unsigned long flags;
 	unsigned int i;
 
 	lockdep_assert_held(&dev->break_lock);
 
-	for (i = 0; i < dev->nr_queues; i++)
+	for (i = 0; i < dev->nr_rings; i++)
 		tmem_queue_close(&dev->queues[i]);
 	virtio_break_device(dev->vdev);
 	tmem_reset_quietly(dev);
+	/* Those of which there is no answer are still here */
+	for (i = 0; i < dev->nr_queues; i++) {
+		struct tmem_queue *q = &dev->queues[i];
+
+		spin_lock_irqsave(&q->lock, flags);
+		tmem_stage_recall(&q->stage);
+		spin_unlock_irqrestore(&q->lock, flags);
+	}
 	dev->open = false;
 }
 
@@ -113,26 +122,63 @@ void tmem_break(struct tmem_dev *dev, const char *why)
 }
 
 /**
- * tmem_wait() - ring the doorbell and wait for the answer
+ * tmem_wait() - ring the doorbell and wait for an answer
  * @q: queue
- * @slot: request that was added to it
+ * @done: as for tmem_queue_wait()
+ * @data: for @done
  * @kick: whether virtqueue_kick_prepare() asked for the doorbell
  * @why: how to count the doorbell
  *
  * When this fails, the device was reset before it returns: the host does not
- * touch the buffers of the request any more.
+ * touch the buffers in the rings any more.
  *
- * Return: 0 when there is an answer, else -EIO.
+ * Return: 0 when @done is true, else -EIO.
  */
-int tmem_wait(struct tmem_queue *q, struct tmem_slot *slot, bool kick,
+int tmem_wait(struct tmem_queue *q, tmem_cond_t done, void *data, bool kick,
 	      enum tmem_queue_stat why)
 {
-	int err = tmem_queue_wait(q, slot, kick, why);
+	int err = tmem_queue_wait(q, done, data, kick, why);
 
 	if (likely(!err))
 		return 0;
 	tmem_break(q->dev, err == -ETIMEDOUT ? "no answer" : "device failed");
 	return -EIO;
+}
+
+/* Wait for the answer to a request. */
+int tmem_wait_slot(struct tmem_queue *q, struct tmem_slot *slot, bool kick,
+		   enum tmem_queue_stat why)
+{
+	return tmem_wait(q, tmem_slot_is_done, slot, kick, why);
+}
+
+static bool tmem_is_drained(struct tmem_queue *q, void *added)
+{
+	return (long)(READ_ONCE(q->reaped) - *(unsigned long *)added) >= 0;
+}
+
+/**
+ * tmem_drain() - wait for the answers to all requests in a ring
+ * @q: queue
+ *
+ * Nothing that was in the ring is at the host afterwards: it was answered, or
+ * the device was reset.
+ */
+void tmem_drain(struct tmem_queue *q)
+{
+	unsigned long flags, added;
+	bool failed;
+
+	spin_lock_irqsave(&q->lock, flags);
+	tmem_queue_reap(q);
+	failed = q->closed || virtqueue_is_broken(q->vq);
+	added = q->added;
+	spin_unlock_irqrestore(&q->lock, flags);
+	if (failed)
+		/* Perhaps it is not reset yet */
+		tmem_break(q->dev, "device failed");
+	else
+		tmem_wait(q, tmem_is_drained, &added, false, TMEM_KICKS_AGAIN);
 }
 
 /**

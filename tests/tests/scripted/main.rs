@@ -23,7 +23,7 @@ fn start(commands: &str) -> Result<(TempDir, Device, Guest)> {
     let socket = folder.path().join("vm1");
     let device = Device::listen(&socket)?;
     let setup = Setup {
-        words: "tmem=1 tmem.frontswap=0",
+        words: "tmem=1 tmem.frontswap=0 tmem.stage=0",
         commands: &format!("{PAGES}; {commands}; splats; {END}"),
         ..Setup::default()
     };
