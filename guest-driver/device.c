@@ -177,6 +177,8 @@ void tmem_close(struct tmem_dev *dev)
 	cancel_work_sync(&dev->event_work);
 	for (i = 0; i < dev->nr_queues; i++)
 		cancel_work_sync(&dev->queues[i].send_work);
+	/* It may wait at a ring without the lock; from now on there is no need */
+	cancel_delayed_work_sync(&dev->flush_work);
 	/* A task that sends invalidates is between two requests */
 	mutex_lock(&dev->lock);
 	dev->vdev->config->del_vqs(dev->vdev);

@@ -255,6 +255,17 @@ static bool tmem_is_late(struct tmem_queue *q)
 	return late;
 }
 
+/* Wait for a host that is late: only who waits notices that it is gone. */
+static void tmem_wait_for_late(struct tmem_dev *dev)
+{
+	unsigned int i;
+
+	for (i = 0; i < dev->nr_queues; i++) {
+		if (tmem_is_late(&dev->queues[i]))
+			tmem_drain(&dev->queues[i]);
+	}
+}
+
 /* The work of tmem_dev.flush_work */
 void tmem_flush_work(struct work_struct *work)
 {
@@ -268,19 +279,18 @@ void tmem_flush_work(struct work_struct *work)
 		tmem_flush_queue(&dev->queues[i]);
 	list_for_each_entry(area, &dev->areas, list)
 		tmem_flush_area(area, dev);
-	for (i = 0; i < dev->nr_queues; i++) {
-		struct tmem_queue *q = &dev->queues[i];
-
-		tmem_flush_stuck(q);
-		/* Only who waits notices that the host is gone */
-		if (tmem_is_late(q))
-			tmem_drain(q);
-		waiting += READ_ONCE(q->stage.nr_sent) +
-			   READ_ONCE(q->stage.nr_queued);
-		stuck += READ_ONCE(q->stage.nr_stuck);
-	}
+	for (i = 0; i < dev->nr_queues; i++)
+		tmem_flush_stuck(&dev->queues[i]);
 	mutex_unlock(&dev->lock);
 
+	tmem_wait_for_late(dev);
+	for (i = 0; i < dev->nr_queues; i++) {
+		struct tmem_stage *stage = &dev->queues[i].stage;
+
+		waiting += READ_ONCE(stage->nr_sent) +
+			   READ_ONCE(stage->nr_queued);
+		stuck += READ_ONCE(stage->nr_stuck);
+	}
 	if (READ_ONCE(dev->state) != TMEM_RUN || READ_ONCE(dev->hibernating))
 		return;
 	if (waiting)

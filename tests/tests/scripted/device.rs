@@ -32,6 +32,8 @@ pub(crate) type Seen = (Op, usize, Option<Status>);
 pub(crate) struct Script {
     /// The next INVALIDATE_PAGE is neither executed nor answered before [`Device::release`].
     pub(crate) hold: bool,
+    /// No request is taken off a ring before [`Device::release`].
+    pub(crate) stall: bool,
     /// Pages that are still accepted. One that is given up makes room for another.
     pub(crate) room: usize,
     /// The status of a load.
@@ -39,6 +41,7 @@ pub(crate) struct Script {
     /// Requests for pages, in the order of the ring.
     pub(crate) seen: Vec<Seen>,
     held: Vec<Request>,
+    stalled: Vec<VringMutex>,
     pages: HashMap<(u32, u32), Vec<u8>>,
     pools: u32,
     memory: GuestMemoryAtomic<Memory>,
@@ -66,6 +69,8 @@ impl Device {
         let memory = GuestMemoryAtomic::new(Memory::new());
         let script = Arc::new(Mutex::new(Script {
             hold: false,
+            stall: false,
+            stalled: Vec::new(),
             room: usize::MAX,
             loads: Status::Ok,
             seen: Vec::new(),
@@ -91,11 +96,15 @@ impl Device {
         self.script.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Executes and answers what was held.
+    /// Executes and answers what was held, and what waits in a ring.
     pub(crate) fn release(&self) -> Result<()> {
         let mut script = self.script();
+        script.stall = false;
         for request in std::mem::take(&mut script.held) {
             script.serve(&request)?;
+        }
+        for ring in std::mem::take(&mut script.stalled) {
+            while script.take(&ring)? {}
         }
         Ok(())
     }
@@ -124,7 +133,7 @@ impl Request {
         })
     }
 
-    fn answer(&self, pool: u32, statuses: &[Status], page: &[u8]) -> Result<()> {
+    fn answer(&self, pool: u32, statuses: &[Status], pages: &[u8]) -> Result<()> {
         let response = Response {
             status: Status::Ok.into(),
             count: u16::try_from(statuses.len())?.into(),
@@ -133,7 +142,7 @@ impl Request {
         };
         let statuses: Vec<u8> = statuses.iter().map(|status| (*status).into()).collect();
         let mut writer = self.chain.clone().writer(self.chain.memory())?;
-        for bytes in [response.as_bytes(), &statuses, page] {
+        for bytes in [response.as_bytes(), &statuses, pages] {
             writer.write_all(bytes)?;
         }
         let written = u32::try_from(writer.bytes_written())?;
@@ -146,12 +155,13 @@ impl Request {
 
 impl Script {
     fn serve(&mut self, request: &Request) -> Result<Status> {
-        let mut page = Vec::new();
+        let mut pages = Vec::new();
         let mut statuses = Vec::new();
+        let mut data = request.data.chunks(PAGE_SIZE);
         for index in &request.indices {
             let key = (request.pool, *index);
             statuses.push(match request.op {
-                Op::Store => self.store(key, &request.data),
+                Op::Store => self.store(key, data.next().unwrap_or_default()),
                 Op::InvalidatePage => {
                     self.give_up(key);
                     Status::Ok
@@ -159,7 +169,7 @@ impl Script {
                 Op::Load if self.loads != Status::Ok => self.loads,
                 Op::Load => match self.pages.get(&key) {
                     Some(data) => {
-                        page.clone_from(data);
+                        pages.extend_from_slice(data);
                         Status::Ok
                     }
                     None => Status::NotFound,
@@ -170,7 +180,7 @@ impl Script {
         if request.op == Op::CreatePool {
             self.pools += 1;
         }
-        request.answer(self.pools, &statuses, &page)?;
+        request.answer(self.pools, &statuses, &pages)?;
         Ok(statuses.first().copied().unwrap_or(Status::Ok))
     }
 
@@ -183,6 +193,11 @@ impl Script {
         self.room -= 1;
         self.pages.insert(key, data.to_vec());
         Status::Ok
+    }
+
+    /// How many pages it has.
+    pub(crate) fn held_pages(&self) -> usize {
+        self.pages.len()
     }
 
     fn give_up(&mut self, key: (u32, u32)) {
@@ -267,6 +282,10 @@ impl VhostUserBackendMut for Script {
         let Some(ring) = rings.get(usize::from(ring)) else {
             return Ok(());
         };
+        if self.stall {
+            self.stalled = vec![ring.clone()];
+            return Ok(());
+        }
         while self.take(ring).map_err(io::Error::other)? {}
         Ok(())
     }

@@ -1,6 +1,8 @@
-//! The guest's driver before a device that answers as a test wants, and notes what it is asked for: User Mode Linux.
+//! The guest's driver before a device that answers as a test wants, and notes what it is asked for: User Mode Linux. Without
+//! staging pages, so that a store is a request, except in `staged.rs`.
 
 mod device;
+mod staged;
 
 use anyhow::{Result, ensure};
 use device::{Device, Seen};
@@ -19,11 +21,16 @@ const PAGES: &str = "\
 
 /// A device and a guest on it that runs `commands`.
 fn start(commands: &str) -> Result<(TempDir, Device, Guest)> {
+    start_with("tmem.stage=0", commands)
+}
+
+/// The same with more words for the driver.
+fn start_with(words: &str, commands: &str) -> Result<(TempDir, Device, Guest)> {
     let folder = tempfile::tempdir()?;
     let socket = folder.path().join("vm1");
     let device = Device::listen(&socket)?;
     let setup = Setup {
-        words: "tmem=1 tmem.frontswap=0 tmem.stage=0",
+        words: &format!("tmem=1 tmem.frontswap=0 {words}"),
         commands: &format!("{PAGES}; {commands}; splats; {END}"),
         ..Setup::default()
     };
