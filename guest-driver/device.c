@@ -5,12 +5,17 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/moduleparam.h>
 #include <linux/slab.h>
 #include <linux/virtio_config.h>
 #include <linux/virtio_ring.h>
 
 #include "compat.h"
 #include "tmem.h"
+
+static bool tmem_load_queues = true;
+module_param_named(load_queues, tmem_load_queues, bool, 0444);
+MODULE_PARM_DESC(load_queues, "Send loads on other queues than stores, if the device has such (on by default)");
 
 static void tmem_post_event(struct tmem_dev *dev,
 			    struct virtio_tmem_event *event)
@@ -204,6 +209,7 @@ void tmem_read_config(struct virtio_device *vdev, struct tmem_config *config)
 	virtio_cread_le(vdev, struct virtio_tmem_config, store_batch,
 			&config->store_batch);
 	/* Of no use: the device has none, or no other */
-	if (config->nr_store_queues >= config->nr_queues)
+	if (config->nr_store_queues >= config->nr_queues ||
+	    !tmem_load_queues)
 		config->nr_store_queues = 0;
 }

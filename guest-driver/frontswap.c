@@ -5,6 +5,7 @@
  * The frontswap code keeps a map of the pages which the backend has, and asks
  * for no other. A page which it has was not written to the swap device: when
  * it cannot be had, -EIO tells swap_readpage() not to read the device instead.
+ * 1 tells it that the page is loaded and unlocked later, with others.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -69,9 +70,11 @@ static int tmem_frontswap_load(unsigned int type, pgoff_t offset,
 {
 	struct tmem_area *area = tmem_frontswap_areas[type];
 
-	if (!area || tmem_load(area, offset, page))
+	if (!area)
 		return -EIO;
-	return 0;
+	if (tmem_plug_load(area, offset, page))
+		return 1;
+	return tmem_load(area, offset, page) ? -EIO : 0;
 }
 
 static void tmem_frontswap_invalidate_page(unsigned int type, pgoff_t offset)
@@ -107,6 +110,7 @@ int tmem_frontswap_attach(struct tmem_dev *dev)
 	if (tmem_frontswap_dev) {
 		err = -EBUSY;
 	} else if (!tmem_frontswap_registered) {
+		tmem_plug_init();
 		err = frontswap_register_ops(&tmem_frontswap_ops) ? -EBUSY : 0;
 		tmem_frontswap_registered = !err;
 	}

@@ -6,6 +6,7 @@
 
 #include <linux/highmem.h>
 #include <linux/mm.h>
+#include <linux/moduleparam.h>
 #include <linux/ratelimit.h>
 
 #include "tmem.h"
@@ -35,6 +36,7 @@ void tmem_io_begin(struct tmem_io *io, struct tmem_area *area, u16 op,
 	}
 	io->err = 0;
 	io->fill = false;
+	io->done = NULL;
 	io->transfer = (struct tmem_transfer) {
 		.area = area,
 		.dev = dev,
@@ -90,11 +92,19 @@ static int tmem_store_again(struct tmem_transfer *of, unsigned long index,
 	return err;
 }
 
+static bool tmem_zero = true;
+module_param_named(zero, tmem_zero, bool, 0644);
+MODULE_PARM_DESC(zero, "Send no page of zeroes (on by default)");
+
 static bool tmem_page_is_zero(struct page *page)
 {
-	void *data = kmap_local_page(page);
-	bool zero = !memchr_inv(data, 0, PAGE_SIZE);
+	void *data;
+	bool zero;
 
+	if (!READ_ONCE(tmem_zero))
+		return false;
+	data = kmap_local_page(page);
+	zero = !memchr_inv(data, 0, PAGE_SIZE);
 	kunmap_local(data);
 	return zero;
 }
@@ -353,6 +363,8 @@ static void tmem_loaded(struct tmem_io *io, struct page *page, int err)
 		flush_dcache_page(page);
 	else
 		io->err = err;
+	if (io->done)
+		io->done(page, err);
 }
 
 static void tmem_load_answered(struct tmem_io *io, unsigned int i)
@@ -383,7 +395,8 @@ static void tmem_load_submit(struct tmem_io *io)
 	count = t->slot->count;
 	if (tmem_transfer_submit(t)) {
 		tmem_count_op(t->area->user, TMEM_LOADS_FAILED, count);
-		io->err = -EIO;
+		for (i = 0; i < count; i++)
+			tmem_loaded(io, t->slot->page[i], -EIO);
 	} else {
 		for (i = 0; i < count; i++)
 			tmem_load_answered(io, i);
@@ -403,7 +416,7 @@ void tmem_io_load(struct tmem_io *io, unsigned long index, struct page *page)
 	int err;
 
 	if (index >= t->area->nr_pages) {
-		io->err = -EINVAL;
+		tmem_loaded(io, page, -EINVAL);
 		return;
 	}
 	if (t->dev)

@@ -453,12 +453,14 @@ struct tmem_transfer {
  * @transfer: pages that have no answer yet
  * @srcu: of tmem_srcu
  * @fill: a page that is not there is loaded as zeroes
+ * @done: called for each page that was to be loaded, or NULL
  * @err: of one of the pages that failed
  */
 struct tmem_io {
 	struct tmem_transfer transfer;
 	int srcu;
 	bool fill;
+	void (*done)(struct page *page, int err);
 	int err;
 };
 
@@ -618,6 +620,11 @@ void tmem_io_load(struct tmem_io *io, unsigned long index, struct page *page);
 int tmem_io_end(struct tmem_io *io);
 int tmem_store(struct tmem_area *area, unsigned long index, struct page *page);
 int tmem_load(struct tmem_area *area, unsigned long index, struct page *page);
+
+/* plug.c */
+void tmem_plug_init(void);
+bool tmem_plug_load(struct tmem_area *area, unsigned long index,
+		    struct page *page);
 
 /* frontswap.c */
 #if IS_ENABLED(CONFIG_TMEM_FRONTSWAP)

@@ -12,6 +12,7 @@
 
 #include <linux/bitops.h>
 #include <linux/mm.h>
+#include <linux/moduleparam.h>
 
 #include "tmem.h"
 
@@ -19,6 +20,10 @@
 #define TMEM_RIDE_STORE		16
 /* A load waits for others only when the worker does not keep up */
 #define TMEM_RIDE_LOAD		1024
+
+static unsigned int tmem_max_pages = VIRTIO_TMEM_MAX_BATCH;
+module_param_named(max_pages, tmem_max_pages, uint, 0644);
+MODULE_PARM_DESC(max_pages, "Most pages of a bio or a readahead in one request (default: 64)");
 
 /* The ring for a page */
 static struct tmem_queue *tmem_transfer_ring(struct tmem_transfer *t,
@@ -38,7 +43,7 @@ bool tmem_transfer_has_room(struct tmem_transfer *t, unsigned long index)
 		return true;
 	return t->ring == tmem_transfer_ring(t, index) &&
 	       slot->kind == TMEM_SLOT_PAGES &&
-	       slot->count < t->dev->max_batch;
+	       slot->count < min(t->dev->max_batch, READ_ONCE(tmem_max_pages));
 }
 
 /**

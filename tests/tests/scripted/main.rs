@@ -26,11 +26,21 @@ fn start(commands: &str) -> Result<(TempDir, Device, Guest)> {
 
 /// The same with more words for the driver.
 fn start_with(words: &str, commands: &str) -> Result<(TempDir, Device, Guest)> {
+    start_on_disk(None, &format!("tmem.frontswap=0 {words}"), commands)
+}
+
+/// The same with a disk `/dev/ubda`, and without a word on the driver's users.
+fn start_on_disk(
+    disk: Option<u64>,
+    words: &str,
+    commands: &str,
+) -> Result<(TempDir, Device, Guest)> {
     let folder = tempfile::tempdir()?;
     let socket = folder.path().join("vm1");
     let device = Device::listen(&socket)?;
     let setup = Setup {
-        words: &format!("tmem=1 tmem.frontswap=0 {words}"),
+        words: &format!("tmem=1 {words}"),
+        disk,
         commands: &format!("{PAGES}; {commands}; splats; {END}"),
         ..Setup::default()
     };

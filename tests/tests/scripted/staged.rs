@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use tmem_protocol::{Op, Status};
 
 use crate::device::{Device, Seen};
-use crate::{OK, begin, count, saw, start, start_with};
+use crate::{OK, begin, count, saw, start, start_on_disk, start_with};
 
 /// Random pages in a file, to the disk and compared: `fill` makes so many, `put` stores the file, `same` loads and
 /// compares it. `idle` returns when no staging page is in use, `stuck` when so many were refused.
@@ -193,6 +193,77 @@ fn a_staged_page_that_the_host_refuses_stays_in_the_guest_until_there_is_room() 
     ensure!(
         count(&console, "guest out 1") == 1,
         "a store to a full host succeeded"
+    );
+    ensure!(
+        count(&console, "guest splats 0") == 1,
+        "the guest's kernel wrote warnings"
+    );
+    Ok(())
+}
+
+/// What a guest asks for that pages 2 MiB of a process out to frontswap over a disk, and in again one after the other.
+fn loads_of_a_walk(words: &str) -> Result<Vec<usize>> {
+    let words = format!("tmem.swap=0 tmem.stage=64 test.page_cluster=3 {words}");
+    let (_folder, device, mut guest) = start_on_disk(
+        Some(64 << 20),
+        &words,
+        "swap_on ubda; hog size=2M kinds=random phases=fill,pageout,wait & at_wait; pause out; go; wait $!; echo guest walk $?",
+    )?;
+    begin(&device, &mut guest, "out")?;
+    guest.go_on()?;
+    let console = guest.finish()?;
+    ensure!(
+        count(&console, "guest walk 0") == 1,
+        "pages came back as others"
+    );
+    ensure!(
+        count(&console, "guest splats 0") == 1,
+        "the guest's kernel wrote warnings"
+    );
+    let seen = seen(&device);
+    let loads = seen.iter().filter(|(op, ..)| *op == Op::Load);
+    let loads: Vec<usize> = loads.map(|(_, count, _)| *count).collect();
+    println!("{words}: {loads:?}");
+    Ok(loads)
+}
+
+#[test]
+fn a_readahead_of_eight_pages_is_one_request() -> Result<()> {
+    let loads = loads_of_a_walk("")?;
+    let pages: usize = loads.iter().sum();
+    ensure!(
+        pages >= 400 && loads.len() <= pages / 4 && loads.contains(&8),
+        "{pages} pages were loaded with {} requests",
+        loads.len()
+    );
+    Ok(())
+}
+
+#[test]
+fn without_the_plug_each_page_of_a_readahead_is_a_request() -> Result<()> {
+    let loads = loads_of_a_walk("tmem.plug=0")?;
+    ensure!(
+        loads.len() >= 400 && loads.iter().all(|count| *count == 1),
+        "{loads:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_lost_page_of_a_readahead_is_a_bus_error_and_leaves_no_task_waiting() -> Result<()> {
+    let (_folder, device, mut guest) = start_on_disk(
+        Some(64 << 20),
+        "tmem.swap=0 tmem.stage=64 test.page_cluster=3",
+        "swap_on ubda; hog size=2M kinds=random phases=fill,pageout,wait & at_wait; pause out; go; wait $!; echo guest walk $?",
+    )?;
+    begin(&device, &mut guest, "out")?;
+    device.script().loads = Status::NotFound;
+    guest.go_on()?;
+    let console = guest.finish()?;
+    ensure!(
+        count(&console, "guest walk 135") == 1,
+        "the process did not end with a bus error: {:?}",
+        console.lines()
     );
     ensure!(
         count(&console, "guest splats 0") == 1,
