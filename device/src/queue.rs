@@ -21,6 +21,8 @@ pub struct Progress {
     pub chains: u32,
     /// Pages stored, loaded and invalidated with success.
     pub pages: u32,
+    /// What the chains asked for: their entries, granted or not, and one for a chain without entries.
+    pub work: u32,
     /// There are chains left, and the guest will not kick for them: call again, after looking after
     /// whatever else the thread has to do.
     pub more: bool,
@@ -60,6 +62,8 @@ pub(crate) struct Used {
     pub(crate) len: u32,
     /// Pages stored, loaded and invalidated with success.
     pub(crate) pages: u32,
+    /// Entries of the request, granted or not.
+    pub(crate) entries: u32,
 }
 
 /// A length as the used ring has it.
@@ -99,13 +103,15 @@ fn pop<'a, M: GuestMemory>(
     Ok(chain)
 }
 
-/// Serves at most `limit` of the chains that are available at the time of the call. Leaves
-/// notifications as they are.
+/// Serves chains of those that are available at the time of the call, until they were [`Progress::work`] of `limit` or
+/// `urgent` says, between two chains, that something else cannot wait. The last chain may go beyond the limit: how large
+/// it is shows when it is served. Leaves notifications as they are.
 pub(crate) fn poll<M: GuestMemory, Q: QueueT>(
     mem: &M,
     queue: &mut Q,
-    limit: u16,
+    limit: u32,
     mut serve: impl FnMut(DescriptorChain<&M>) -> Used,
+    mut urgent: impl FnMut() -> bool,
 ) -> Result<Progress, QueueCorrupt> {
     let mut guard = queue.lock();
     let queue: &mut Queue = guard.deref_mut();
@@ -113,7 +119,10 @@ pub(crate) fn poll<M: GuestMemory, Q: QueueT>(
     if !queue.ready() {
         return Ok(progress);
     }
-    for _ in 0..available(queue, mem)?.min(limit) {
+    for _ in 0..available(queue, mem)? {
+        if progress.work >= limit || (progress.chains > 0 && urgent()) {
+            break;
+        }
         let chain = pop(queue, mem)?;
         let head = chain.head_index();
         let served = serve(chain);
@@ -122,15 +131,17 @@ pub(crate) fn poll<M: GuestMemory, Q: QueueT>(
             .map_err(QueueCorrupt::Ring)?;
         progress.chains = progress.chains.saturating_add(1);
         progress.pages = progress.pages.saturating_add(served.pages);
+        progress.work = progress.work.saturating_add(served.entries.max(1));
     }
     Ok(progress)
 }
 
-/// Serves the available chains and those that are added meanwhile, up to twice the size of the queue; then asks the
-/// guest to kick for the next chain.
+/// Serves the available chains and those that are added meanwhile, up to twice the size of the queue and until they
+/// were [`Progress::work`] of `limit`; then asks the guest to kick for the next chain.
 pub(crate) fn drain<M: GuestMemory, Q: QueueT>(
     mem: &M,
     queue: &mut Q,
+    limit: u32,
     mut serve: impl FnMut(DescriptorChain<&M>) -> Used,
 ) -> Result<Progress, QueueCorrupt> {
     let mut total = Progress::default();
@@ -138,14 +149,16 @@ pub(crate) fn drain<M: GuestMemory, Q: QueueT>(
         return Ok(total);
     }
     loop {
-        let progress = poll(mem, queue, u16::MAX, &mut serve)?;
+        let left = limit.saturating_sub(total.work);
+        let progress = poll(mem, queue, left, &mut serve, || false)?;
         total.chains = total.chains.saturating_add(progress.chains);
         total.pages = total.pages.saturating_add(progress.pages);
+        total.work = total.work.saturating_add(progress.work);
         // Only chains that were made available after this are sure to be kicked for.
         if !queue.enable_notification(mem).map_err(QueueCorrupt::Ring)? {
             return Ok(total);
         }
-        if total.chains >= u32::from(queue.size()) {
+        if total.chains >= u32::from(queue.size()) || total.work >= limit {
             total.more = true;
             return Ok(total);
         }
@@ -206,7 +219,7 @@ mod tests {
         mem.write_obj(16u16.to_le(), available).unwrap();
         for call in 1..100u32 {
             let mut added = 0;
-            let progress = drain(&mem, &mut queue, |_| {
+            let progress = drain(&mem, &mut queue, u32::MAX, |_| {
                 added += 1;
                 let index = u16::from_le(mem.read_obj(available).unwrap());
                 mem.write_obj(index.wrapping_add(1).to_le(), available)

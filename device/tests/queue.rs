@@ -194,11 +194,70 @@ fn polling_serves_no_more_chains_than_it_may() {
     }
     let mut poll = |limit| {
         rig.device
-            .poll_requests(1, &rig.guest.mem, &mut rig.guest.queue, limit)
+            .poll_requests(1, &rig.guest.mem, &mut rig.guest.queue, limit, || false)
             .unwrap()
             .chains
     };
     assert_eq!([poll(2), poll(0), poll(9), poll(9)], [2, 0, 3, 0]);
+}
+
+/// Offers chains, each of which invalidates that many pages.
+fn submit_invalidates(rig: &mut Rig, pool: u32, counts: &[u32]) {
+    for count in counts {
+        let indices: Vec<u32> = (0..*count).collect();
+        let request = batch_request(Op::InvalidatePage, pool, &indices);
+        rig.submit(&request, 8 + indices.len());
+    }
+}
+
+#[test]
+fn a_poll_ends_with_the_chain_that_reaches_its_limit_of_entries() {
+    let mut rig = Rig::new();
+    let pool = rig.create_pool();
+    submit_invalidates(&mut rig, pool, &[3, 4, 1, 16]);
+    // What is refused is work as well.
+    submit_invalidates(&mut rig, !pool, &[64, 7, 64]);
+    let mut poll = || {
+        let progress = rig
+            .device
+            .poll_requests(1, &rig.guest.mem, &mut rig.guest.queue, 8, || false)
+            .unwrap();
+        (progress.chains, progress.work)
+    };
+    let turns = [(); 5].map(|()| poll());
+    assert_eq!(turns, [(3, 8), (1, 16), (1, 64), (2, 71), (0, 0)]);
+}
+
+#[test]
+fn a_poll_makes_way_after_a_chain_when_another_queue_cannot_wait() {
+    let mut rig = Rig::new();
+    let pool = rig.create_pool();
+    submit_invalidates(&mut rig, pool, &[1; 6]);
+    let mut poll = |urgent| {
+        let mut asked = 0;
+        let progress = rig
+            .device
+            .poll_requests(1, &rig.guest.mem, &mut rig.guest.queue, 8, || {
+                asked += 1;
+                asked >= urgent
+            })
+            .unwrap();
+        progress.chains
+    };
+    // One chain in any case: whoever always has something urgent must not keep this queue from its turn.
+    assert_eq!([poll(1), poll(2), poll(9), poll(1)], [1, 2, 3, 0]);
+}
+
+#[test]
+fn a_doorbell_with_more_entries_than_a_round_is_served_in_several_calls() {
+    let mut rig = Rig::new();
+    let pool = rig.create_pool();
+    submit_invalidates(&mut rig, pool, &[64; 10]);
+    let rounds = [(); 3].map(|()| {
+        let progress = rig.process().unwrap();
+        (progress.chains, progress.more)
+    });
+    assert_eq!(rounds, [(4, true), (4, true), (2, false)]);
 }
 
 #[test]
@@ -219,7 +278,7 @@ fn polling_leaves_the_doorbell_as_it_is() {
     rig.submit(&header(Op::CreatePool as u16, 0, 0, [0; 3]), 8);
     let progress = rig
         .device
-        .poll_requests(1, &rig.guest.mem, &mut rig.guest.queue, 9)
+        .poll_requests(1, &rig.guest.mem, &mut rig.guest.queue, 9, || false)
         .unwrap();
     assert_eq!(progress.chains, 1);
     assert_eq!(rig.guest.ring.avail_event(), 1);

@@ -32,7 +32,7 @@ use crate::ring::{MAX_QUEUE_SIZE, Ring};
 use crate::sigbus::Broken;
 
 /// Chains taken from one ring before the others have their turn.
-const TURN: u16 = 64;
+const TURN: u32 = 64;
 
 /// How long pools stay that existed before a new connection or a restart of the rings, when the driver uses others and
 /// does not name them. A driver that goes on with them names them much sooner.
@@ -121,7 +121,7 @@ impl Backend {
             }
             let served = self
                 .device
-                .poll_requests(index, memory, &mut ring.queue, TURN)
+                .poll_requests(index, memory, &mut ring.queue, TURN, || false)
                 .and_then(|progress| {
                     if progress.chains > 0 {
                         ring.notify(memory).map_err(QueueCorrupt::Ring)?;
@@ -149,7 +149,7 @@ impl Backend {
     /// Answers what the rings hold now, before the end of the service: one turn in any case, more until `deadline`.
     pub(crate) fn finish(&mut self, deadline: Instant) {
         // A full ring is served in this many turns. Requests that are added meanwhile may stay unanswered.
-        for _ in 0..MAX_QUEUE_SIZE / TURN {
+        for _ in 0..u32::from(MAX_QUEUE_SIZE) / TURN {
             if self.broken().is_some() || self.serve() == 0 || Instant::now() >= deadline {
                 break;
             }

@@ -171,7 +171,7 @@ impl<B: Backend> BlockDevice<B> {
         mem: &M,
         queue: &mut Q,
     ) -> Result<Progress, QueueCorrupt> {
-        queue::drain(mem, queue, |chain| self.serve(mem, chain))
+        queue::drain(mem, queue, u32::MAX, |chain| self.serve(mem, chain))
             .inspect_err(|_| add(&self.metrics.queue_faults, 1))
     }
 
@@ -186,7 +186,8 @@ impl<B: Backend> BlockDevice<B> {
         queue: &mut Q,
         limit: u16,
     ) -> Result<Progress, QueueCorrupt> {
-        queue::poll(mem, queue, limit, |chain| self.serve(mem, chain))
+        let serve = |chain: DescriptorChain<&M>| self.serve(mem, chain);
+        queue::poll(mem, queue, limit.into(), serve, || false)
             .inspect_err(|_| add(&self.metrics.queue_faults, 1))
     }
 
@@ -223,6 +224,7 @@ impl<B: Backend> BlockDevice<B> {
             Used {
                 len: queue::used_len(len),
                 pages: u32::try_from(pages).unwrap_or(u32::MAX),
+                entries: 1,
             }
         })
         .unwrap_or_default()

@@ -18,6 +18,10 @@ use super::request::Malformed;
 use crate::chain;
 use crate::queue::{self, Progress, QueueCorrupt, Used, used_len};
 
+/// Entries that one call for a doorbell serves before its caller looks after other things, such as a reset that waits for
+/// the queue. The last chain may go beyond it. A full queue of single pages takes one call.
+const ROUND: u32 = 256;
+
 /// The store queues of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreQueues {
@@ -179,8 +183,8 @@ impl TmemDevice {
         &self.metrics
     }
 
-    /// Serves request queue `queue_index` after its doorbell rang, and arms the doorbell again. The
-    /// caller then asks the queue whether the guest wants an interrupt.
+    /// Serves request queue `queue_index` after its doorbell rang, and arms the doorbell again. A call serves 256 entries,
+    /// and as many chains as twice the size of the queue, at most; then [`Progress::more`] is set. The caller asks the queue whether the guest wants an interrupt.
     ///
     /// # Errors
     /// The ring is inconsistent: the caller sets DEVICE_NEEDS_RESET and does not call again before
@@ -192,7 +196,7 @@ impl TmemDevice {
         queue: &mut Q,
     ) -> Result<Progress, QueueCorrupt> {
         let metrics = self.metrics.queue(queue_index);
-        let progress = queue::drain(mem, queue, |chain| self.serve(mem, chain, metrics))
+        let progress = queue::drain(mem, queue, ROUND, |chain| self.serve(mem, chain, metrics))
             .inspect_err(|_| {
                 metrics.queue_faults.fetch_add(1, Relaxed);
             })?;
@@ -200,8 +204,9 @@ impl TmemDevice {
         Ok(progress)
     }
 
-    /// Serves at most `limit` chains of request queue `queue_index` and leaves notifications as they
-    /// are: for a thread that polls. [`Progress::more`] is never set.
+    /// Serves chains of request queue `queue_index` until they had `limit` entries ([`Progress::work`]; the last chain
+    /// may go beyond it), or until `urgent`, asked between two chains, says that another queue cannot wait. Leaves
+    /// notifications as they are: for a thread that polls. [`Progress::more`] is never set.
     ///
     /// # Errors
     /// As [`Self::process_requests`].
@@ -210,10 +215,12 @@ impl TmemDevice {
         queue_index: u16,
         mem: &M,
         queue: &mut Q,
-        limit: u16,
+        limit: u32,
+        urgent: impl FnMut() -> bool,
     ) -> Result<Progress, QueueCorrupt> {
         let metrics = self.metrics.queue(queue_index);
-        queue::poll(mem, queue, limit, |chain| self.serve(mem, chain, metrics)).inspect_err(|_| {
+        let serve = |chain: DescriptorChain<&M>| self.serve(mem, chain, metrics);
+        queue::poll(mem, queue, limit, serve, urgent).inspect_err(|_| {
             metrics.queue_faults.fetch_add(1, Relaxed);
         })
     }
@@ -299,10 +306,10 @@ impl TmemDevice {
             if !self.events.is_pending() {
                 break;
             }
-            let progress = queue::poll(mem, queue, 1, |chain| self.deliver(mem, chain))
-                .inspect_err(|_| {
-                    self.metrics.queue(0).queue_faults.fetch_add(1, Relaxed);
-                })?;
+            let deliver = |chain: DescriptorChain<&M>| self.deliver(mem, chain);
+            let progress = queue::poll(mem, queue, 1, deliver, || false).inspect_err(|_| {
+                self.metrics.queue(0).queue_faults.fetch_add(1, Relaxed);
+            })?;
             if progress.chains == 0 {
                 break;
             }
@@ -331,7 +338,7 @@ impl TmemDevice {
             self.metrics.events_delivered.fetch_add(1, Relaxed);
             Used {
                 len: used_len(size_of::<Event>()),
-                pages: 0,
+                ..Used::default()
             }
         })
         .unwrap_or_default()

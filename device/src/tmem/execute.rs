@@ -203,6 +203,7 @@ impl<M: GuestMemory> Execution<'_, M> {
         Used {
             len: used.len.saturating_add(used_len(behind)),
             pages: batch.done,
+            entries: batch.count.into(),
         }
     }
 
@@ -234,13 +235,18 @@ impl<M: GuestMemory> Execution<'_, M> {
             }
             len = used_len(bytes.len()).saturating_add(len);
         }
-        Used { len, pages: 0 }
+        Used {
+            len,
+            ..Used::default()
+        }
     }
 }
 
 /// The answer of a batch while it is being executed.
 struct BatchAnswer<'a> {
     answer: Answer,
+    /// Its entries.
+    count: u16,
     metrics: &'a QueueMetrics,
     /// Entries that were granted.
     done: u32,
@@ -252,6 +258,7 @@ impl<'a> BatchAnswer<'a> {
     fn new(batch: &Batch, metrics: &'a QueueMetrics) -> Self {
         Self {
             answer: Answer::new(Status::Ok, batch.count),
+            count: batch.count,
             metrics,
             done: 0,
             no_pool: true,
