@@ -405,9 +405,8 @@ fn a_queue_that_is_not_ready_is_left_alone() {
 #[test]
 fn doorbells_are_counted_for_request_and_event_queues_apart() {
     let rig = Rig::new();
-    rig.device.metrics().count_doorbell(0);
-    rig.device.metrics().count_doorbell(1);
-    rig.device.metrics().count_doorbell(1);
+    rig.device.metrics().count_doorbells(0, 1);
+    rig.device.metrics().count_doorbells(1, 2);
     let metrics = rig.device.metrics().snapshot();
     assert_eq!((metrics.doorbells, metrics.event_doorbells), (2, 1));
 }

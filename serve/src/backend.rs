@@ -96,7 +96,7 @@ impl Backend {
 
     /// Counts a kick of ring `index`.
     pub(crate) fn kicked(&self, index: u16) {
-        self.device.metrics().count_doorbell(index);
+        self.device.metrics().count_doorbells(index, 1);
     }
 
     /// The fault of the guest's memory, if there was one.

@@ -18,6 +18,8 @@ pub const INDIRECT: u16 = 4;
 
 /// Flag of the available ring by which a driver without the event index says that it wants no interrupt.
 pub const NO_INTERRUPT: u16 = 1;
+/// Flag of the used ring by which the device says to such a driver that it wants no kick.
+const NO_NOTIFY: u16 = 1;
 
 const DESCRIPTOR: u64 = 16;
 const PAGE: u64 = 4096;
@@ -323,6 +325,13 @@ impl<M: Memory> Ring<M> {
         // What was offered is seen, or else what the device wants is: section 2.7.13.4.
         fence(Ordering::SeqCst);
         self.avail_event() == self.next_avail.wrapping_sub(1)
+    }
+
+    /// Whether the device wants kicks: for a driver without the event index, by the flag of the used ring.
+    #[inline]
+    pub fn wants_kicks(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.memory.load(self.layout.used) & NO_NOTIFY == 0
     }
 
     /// Whether the device will want a kick for the chain that is offered next.

@@ -56,6 +56,8 @@ fn values_that_cannot_be_meant_are_usage_errors_that_name_the_option() {
         ("--memory", "1K"),
         ("--tmem", "12Q"),
         ("--cpus", "9"),
+        ("--store-threads", "2"),
+        ("--store-threads", "some"),
         ("--cpus", "x"),
         ("--disk", "file"),
         ("--console", "tty"),
@@ -234,12 +236,16 @@ fn a_service_that_is_not_there_is_named_with_what_to_start() {
         1,
         &[&socket, "tmem serve --guest"],
     );
-    let both = [&base[..], &["--tmem-socket", &socket, "--tmem", "1G"]].concat();
-    let output = run(&both);
-    assert_eq!(output.status.code(), Some(2));
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        text.contains("--tmem-socket") && text.contains("--tmem <SIZE>"),
-        "{text}"
-    );
+    for (option, value, shown) in [
+        ("--tmem", "1G", "--tmem <SIZE>"),
+        ("--store-threads", "1", "--store-threads <auto|N>"),
+    ] {
+        let output = run(&[&base[..], &["--tmem-socket", &socket, option, value]].concat());
+        assert_eq!(output.status.code(), Some(2));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            text.contains("--tmem-socket") && text.contains(shown),
+            "{text}"
+        );
+    }
 }

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -40,6 +40,8 @@ impl AsFd for Wake {
 #[derive(Debug)]
 struct Shared {
     stopped: AtomicBool,
+    /// The thread that could not go on.
+    failed: OnceLock<String>,
     wake: Wake,
 }
 
@@ -51,6 +53,7 @@ impl StopFlag {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(Arc::new(Shared {
             stopped: AtomicBool::new(false),
+            failed: OnceLock::new(),
             wake: Wake::new()?,
         })))
     }
@@ -58,6 +61,17 @@ impl StopFlag {
     pub(crate) fn stop(&self) {
         self.0.stopped.store(true, Ordering::SeqCst);
         self.0.wake.wake();
+    }
+
+    /// Stops because the named thread cannot go on.
+    pub(crate) fn report_failure(&self, thread: &str) {
+        let _ = self.0.failed.set(thread.to_owned());
+        self.stop();
+    }
+
+    /// The first thread that could not go on.
+    pub(crate) fn failed(&self) -> Option<&str> {
+        self.0.failed.get().map(String::as_str)
     }
 
     pub(crate) fn is_stopped(&self) -> bool {

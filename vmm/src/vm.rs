@@ -104,6 +104,9 @@ pub enum VmError {
     /// A vCPU could not go on.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// A thread of a device panicked; the panic's own message came before.
+    #[error("The thread {0:?} of a device panicked")]
+    DeviceThread(String),
     /// The operating system refused a descriptor, a thread or the terminal.
     #[error("Cannot {what}")]
     System {
@@ -256,6 +259,7 @@ impl Vm {
             outcome: &outcome,
             threads: &mut threads,
             power: &power,
+            stop: &stop,
             ending: Ending::new(grace),
         }
         .run();
@@ -286,6 +290,8 @@ struct Watch<'a> {
     outcome: &'a Outcome,
     threads: &'a mut VcpuThreads,
     power: &'a Mutex<PowerPorts>,
+    /// Set here only at the end; before, by a thread that cannot go on.
+    stop: &'a StopFlag,
     ending: Ending,
 }
 
@@ -301,6 +307,9 @@ impl Watch<'_> {
             } else {
                 quiet.saturating_add(1)
             };
+            if let Some(thread) = self.stop.failed() {
+                return Err(VmError::DeviceThread(thread.to_owned()));
+            }
             let ended = self.outcome.take().transpose()?;
             if let Some(how) = self.outcome.panic() {
                 self.ending.panicked(how, Instant::now());
@@ -327,6 +336,7 @@ impl Watch<'_> {
         let mut fds = [
             PollFd::new(self.signals, PollFlags::IN),
             PollFd::new(&self.outcome.wake, PollFlags::IN),
+            PollFd::new(self.stop, PollFlags::IN),
         ];
         let now = Instant::now();
         let until = |at: Instant| at.saturating_duration_since(now);
@@ -457,6 +467,31 @@ mod tests {
             console: ConsoleConfig::None,
             grace: Duration::ZERO,
         }
+    }
+
+    #[test]
+    fn a_device_thread_that_panics_ends_the_machine_with_its_name() {
+        let serial = SerialPort::new(None).unwrap();
+        let power = Arc::new(Mutex::new(PowerPorts::new().unwrap()));
+        let outcome = Arc::new(Outcome::new().unwrap());
+        let bus = Bus::new(Arc::new(Mutex::new(serial)), Arc::clone(&power), vec![]);
+        let mut threads = VcpuThreads::start(vec![], 0, &Arc::new(bus), &outcome).unwrap();
+        let (stop, signals) = (StopFlag::new().unwrap(), Signals::new().unwrap());
+        stop.report_failure("tmem store 0");
+        let ended = Watch {
+            signals: &signals,
+            outcome: &outcome,
+            threads: &mut threads,
+            power: &power,
+            stop: &stop,
+            ending: Ending::new(Duration::ZERO),
+        }
+        .run();
+        let error = ended.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "The thread \"tmem store 0\" of a device panicked"
+        );
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! The device: features, configuration space, events, reset.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use tmem_protocol::{Config, Event, EventType, MAX_BATCH, PAGE_SIZE, Pressure, feature};
+use tmem_protocol::{
+    Config, Event, EventType, FIRST_REQUEST_QUEUE, MAX_BATCH, PAGE_SIZE, Pressure, feature,
+};
 use tmem_store::{Dedup, Domain};
 use virtio_queue::{DescriptorChain, QueueT};
 use vm_memory::GuestMemory;
@@ -124,6 +127,19 @@ impl TmemDevice {
             pressure: PressureWatch::default(),
             metrics: TmemMetrics::new(config.request_queues),
         }
+    }
+
+    /// What it was made with, where that was out of range the nearest to it.
+    #[must_use]
+    pub fn config(&self) -> &TmemConfig {
+        &self.config
+    }
+
+    /// Indices of the store queues, the last of the request queues.
+    #[must_use]
+    pub fn store_queues(&self) -> Range<u16> {
+        let end = FIRST_REQUEST_QUEUE.saturating_add(self.config.request_queues);
+        end.saturating_sub(self.config.stores.count)..end
     }
 
     /// The device feature bits to offer; those of the transport are not among them.

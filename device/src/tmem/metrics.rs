@@ -72,9 +72,9 @@ impl TmemMetrics {
             .unwrap_or(&self.rest)
     }
 
-    /// Counts a write of the guest to the doorbell of queue `queue_index`.
-    pub fn count_doorbell(&self, queue_index: u16) {
-        self.queue(queue_index).doorbells.fetch_add(1, Relaxed);
+    /// Counts writes of the guest to the doorbell of queue `queue_index`.
+    pub fn count_doorbells(&self, queue_index: u16, writes: u64) {
+        self.queue(queue_index).doorbells.fetch_add(writes, Relaxed);
     }
 
     /// The counters of all queues together.

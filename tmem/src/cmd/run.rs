@@ -34,7 +34,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
     let Err(error) = start::start(&config);
     eprintln!("tmem: {}", one_line(&*error));
     match error.downcast_ref() {
-        Some(VmError::Vcpu(_)) => ExitCode::from(code::BROKEN),
+        Some(VmError::Vcpu(_) | VmError::DeviceThread(_)) => ExitCode::from(code::BROKEN),
         _ => ExitCode::FAILURE,
     }
 }

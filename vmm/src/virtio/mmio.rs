@@ -169,6 +169,11 @@ impl MmioTransport {
             .collect()
     }
 
+    #[cfg(test)]
+    pub(crate) fn queues(&self) -> &Queues {
+        &self.queues
+    }
+
     /// Queues whose doorbell is an eventfd, with it.
     pub(crate) fn doorbell_fds(&self) -> impl Iterator<Item = (u16, &EventFd)> {
         (0u16..)
@@ -352,6 +357,7 @@ impl MmioTransport {
             }
             registers.reset = Reset::Running;
             self.active.store(false, Ordering::Release);
+            self.queues.set_resetting(true);
             for index in (0u16..).take(self.queues.len()) {
                 // Taking the lock waits for a vCPU that is inside of the queue.
                 if let Some(mut queue) = self.queues.lock(index) {
@@ -371,6 +377,7 @@ impl MmioTransport {
         if registers.reset != Reset::Unconfirmed || !self.device.is_quiet() {
             return;
         }
+        self.queues.set_resetting(false);
         self.interrupt.reset();
         registers.setup.fill(QueueSetup::default());
         *registers = Registers {

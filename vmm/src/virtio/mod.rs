@@ -151,6 +151,8 @@ pub struct Queues {
     mem: GuestMemoryMmap,
     queues: Vec<Mutex<Queue>>,
     interrupt: Arc<Interrupt>,
+    /// The driver resets the device.
+    resetting: AtomicBool,
     stop: StopFlag,
 }
 
@@ -170,13 +172,24 @@ impl Queues {
             mem,
             queues,
             interrupt,
+            resetting: AtomicBool::new(false),
             stop,
         })
     }
 
-    /// Whether the machine is ending: whatever has no bound of its own must stop.
+    /// Whether the machine is ending, or the driver resets the device: whatever has no bound of its own must stop.
     pub fn is_stopping(&self) -> bool {
-        self.stop.is_stopped()
+        self.stop.is_stopped() || self.resetting.load(Ordering::SeqCst)
+    }
+
+    /// A reset begins or is over. A thread that serves a queue without an end would keep it from the lock of the queue.
+    pub(crate) fn set_resetting(&self, resetting: bool) {
+        self.resetting.store(resetting, Ordering::SeqCst);
+    }
+
+    /// The named thread of the device cannot go on: the machine ends with an error.
+    pub(crate) fn report_failure(&self, thread: &str) {
+        self.stop.report_failure(thread);
     }
 
     /// Guest memory.

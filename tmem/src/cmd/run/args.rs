@@ -34,6 +34,16 @@ pub(crate) struct Args {
     /// Keep the guest's pages in memory: the host may not swap them out
     #[arg(long, conflicts_with = "tmem_socket")]
     pub(super) mlock: bool,
+    /// Threads that take the guest's stores off its virtual CPUs. With 0 a virtual CPU waits until its pages are compressed;
+    /// auto is 1 where the host has more processors for this process than the guest has virtual CPUs, else 0. At most one
+    /// for each virtual CPU
+    #[arg(
+        long,
+        value_name = "auto|N",
+        default_value = "auto",
+        conflicts_with = "tmem_socket"
+    )]
+    pub(super) store_threads: String,
     /// The guest's pages go to a running `tmem serve`: the socket that it made for this guest.
     #[arg(long, value_name = "SOCKET", conflicts_with = "tmem")]
     pub(super) tmem_socket: Option<PathBuf>,

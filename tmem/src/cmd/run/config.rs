@@ -39,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) host_reserve: Option<u64>,
     /// Whether pages stay in the memory of the host, which may else swap them out.
     pub(crate) mlock: bool,
+    /// Threads that serve the store queues, not more than `cpus`; `None` is what suits the host.
+    pub(crate) store_threads: Option<u16>,
     /// Socket of a service that has the store; then `tmem` is 0.
     pub(crate) tmem_socket: Option<PathBuf>,
     /// Complete, but for the entries of the devices.
@@ -64,6 +66,8 @@ pub(crate) enum ConfigError {
     Memory(u64),
     #[error("--cpus: {0:?} is not a number from 1 to {MAX_CPUS}")]
     Cpus(String),
+    #[error("--store-threads: {0:?} is neither auto nor a number up to that of the CPUs, {1}")]
+    StoreThreads(String, u8),
     #[error("--disk: {0:?} is not path=FILE or path=FILE,readonly")]
     Disk(String),
     #[error(
@@ -74,6 +78,8 @@ pub(crate) enum ConfigError {
     Grace(String),
     #[error("--mlock: there are no pages to keep in memory without --tmem")]
     NothingToLock,
+    #[error("--store-threads: the guest has no stores without --tmem")]
+    NothingToStore,
     #[error("--{option}: {why}")]
     Access { option: &'static str, why: String },
     #[error("--statistics: {} is the control socket already", .0.display())]
@@ -105,8 +111,13 @@ impl TryFrom<Args> for Config {
             .parse()
             .ok()
             .filter(|cpus| (1..=MAX_CPUS).contains(cpus));
+        let cpus = cpus.ok_or(ConfigError::Cpus(args.cpus))?;
+        let store_threads = store_threads(args.store_threads, cpus)?;
         if args.mlock && tmem == 0 {
             return Err(ConfigError::NothingToLock);
+        }
+        if store_threads.is_some_and(|count| count > 0) && tmem == 0 {
+            return Err(ConfigError::NothingToStore);
         }
         let socket = &args.statistics.statistics;
         if let Some(path) = socket.as_ref().filter(|_| *socket == args.control) {
@@ -128,7 +139,7 @@ impl TryFrom<Args> for Config {
             kernel: args.kernel,
             initrd: args.initrd,
             disks,
-            cpus: cpus.ok_or(ConfigError::Cpus(args.cpus))?,
+            cpus,
             memory,
             tmem,
             host_reserve: args
@@ -136,6 +147,7 @@ impl TryFrom<Args> for Config {
                 .map(|text| size("host-reserve", &text))
                 .transpose()?,
             mlock: args.mlock,
+            store_threads,
             tmem_socket: args.tmem_socket,
             cmdline,
             control: args.control,
@@ -151,6 +163,17 @@ impl TryFrom<Args> for Config {
 fn size(option: &'static str, text: &str) -> Result<u64, ConfigError> {
     let parsed = text.parse::<Size>().map(|size| size.0);
     parsed.map_err(|SizeError(value)| ConfigError::Size { option, value })
+}
+
+/// `auto`, or a number of threads that have a queue each.
+fn store_threads(text: String, cpus: u8) -> Result<Option<u16>, ConfigError> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    match text.parse() {
+        Ok(count) if count <= u16::from(cpus) => Ok(Some(count)),
+        _ => Err(ConfigError::StoreThreads(text, cpus)),
+    }
 }
 
 /// `path=FILE[,readonly]`. A comma in a file name is not supported.
@@ -238,6 +261,7 @@ mod tests {
                 tmem: 0,
                 host_reserve: None,
                 mlock: false,
+                store_threads: None,
                 tmem_socket: None,
                 cmdline: CMDLINE.into(),
                 control: None,
@@ -252,7 +276,7 @@ mod tests {
     #[test]
     fn every_option_reaches_the_config() {
         let words = "--cpus 2 --memory 96M --tmem 1G --disk path=/a,readonly --disk path=b --control s --host-reserve 2G --cmdline tmem=1 \
-                     --mlock --statistics t --statistics-mode 0640 --statistics-group 7 --console file=/c,limit=1M --grace 0";
+                     --mlock --store-threads 2 --statistics t --statistics-mode 0640 --statistics-group 7 --console file=/c,limit=1M --grace 0";
         let config = parse(&words.split(' ').collect::<Vec<_>>()).unwrap();
         assert_eq!(
             (config.cpus, config.memory, config.tmem),
@@ -275,6 +299,7 @@ mod tests {
         );
         assert_eq!(config.control, Some("s".into()));
         assert!(config.mlock);
+        assert_eq!(config.store_threads, Some(2));
         let access = Access::new(Some(0o640), Some(7));
         assert_eq!(
             (config.statistics, config.statistics_access),
@@ -308,6 +333,19 @@ mod tests {
         let both = "run --kernel k --initrd i --tmem 1G --tmem-socket s".split(' ');
         let error = Line::try_parse_from(both).err().unwrap().to_string();
         assert!(error.contains("--tmem-socket"), "{error}");
+    }
+
+    #[test]
+    fn there_are_store_threads_as_the_host_has_room_or_as_the_user_says() {
+        let parsed = |words: &[&str]| parse(words).map(|config| config.store_threads);
+        assert_eq!(parsed(&["--store-threads", "auto"]), Ok(None));
+        assert_eq!(parsed(&["--store-threads=0"]), Ok(Some(0)));
+        let four = ["--cpus=4", "--store-threads=4"];
+        assert_eq!(parsed(&[&four[..], &["--tmem=1G"]].concat()), Ok(Some(4)));
+        assert_eq!(parsed(&four), Err(ConfigError::NothingToStore));
+        let at_service = "run --kernel k --initrd i --tmem-socket s --store-threads 1".split(' ');
+        let error = Line::try_parse_from(at_service).err().unwrap().to_string();
+        assert!(error.contains("--store-threads"), "{error}");
     }
 
     #[test]
@@ -384,6 +422,10 @@ mod tests {
             assert!(error.starts_with("--console: "), "{console}: {error}");
         }
         assert!(error(&["--mlock"]).starts_with("--mlock: "));
+        for threads in ["", "all", "-1", "3", "65536", "1.5"] {
+            let error = error(&["--cpus=2", &format!("--store-threads={threads}")]);
+            assert!(error.starts_with("--store-threads: "), "{error}");
+        }
         let refused = |option: &str| error(&["--statistics", "t", option]);
         assert!(refused("--statistics-mode=rw").starts_with("--statistics-mode: "));
         assert!(refused("--statistics-group=no-such-group").starts_with("--statistics-group: "));

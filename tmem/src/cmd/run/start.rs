@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::Mode;
 use tmem_base::socket::SocketFile;
 use tmem_control::{Role, Server, Source};
-use tmem_device::{FileDisk, TmemConfig, TmemDevice};
+use tmem_device::{FileDisk, StoreQueues, TmemConfig, TmemDevice};
 use tmem_serve::listen::{ListenError, listen_for};
 use tmem_store::{DomainConfig, Store, StoreConfig};
 use tmem_vmm::virtio::VirtioDevice;
@@ -30,6 +30,12 @@ const DOMAIN: &str = "guest";
 /// Size suggested for the guest's swap disk, in budgets: pages that compress to half of their size fill both. Pages
 /// that do not fit are refused.
 const SWAP_FACTOR: u64 = 2;
+
+/// Pages that the guest should have in one store: few where a vCPU compresses them in its exit, in which it gets no timer
+/// interrupt. 8 pages take about 70 us.
+const BATCH_IN_EXIT: u16 = 8;
+/// The same where a thread does.
+const BATCH_OF_THREAD: u16 = 16;
 
 /// Runs the guest, and ends the process with it; returns only what kept the guest from running.
 pub(super) fn start(config: &Config) -> Result<Infallible, Box<dyn Error>> {
@@ -115,16 +121,32 @@ fn store(config: &Config, memory: &HostMemory) -> Result<Store, tmem_store::Conf
     })
 }
 
-/// The one domain of the store with a device in front of it, a request queue for each vCPU; and what reports on both.
+/// Threads that serve store queues, where the user did not say: one, if it does not take a processor from the vCPUs.
+/// `processors` are those that this process may use, which its affinity and its control group limit.
+fn store_threads(processors: usize, cpus: u8) -> u16 {
+    u16::from(processors > usize::from(cpus))
+}
+
+/// The one domain of the store with a device in front of it, a load queue and a store queue for each vCPU; and what
+/// reports on both.
 fn device(
     config: &Config,
     store: Store,
     memory: &Arc<HostMemory>,
 ) -> Result<(Arc<Tmem>, Inline), Box<dyn Error>> {
     let domain = store.add_domain(DOMAIN, DomainConfig::default())?;
-    let request_queues = u16::from(config.cpus);
+    let cpus = u16::from(config.cpus);
+    let store_threads = config.store_threads.unwrap_or_else(|| {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        store_threads(processors, config.cpus)
+    });
+    let batch = match store_threads {
+        0 => BATCH_IN_EXIT,
+        _ => BATCH_OF_THREAD,
+    };
     let device = TmemConfig {
-        request_queues,
+        request_queues: cpus.saturating_mul(2),
+        stores: StoreQueues { count: cpus, batch },
         limit_bytes: config.tmem,
         swap_bytes: config.tmem.saturating_mul(SWAP_FACTOR),
         ..TmemConfig::default()
@@ -137,7 +159,7 @@ fn device(
     let store = OwnStore::new(store);
     store.connect(DOMAIN, Arc::clone(&device));
     Ok((
-        Arc::new(Tmem::new(device, request_queues)),
+        Arc::new(Tmem::new(device, store_threads)?),
         Inline::new(store, memory),
     ))
 }
@@ -229,6 +251,37 @@ mod tests {
             .load(pool, ObjectId([0; 3]), 1, &mut back)
             .expect("is there");
         assert_eq!(back, page);
+    }
+
+    #[test]
+    fn a_thread_takes_stores_where_it_has_a_processor_of_its_own() {
+        assert_eq!(
+            [1, 2, 3, 8].map(|have| store_threads(have, 2)),
+            [0, 0, 1, 1]
+        );
+    }
+
+    #[test]
+    fn a_machine_has_two_queues_for_each_cpu_and_larger_stores_where_a_thread_takes_them() {
+        for (threads, batch) in [(0, 8), (2, 16)] {
+            let config = Config {
+                tmem: 64 << 20,
+                cpus: 2,
+                store_threads: Some(threads),
+                ..Config::default()
+            };
+            let memory = HostMemory::watch(MemoryInfo::open(), || ()).expect("starts");
+            let memory = Arc::new(memory);
+            let store = store(&config, &memory).expect("a store");
+            let (transport, _inline) = device(&config, store, &memory).expect("a device");
+            let mut shown = [0; size_of::<tmem_protocol::Config>()];
+            transport.read_config(0, &mut shown);
+            let shown: tmem_protocol::Config = zerocopy::transmute!(shown);
+            let queues = (shown.num_request_queues.get(), shown.num_store_queues.get());
+            assert_eq!(queues, (4, 2));
+            assert_eq!(shown.store_batch.get(), batch);
+            assert_eq!(transport.doorbell(3).is_some(), threads > 0);
+        }
     }
 
     #[test]

@@ -95,7 +95,7 @@ fn what_the_store_and_the_device_count_arrives() {
 
     let live = OwnStore::new(store.clone());
     let device = TmemDevice::new(domain, tmem_device::TmemConfig::default());
-    device.metrics().count_doorbell(1);
+    device.metrics().count_doorbells(1, 1);
     live.connect("guest", Arc::new(device));
 
     let stats = live.stats();
