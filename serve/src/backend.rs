@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
+use tmem_device::tmem::num_queues;
 use tmem_device::{QueueCorrupt, TmemDevice};
 use tmem_protocol::EVENT_QUEUE;
 use vhost::VhostUserMemoryRegionBase;
@@ -29,10 +30,8 @@ use virtio_queue::QueueT;
 use crate::log::RateLimitedLog;
 use crate::memory::{Account, GuestRam};
 use crate::ring::{MAX_QUEUE_SIZE, Ring};
+use crate::round::{Round, Stop};
 use crate::sigbus::Broken;
-
-/// Chains taken from one ring before the others have their turn.
-const TURN: u32 = 64;
 
 /// How long pools stay that existed before a new connection or a restart of the rings, when the driver uses others and
 /// does not name them. A driver that goes on with them names them much sooner.
@@ -59,14 +58,13 @@ impl Backend {
     /// the front end says otherwise. `events` is the epoll descriptor that watches the kicks.
     pub(crate) fn new(
         device: Arc<TmemDevice>,
-        request_queues: u16,
         next: &[u16],
         events: Arc<OwnedFd>,
         log: Arc<RateLimitedLog>,
         account: Arc<Account>,
     ) -> Result<Self, virtio_queue::Error> {
-        let rings = (0..=usize::from(request_queues))
-            .map(|index| Ring::new(next.get(index).copied().unwrap_or(0)))
+        let rings = (0..num_queues(device.config().request_queues))
+            .map(|index| Ring::new(next.get(usize::from(index)).copied().unwrap_or(0)))
             .collect::<Result<_, _>>()?;
         device.hand_over(CLAIM);
         Ok(Self {
@@ -114,31 +112,10 @@ impl Backend {
         let Some(ram) = self.ram.as_ref().filter(|_| !self.needs_reset) else {
             return 0;
         };
-        let (memory, mut chains) = (ram, 0u32);
-        for (index, ring) in (0u16..).zip(&mut self.rings) {
-            if index == EVENT_QUEUE || !ring.is_active() {
-                continue;
-            }
-            let served = self
-                .device
-                .poll_requests(index, memory, &mut ring.queue, TURN, || false)
-                .and_then(|progress| {
-                    if progress.chains > 0 {
-                        ring.notify(memory).map_err(QueueCorrupt::Ring)?;
-                    }
-                    Ok(progress.chains)
-                });
-            match served {
-                Ok(served) => chains = chains.saturating_add(served),
-                Err(error) => {
-                    self.fail(index, &error);
-                    break;
-                }
-            }
-            // Zero pages took the place of its memory: no more of them than one ring can fill.
-            if ram.broken().is_some() {
-                break;
-            }
+        let broken = || ram.broken().is_some();
+        let (chains, result) = Round::serve(&self.device, ram, &mut self.rings, broken);
+        if let Err(Stop::Corrupt(index, error)) = result {
+            self.fail(index, &error);
         }
         if chains > 0 && self.device.update_pressure() {
             self.deliver_events();
@@ -148,8 +125,8 @@ impl Backend {
 
     /// Answers what the rings hold now, before the end of the service: one turn in any case, more until `deadline`.
     pub(crate) fn finish(&mut self, deadline: Instant) {
-        // A full ring is served in this many turns. Requests that are added meanwhile may stay unanswered.
-        for _ in 0..u32::from(MAX_QUEUE_SIZE) / TURN {
+        // A full ring is served in this many turns, of a chain at least. Requests that are added meanwhile may stay unanswered.
+        for _ in 0..MAX_QUEUE_SIZE {
             if self.broken().is_some() || self.serve() == 0 || Instant::now() >= deadline {
                 break;
             }

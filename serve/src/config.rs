@@ -60,7 +60,7 @@ pub struct GuestConfig {
     pub weight: u32,
     /// Size suggested for its swap disk in bytes; with 0 the guest decides.
     pub swap: u64,
-    /// Number of request queues, at best one for each vCPU.
+    /// Number of load queues, at best one for each vCPU. The device has as many store queues in addition.
     pub queues: u16,
     /// How long its pools outlive a lost connection.
     pub keep: Duration,
@@ -215,6 +215,13 @@ impl TryFrom<ConfigFile> for Config {
             mlock: file.mlock.unwrap_or(false),
             guests,
         })
+    }
+}
+
+impl GuestConfig {
+    /// Request queues of the device: those for loads and those for stores.
+    pub(crate) fn request_queues(&self) -> u16 {
+        self.queues.saturating_mul(2)
     }
 }
 

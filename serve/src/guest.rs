@@ -27,6 +27,9 @@ use crate::session::{self, Disconnect};
 /// Most pools of one guest.
 pub(crate) const MAX_POOLS: u8 = 32;
 
+/// Pages that a guest should have in one store. Its thread serves loads between two stores, so more would make loads wait.
+const STORE_BATCH: u16 = 16;
+
 /// Rest after a connection that ended badly, so that a client that does it on purpose costs little.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -60,8 +63,11 @@ impl Guest {
         let device = Arc::new(TmemDevice::new(
             domain.clone(),
             TmemConfig {
-                request_queues: config.queues,
-                stores: StoreQueues::default(),
+                request_queues: config.request_queues(),
+                stores: StoreQueues {
+                    count: config.queues,
+                    batch: STORE_BATCH,
+                },
                 features: features(&config),
                 max_pools: MAX_POOLS.into(),
                 swap_bytes: config.swap,
@@ -77,7 +83,6 @@ impl Guest {
             handle: Arc::clone(&handle),
             log: Arc::new(RateLimitedLog::new(&config.name)),
             account: Arc::clone(&account),
-            request_queues: config.queues,
             keep: config.keep,
             vring_bases: Vec::new(),
         };
@@ -175,7 +180,6 @@ struct Server {
     handle: Arc<ThreadHandle>,
     log: Arc<RateLimitedLog>,
     account: Arc<Account>,
-    request_queues: u16,
     keep: Duration,
     /// Where the rings go on, while the pools of a lost connection are kept.
     vring_bases: Vec<u16>,
@@ -255,7 +259,6 @@ impl Server {
             stream,
             session::Guest {
                 device: &self.device,
-                request_queues: self.request_queues,
                 handle: &self.handle,
                 log: &self.log,
                 account: &self.account,

@@ -14,6 +14,7 @@
 //! | `session` | one connection: messages and rings on one thread, spinning and sleeping |
 //! | `peek` | whether there is room for the descriptors of the next message |
 //! | `backend` | what a front end may ask for: the vhost-user messages |
+//! | `round` | which ring is served next, and for how long |
 //! | `ring` | one virtqueue with its kick and call descriptors |
 //! | `memory` | the memory of a guest: which files are taken, mappings, pages that nobody has touched |
 //! | `sigbus` | surviving a guest that takes that memory away; with `memory`, `guest`, `session` and `signals`, all `unsafe` code |
@@ -37,6 +38,7 @@ mod memory;
 mod peek;
 mod regular;
 mod ring;
+mod round;
 pub mod seccomp;
 pub mod service;
 mod session;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -42,6 +43,15 @@ impl Ring {
     /// Whether chains may be taken.
     pub(crate) fn is_active(&self) -> bool {
         self.enabled && self.queue.ready()
+    }
+
+    /// Whether there is something to serve. A ring that cannot be read has: serving it shows what is wrong.
+    pub(crate) fn has_chain(&self, memory: &impl GuestMemory) -> bool {
+        self.is_active()
+            && self
+                .queue
+                .avail_idx(memory, Ordering::Acquire)
+                .map_or(true, |index| index.0 != self.queue.next_avail())
     }
 
     /// Every chain is answered before the next is taken, so both indexes are always equal.

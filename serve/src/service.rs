@@ -451,7 +451,7 @@ fn populate(domain: &Domain) -> Result<(), StartError> {
 /// Descriptors that these guests can make the process have open at one time.
 fn descriptors<'a>(guests: impl Iterator<Item = &'a GuestConfig>) -> u64 {
     let each = guests.map(|guest| {
-        let rings = u64::from(guest.queues).saturating_add(1);
+        let rings = u64::from(guest.request_queues()).saturating_add(1);
         let groups = u64::try_from(guest.groups.len()).unwrap_or(u64::MAX);
         rings
             .saturating_mul(RING_DESCRIPTORS)

@@ -71,7 +71,6 @@ impl From<Errno> for Disconnect {
 /// State that outlives a connection.
 pub(crate) struct Guest<'a> {
     pub(crate) device: &'a Arc<TmemDevice>,
-    pub(crate) request_queues: u16,
     pub(crate) handle: &'a ThreadHandle,
     pub(crate) log: &'a Arc<RateLimitedLog>,
     pub(crate) account: &'a Arc<Account>,
@@ -116,7 +115,6 @@ fn start(stream: &UnixStream, guest: &Guest<'_>) -> io::Result<Arc<Mutex<Backend
     epoll::add(&events, wakes, watch(WAKE), epoll::EventFlags::IN)?;
     let backend = Backend::new(
         Arc::clone(guest.device),
-        guest.request_queues,
         guest.vring_bases,
         Arc::new(events),
         Arc::clone(guest.log),

@@ -34,7 +34,10 @@ fn the_config_space_is_readable_and_shows_what_the_operator_set() {
     let mut guest = host.boot("a");
     let config = guest.config();
     assert_eq!(config.page_size.get(), 4096);
-    assert_eq!(config.num_request_queues.get(), 3);
+    // One for loads and one for stores of each vCPU.
+    assert_eq!(config.num_request_queues.get(), 6);
+    assert_eq!(config.num_store_queues.get(), 3);
+    assert_eq!(config.store_batch.get(), 16);
     assert_eq!(config.limit_bytes.get(), 1 << 20);
     assert_eq!(config.swap_bytes.get(), 2 << 20);
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tmem_protocol::{Config, EVENT_QUEUE, PAGE_SIZE};
+use tmem_protocol::{Config, EVENT_QUEUE, PAGE_SIZE, feature};
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
@@ -22,8 +22,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::FromBytes;
 
-/// Most request queues that are taken from a service: one for each processor is all a driver uses.
-const MAX_REQUEST_QUEUES: u16 = 64;
+/// Most request queues that are taken from a service: one for loads and one for stores for each of 64 processors.
+const MAX_REQUEST_QUEUES: u16 = 128;
 /// Bytes of the configuration space.
 pub(super) const CONFIG_BYTES: usize = size_of::<Config>();
 /// Bytes that a service may still send after we closed our side.
@@ -144,7 +144,7 @@ impl Connection {
         } else {
             u64::from(MAX_REQUEST_QUEUES) + 1
         };
-        let (config, request_queues) = read_config(&mut frontend)?;
+        let (config, request_queues) = read_config(&mut frontend, features)?;
         if u64::from(request_queues) + 1 > rings {
             return Err(Fault::Unsuitable(format!(
                 "it speaks of {request_queues} request queues and has {rings} queues in all"
@@ -295,7 +295,7 @@ impl Connection {
     }
 }
 
-fn read_config(frontend: &mut Frontend) -> Result<([u8; CONFIG_BYTES], u16), Fault> {
+fn read_config(frontend: &mut Frontend, features: u64) -> Result<([u8; CONFIG_BYTES], u16), Fault> {
     let size = u32::try_from(CONFIG_BYTES).unwrap_or(u32::MAX);
     let (_, bytes) = frontend
         .get_config(0, size, VhostUserConfigFlags::empty(), &[0; CONFIG_BYTES])
@@ -316,6 +316,12 @@ fn read_config(frontend: &mut Frontend) -> Result<([u8; CONFIG_BYTES], u16), Fau
     }
     if config.max_batch.get() == 0 {
         return unsuitable("it takes no page in a request".to_owned());
+    }
+    let stores = config.num_store_queues.get();
+    if features & feature::bit(feature::STORE_QUEUES) != 0 && !(1..queues).contains(&stores) {
+        return unsuitable(format!(
+            "{stores} of its {queues} request queues are for stores"
+        ));
     }
     Ok((raw, queues))
 }

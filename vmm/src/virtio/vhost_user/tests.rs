@@ -115,7 +115,12 @@ fn what_a_service_must_offer_is_named_when_it_does_not() {
         (GET_QUEUE_NUM, number(1), "1 queues in all"),
         (GET_CONFIG, config(8192, 1, 64), "8192"),
         (GET_CONFIG, config(4096, 0, 64), "0 request queues"),
-        (GET_CONFIG, config(4096, 65, 64), "65 request queues"),
+        (GET_CONFIG, config(4096, 129, 64), "129 request queues"),
+        (
+            GET_FEATURES,
+            number(FEATURES | 1 << 4),
+            "0 of its 1 request queues",
+        ),
         (GET_CONFIG, config(4096, 1, 0), "no page"),
     ] {
         let mock = Mock::new(move |_, at| {
