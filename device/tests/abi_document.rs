@@ -15,6 +15,8 @@ fn sources() -> String {
         "device/tests",
         "device/src",
         "serve/tests",
+        "serve/src/round",
+        "vmm/src/virtio/tmem",
     ] {
         for file in fs::read_dir(root().join(folder)).unwrap() {
             let path = file.unwrap().path();
