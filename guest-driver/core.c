@@ -182,22 +182,13 @@ static void tmem_config_changed(struct virtio_device *vdev)
 	queue_work(dev->wq, &dev->config_work);
 }
 
-static int tmem_probe(struct virtio_device *vdev)
+/* Have queues at the device, or nothing. */
+static int tmem_start(struct virtio_device *vdev,
+		      const struct tmem_config *config)
 {
-	struct tmem_config config;
-	struct tmem_dev *dev;
+	struct tmem_dev *dev = tmem_alloc_dev(vdev, config);
 	int err;
 
-	tmem_read_config(vdev, &config);
-	if (config.page_size != PAGE_SIZE || !config.nr_queues ||
-	    !config.max_batch) {
-		dev_err(&vdev->dev,
-			"cannot use pages of %u bytes, %u queues, batches of %u\n",
-			config.page_size, config.nr_queues, config.max_batch);
-		return -EINVAL;
-	}
-
-	dev = tmem_alloc_dev(vdev, &config);
 	if (!dev)
 		return -ENOMEM;
 	vdev->priv = dev;
@@ -213,6 +204,28 @@ static int tmem_probe(struct virtio_device *vdev)
 	if (err)
 		tmem_free_dev(dev);
 	return err;
+}
+
+static int tmem_probe(struct virtio_device *vdev)
+{
+	struct tmem_config config;
+	int err;
+
+	tmem_read_config(vdev, &config);
+	if (config.page_size != PAGE_SIZE || !config.nr_queues ||
+	    !config.max_batch) {
+		dev_err(&vdev->dev,
+			"cannot use pages of %u bytes, %u queues, batches of %u\n",
+			config.page_size, config.nr_queues, config.max_batch);
+		return -EINVAL;
+	}
+	err = tmem_start(vdev, &config);
+	if (!err || err == -ENOMEM || !config.nr_store_queues)
+		return err;
+	/* A front end may have fewer queues than the device behind it */
+	config.nr_queues -= config.nr_store_queues;
+	config.nr_store_queues = 0;
+	return tmem_start(vdev, &config);
 }
 
 static void tmem_remove(struct virtio_device *vdev)

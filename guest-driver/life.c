@@ -23,6 +23,18 @@ void tmem_shut(struct tmem_dev *dev)
 	tmem_close(dev);
 }
 
+/* Whether the queues that are in use have the same roles at the device. */
+static bool tmem_has_queues(struct tmem_dev *dev,
+			    const struct tmem_config *config)
+{
+	unsigned int stores = dev->config.nr_store_queues;
+
+	if (!stores)
+		return config->nr_queues >= dev->config.nr_queues;
+	return config->nr_store_queues == stores &&
+	       config->nr_queues == dev->config.nr_queues;
+}
+
 /* The device is reset: negotiate the features that it had. */
 static int tmem_negotiate(struct tmem_dev *dev)
 {
@@ -42,10 +54,7 @@ static int tmem_negotiate(struct tmem_dev *dev)
 		return -ENODEV;
 	tmem_read_config(vdev, &config);
 	if (config.page_size != PAGE_SIZE ||
-	    config.nr_queues < dev->config.nr_queues ||
-	    config.nr_store_queues != dev->config.nr_store_queues ||
-	    config.nr_queues - config.nr_store_queues !=
-	    dev->config.nr_queues - dev->config.nr_store_queues ||
+	    !tmem_has_queues(dev, &config) ||
 	    config.max_batch < dev->max_batch) {
 		dev_warn_once(&vdev->dev,
 			      "it came back with less than it had: unbind and bind the driver\n");
