@@ -14,12 +14,14 @@
 //! | [`scenario`] | what guests do and what must hold, by name |
 //! | [`outer`] | the emulated machine a guest runs in where it is not |
 //! | [`uml`] | guests that are processes (User Mode Linux) on one `tmem serve` |
+//! | [`exits`] | exits that a page costs, for a benchmark |
 //! | [`demo`] | what `cargo xtask demo` shows |
 //! | [`cpio`] | initramfs archives |
 
 pub mod console;
 pub mod cpio;
 pub mod demo;
+pub mod exits;
 pub mod guest;
 pub mod interrupts;
 pub mod keeper;

@@ -1,11 +1,11 @@
 //! `tmem-scenario NAME...`: runs scenarios where KVM is usable; the last line of each says how it went. `tmem-scenario
-//! demo` runs the demo there.
+//! demo` runs the demo there, and `tmem-scenario count-exits` what a benchmark counts.
 //! `tmem-scenario keep` and `announce` are what every process of a test runs under, see [`tmem_tests::keeper`].
 
 use std::process::ExitCode;
 
 use anyhow::Result;
-use tmem_tests::{demo, keeper, scenario};
+use tmem_tests::{demo, exits, keeper, scenario};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -15,6 +15,7 @@ fn main() -> ExitCode {
             said(keeper::announce(keeper, command).map(|never| match never {}))
         }
         [task] if task == "demo" => said(demo::run().map(|()| ExitCode::SUCCESS)),
+        [task] if task == "count-exits" => said(exits::tell().map(|()| ExitCode::SUCCESS)),
         names => scenarios(names),
     }
 }
