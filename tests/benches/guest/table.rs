@@ -1,0 +1,317 @@
+//! The tables, and the goals.
+
+use anyhow::Result;
+use tmem_testkit::report::Report;
+use tmem_tests::exits::Counts;
+
+use crate::figures::{self, Fill, Op, Requests, Time, middle};
+use crate::setup::{
+    DISK, DISKS, Disk, FEW_MODES, MODES, Measured, ONE_CPU, RAM, SWAPS, SYNC, Scale, TMEM, ZRAM,
+};
+
+/// Counts of the guest under KVM, or why there are none.
+pub(crate) type Counted = Result<Counts, &'static str>;
+
+/// What nothing is faster than.
+pub(crate) fn floors(measured: &Measured, scale: &Scale, report: &mut Report) -> Result<()> {
+    let Measured {
+        console,
+        codec,
+        ideal,
+    } = measured;
+    let requests = Requests::two_cpus(console, scale.pages)?;
+    let ram = |mode, op| requests.median(RAM, mode, op, Time::Mean);
+    println!("floors, ns");
+    let rows = [
+        (
+            "codec_compress_ns",
+            codec.compress,
+            "lz4, a page of the heap; on the host",
+        ),
+        (
+            "codec_decompress_ns",
+            codec.decompress,
+            "the same page back; on the host",
+        ),
+        ("copy_ns", codec.copy, "a copy of the page; on the host"),
+        (
+            "ideal_store_ns",
+            ideal.store,
+            "store of a page at the service, ideal client on the host",
+        ),
+        ("ideal_load_ns", ideal.load, "load of a page"),
+        (
+            "ideal_store8_ns",
+            ideal.store8,
+            "store of eight pages in a request",
+        ),
+        (
+            "ideal_load8_ns",
+            ideal.load8,
+            "load of eight pages in a request",
+        ),
+        (
+            "ideal_wakeup_ns",
+            ideal.wakeup,
+            "a kick that wakes the service, more than one that does not",
+        ),
+        (
+            "ram_store_ns",
+            ram("random1", Op::Store)?,
+            "request of a page to the ram disk, in the guest",
+        ),
+        (
+            "ram_load_ns",
+            ram("random1", Op::Load)?,
+            "the same, reading",
+        ),
+        (
+            "ram_store8_ns",
+            ram("random8", Op::Store)?,
+            "a page, in requests of eight",
+        ),
+        (
+            "ram_load8_ns",
+            ram("random8", Op::Load)?,
+            "the same, reading",
+        ),
+    ];
+    for (key, value, what) in rows {
+        println!("  {key:22} {value:9.0}   {what}");
+        report.put(key, value);
+    }
+    println!("  the heap's pages compress to {:.2}", codec.compressed);
+    report.put("heap_compressed", codec.compressed);
+    Ok(())
+}
+
+/// What requests cost.
+pub(crate) fn requests(measured: &Measured, scale: &Scale, report: &mut Report) -> Result<()> {
+    report.put("pages", f64::from(scale.pages));
+    report.put("rounds", scale.rounds as f64);
+    let two = Requests::two_cpus(&measured.console, scale.pages)?;
+    println!(
+        "\nrequests, ns a page above the ram disk; guest and service have a processor each; medians of {} rounds",
+        scale.rounds
+    );
+    print_modes(&two, &DISKS, &MODES, "", report)?;
+    let sync = Requests::two_cpus(&measured.console, scale.sync_pages)?;
+    println!(
+        "the same on a disk whose host file is written before the answer, without subtraction, {} pages",
+        scale.sync_pages
+    );
+    for mode in FEW_MODES {
+        let row = Row::of(mode, |op, time| sync.median(SYNC, mode, op, time))?;
+        row.print(SYNC, "", report);
+    }
+    let one = Requests::one_cpu(&measured.console, scale.pages)?;
+    println!(
+        "the same with guest and service on one processor; medians of {} rounds",
+        scale.one_cpu_rounds
+    );
+    print_modes(&one, &ONE_CPU, &FEW_MODES, "_one_cpu", report)
+}
+
+fn print_modes(
+    requests: &Requests<'_>,
+    disks: &[Disk],
+    modes: &[&'static str],
+    suffix: &str,
+    report: &mut Report,
+) -> Result<()> {
+    println!("                              store    with what is done later     load");
+    for mode in modes {
+        for disk in disks.iter().filter(|disk| **disk != RAM) {
+            let row = Row::of(mode, |op, time| requests.net(*disk, mode, op, time))?;
+            row.print(*disk, suffix, report);
+        }
+    }
+    Ok(())
+}
+
+/// What the pages of a disk take.
+struct Row {
+    mode: &'static str,
+    store: f64,
+    store_median: f64,
+    store_whole: f64,
+    load: f64,
+    load_median: f64,
+}
+
+impl Row {
+    fn of(mode: &'static str, get: impl Fn(Op, Time) -> Result<f64>) -> Result<Self> {
+        Ok(Self {
+            mode,
+            store: get(Op::Store, Time::Mean)?,
+            store_median: get(Op::Store, Time::Median)?,
+            store_whole: get(Op::Store, Time::Whole)?,
+            load: get(Op::Load, Time::Mean)?,
+            load_median: get(Op::Load, Time::Median)?,
+        })
+    }
+
+    fn print(&self, disk: Disk, suffix: &str, report: &mut Report) {
+        let Self {
+            mode,
+            store,
+            store_median,
+            store_whole,
+            load,
+            load_median,
+        } = *self;
+        let name = disk.name;
+        println!("  {mode:12} {name:12} {store:9.0} {store_whole:16.0} {load:18.0}");
+        let key = format!("{name}_{mode}{suffix}");
+        for (what, value) in [
+            ("store", store),
+            ("store_median", store_median),
+            ("store_sustained", store_whole),
+            ("load", load),
+            ("load_median", load_median),
+        ] {
+            report.put(&format!("{key}_{what}_ns"), value);
+        }
+    }
+}
+
+/// What a task on swap needed.
+pub(crate) fn swap(measured: &Measured, scale: &Scale, report: &mut Report) -> Result<()> {
+    println!(
+        "\nswap: a task that allocates {} MiB in a guest of {} MiB (a ram disk has {} of them), then reads it in order with \
+         \na readahead of eight pages (disk and zswap; the kernel reads ahead on no disk that is synchronous), then at \
+         \nrandom, page by page; every byte checked; medians of {} rounds",
+        scale.work, scale.memory, scale.ram, scale.swap_rounds
+    );
+    println!(
+        "                          allocate   reclaimed   for a reclaimed     in order     at random"
+    );
+    println!(
+        "                                ms       pages          page, us    us, a page    us, a page"
+    );
+    for kind in ["anonymous", "file"] {
+        for name in SWAPS {
+            let fills = figures::fills(&measured.console, name, kind)?;
+            let per_page = |phase: &str| -> Result<f64> {
+                let phases = figures::phases(&measured.console, name, kind, phase)?;
+                Ok(middle(&phases, |phase| phase.task / phase.pages / 1e3))
+            };
+            let row = [
+                ("allocate_ms", middle(&fills, |fill| fill.all.task / 1e6)),
+                ("reclaimed", middle(&fills, |fill| fill.all.reclaimed)),
+                ("reclaim_us", middle(&fills, |fill| fill.reclaim() / 1e3)),
+                ("sequential_us", per_page("sequential")?),
+                ("random_us", per_page("random")?),
+                ("reclaimed_per_s", middle(&fills, Fill::rate)),
+                ("written", middle(&fills, |fill| fill.all.out)),
+            ];
+            let [allocate, reclaimed, reclaim, sequential, random, ..] =
+                row.map(|(_, value)| value);
+            println!(
+                "  {kind:10} {name:12} {allocate:7.0} {reclaimed:11.0} {reclaim:17.1} {sequential:13.1} {random:13.1}"
+            );
+            for (key, value) in row {
+                report.put(&format!("swap_{kind}_{name}_{key}"), value);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the guest under KVM counted.
+pub(crate) fn exits(counted: &Counted, report: &mut Report) {
+    println!("\nexits for a page under KVM, served by the vCPU thread (inline)");
+    match counted {
+        Ok(counts) => {
+            println!(
+                "  {:.0} pages out, in and out; {:.3} for a page given up",
+                counts.stored, counts.invalidate
+            );
+            report.put("exits_pages", counts.stored);
+            report.put("exits_per_invalidate", counts.invalidate);
+            println!("  with a store thread: left out, tmem run has none");
+        }
+        Err(why) => println!("  {why}"),
+    }
+}
+
+/// The goals.
+pub(crate) fn goals(
+    measured: &Measured,
+    scale: &Scale,
+    counted: &Counted,
+    report: &mut Report,
+) -> Result<()> {
+    let console = &measured.console;
+    println!();
+    if let Ok(counts) = counted {
+        report.goal("exits_per_store", counts.store, "<= 0.15");
+        report.goal("exits_per_load_cluster", counts.load_cluster, "<= 0.2");
+        report.goal("exits_per_load_random", counts.load_random, "<= 1.0");
+        report.goal("interrupts_per_page_kvm", counts.interrupts, "<= 0");
+    }
+    let counts = figures::counts(console)?;
+    // As exact as the report: another process of the host may put the driver to sleep.
+    let interrupts = (counts.interrupts * 1000.0).round() / 1000.0;
+    report.goal("interrupts_per_page", interrupts, "<= 0");
+    for (what, count) in [
+        ("interrupts", counts.interrupts),
+        ("doorbells", counts.doorbells),
+        ("sleeps", counts.sleeps),
+    ] {
+        report.goal(&format!("{what}_per_1000_pages"), count * 1000.0, "");
+    }
+
+    let two = Requests::two_cpus(console, scale.pages)?;
+    let one = Requests::one_cpu(console, scale.pages)?;
+    let ratio = |requests: &Requests<'_>, mode, op, time| -> Result<f64> {
+        let zram = requests.net(ZRAM, mode, op, Time::Mean)?;
+        Ok(requests.net(TMEM, mode, op, time)? / zram.max(1.0))
+    };
+    for (key, requests, mode, op, goal) in [
+        ("store", &two, "random1", Op::Store, "<= 0.3"),
+        ("store8", &two, "random8", Op::Store, "<= 0.5"),
+        ("load", &two, "random1", Op::Load, "<= 1.4"),
+        ("load8", &two, "random8", Op::Load, "<= 1.2"),
+        ("store_one_cpu", &one, "random1", Op::Store, "<= 1.2"),
+        ("store8_one_cpu", &one, "random8", Op::Store, ""),
+        ("load_one_cpu", &one, "random1", Op::Load, ""),
+    ] {
+        let key = match key.strip_suffix("_one_cpu") {
+            Some(key) => format!("{key}_vs_zram_one_cpu"),
+            None => format!("{key}_vs_zram"),
+        };
+        report.goal(&key, ratio(requests, mode, op, Time::Mean)?, goal);
+        if op == Op::Store {
+            let sustained = ratio(requests, mode, op, Time::Whole)?;
+            report.goal(&format!("{key}_sustained"), sustained, "");
+        }
+    }
+    let load = two.net(TMEM, "random1", Op::Load, Time::Mean)?;
+    let disk = two.net(DISK, "random1", Op::Load, Time::Mean)?;
+    report.goal("load_vs_disk", load / disk.max(1.0), "");
+
+    let fill = |name, kind, of: fn(&Fill) -> f64| -> Result<f64> {
+        Ok(middle(&figures::fills(console, name, kind)?, of))
+    };
+    for (kind, key, goal) in [
+        ("file", "reclaim", ">= 2"),
+        ("anonymous", "reclaim_anonymous", ""),
+    ] {
+        let zram = fill("zram", kind, Fill::reclaim)?;
+        for (suffix, of, goal) in [
+            ("", Fill::reclaim as fn(&_) -> _, goal),
+            ("_sustained", Fill::sustained_reclaim, ""),
+        ] {
+            let ratio = zram / fill("tmem", kind, of)?.max(1.0);
+            report.goal(&format!("{key}_vs_zram{suffix}"), ratio, goal);
+        }
+        // The whole time of the task. That of the ram disk is the best that any disk could have.
+        let zram = fill("zram", kind, Fill::rate)?;
+        for (name, suffix) in [("tmem", ""), ("ram", "_of_ram")] {
+            let ratio = fill(name, kind, Fill::rate)? / zram;
+            report.goal(&format!("{key}_wall_vs_zram{suffix}"), ratio, "");
+        }
+    }
+    Ok(())
+}
