@@ -87,9 +87,9 @@ impl Scale {
         one_cpu_rounds: 7,
         sync_pages: 128,
         swap_rounds: 3,
-        work: 80,
-        ram: 64,
-        memory: 146,
+        work: 64,
+        ram: 50,
+        memory: 122,
         requests: 20_000,
     };
 }
