@@ -66,7 +66,7 @@ pub struct GuestSpec {
         skip_serializing_if = "Option::is_none"
     )]
     pub swap: Option<u64>,
-    /// Number of request queues; 4 when left out.
+    /// Number of request queues; 4 when left out. Stores have as many again.
     #[serde(
         default,
         deserialize_with = "notation::number::<1, MAX_REQUEST_QUEUES, _, _>",
