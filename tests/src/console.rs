@@ -37,7 +37,7 @@ impl Console {
     /// How often the driver has rung a doorbell, whatever for, by the last `counters MOMENT`.
     pub fn kicks(&self, moment: &str) -> Result<u64> {
         let mut kicks = 0;
-        for name in ["page", "invalidate", "control", "again"] {
+        for name in ["page", "staged", "invalidate", "control", "again"] {
             kicks += self.counter(moment, &format!("tmem.kicks_{name}"))?;
         }
         Ok(kicks)

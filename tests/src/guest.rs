@@ -30,6 +30,8 @@ pub enum Machine {
     Kvm,
     /// Nothing but a process, User Mode Linux; a `tmem serve` of its own has its pages.
     Process,
+    /// The same, and its driver has no staging pages.
+    ProcessUnstaged,
 }
 
 impl Machine {
@@ -37,7 +39,7 @@ impl Machine {
     pub fn disk(self) -> &'static str {
         match self {
             Self::Kvm => "vda",
-            Self::Process => "ubda",
+            Self::Process | Self::ProcessUnstaged => "ubda",
         }
     }
 }
@@ -79,7 +81,7 @@ impl Setup {
     pub fn on(machine: Machine) -> Self {
         let memory = match machine {
             Machine::Kvm => "40M",
-            Machine::Process => "32M",
+            Machine::Process | Machine::ProcessUnstaged => "32M",
         };
         Self {
             machine,
@@ -120,7 +122,7 @@ impl Guest {
     /// Starts a guest that runs `commands` (see `images/init`).
     pub fn start(setup: &Setup, commands: &str) -> Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-        if setup.machine == Machine::Process {
+        if setup.machine != Machine::Kvm {
             return Self::start_process(setup, commands, folder);
         }
         let disk = folder.path().join("disk");
@@ -181,7 +183,11 @@ impl Guest {
         let limit = setup.tmem.context("a process has its tmem device")?;
         let service =
             Service::start_in(folder.path(), "512M", &[(NAME, &format!(",limit={limit}"))])?;
-        let words = format!("{SWAP_DISK} {}", setup.kernel_words);
+        let stage = match setup.machine {
+            Machine::ProcessUnstaged => "tmem.stage=0",
+            _ => "",
+        };
+        let words = format!("{SWAP_DISK} {stage} {}", setup.kernel_words);
         let guest = uml::guest::Guest::start(
             &service.socket(NAME),
             folder.path(),

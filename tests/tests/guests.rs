@@ -156,3 +156,28 @@ fn with_tmem_1_zswap_steps_back_without_a_warning() -> Result<()> {
 fn the_statistics_of_the_host_are_those_of_the_guest() -> Result<()> {
     holds_anywhere("statistics")
 }
+
+/// The fast path can be turned off. These run wherever User Mode Linux does, as the driver is the same.
+fn holds_without_staging(name: &str) -> Result<()> {
+    scenario::run_on(Machine::ProcessUnstaged, name)
+}
+
+#[test]
+fn without_staging_pages_every_kind_of_page_comes_back() -> Result<()> {
+    holds_without_staging("every-kind-of-page")
+}
+
+#[test]
+fn without_staging_pages_processes_that_share_pages_each_see_their_own_bytes() -> Result<()> {
+    holds_without_staging("fork")
+}
+
+#[test]
+fn without_staging_pages_swapoff_brings_every_page_home() -> Result<()> {
+    holds_without_staging("swapoff")
+}
+
+#[test]
+fn without_staging_pages_a_guest_at_its_limit_survives_on_a_real_swap_disk() -> Result<()> {
+    holds_without_staging("limit")
+}

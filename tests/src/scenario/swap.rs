@@ -201,11 +201,13 @@ fn wrong_byte(machine: Machine) -> Result<()> {
 fn compressed_kernel() -> Result<()> {
     let setup = Setup {
         compressed: true,
+        // It unpacks itself high up, and the initramfs has to fit below.
+        memory: "48M".into(),
         ..Setup::default()
     };
     let console = Guest::start(
         &setup,
-        "swap_on tmemswap0; work size=32M; splats; counters end",
+        "swap_on tmemswap0; work size=40M; splats; counters end",
     )?
     .finish()?;
     console.verified(1)?;
