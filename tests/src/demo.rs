@@ -262,7 +262,7 @@ fn table(rows: &[Row]) {
     if crate::paths::inside_outer() {
         say(
             "The times are those of an emulated processor, where an exit costs about 0.1 ms, far more than on a real one. It \
-             makes\n(a) and (b) slow, which exit for each page, and not (c). Compare faults, memory and exits.",
+             makes\n(a) slow, which exits for each load, and (b), which does for each page, and not (c). Compare faults, memory and exits.",
         );
     }
     say("\nEvery guest verified every byte.");

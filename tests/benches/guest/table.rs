@@ -229,7 +229,7 @@ pub(crate) fn exits(counted: &Counted, report: &mut Report) {
             );
             report.put("exits_pages", counts.stored);
             report.put("exits_per_invalidate", counts.invalidate);
-            println!("  with a store thread: left out, tmem run has none");
+            println!("  with a store thread: not counted yet");
         }
         Err(why) => println!("  {why}"),
     }
