@@ -73,6 +73,8 @@ fn a_guest_waits_for_a_service_that_hangs_and_its_log_says_so() -> Result<()> {
          dmesg | grep 'no answer from the host'; {END}"
     );
     let setup = Setup {
+        // Stores wait as loads do, and on the same queue.
+        words: "tmem=1 tmem.stage=0 tmem.load_queues=0",
         memory: "64M",
         commands: &commands,
         ..Setup::default()

@@ -402,24 +402,28 @@ fn an_operator_changes_a_working_guest_and_it_keeps_every_byte() -> Result<()> {
         ..Setup::default()
     };
     let mut guest = start(&service, "vm1", &setup)?;
-    let mut moved = |amount: u64| {
-        let from = service.domain_stats("vm1")?.device("requests");
-        guest.eventually("the guest works", || {
-            Ok(service.domain_stats("vm1")?.device("requests") > from + amount)
-        })
+    let requests = || Ok::<_, anyhow::Error>(service.domain_stats("vm1")?.device("requests"));
+    let moved = |guest: &mut Guest, amount: u64| {
+        let from = requests()?;
+        guest.eventually("the guest works", || Ok(requests()? > from + amount))
     };
-    moved(500)?;
+    // It still fills its memory, so it stores.
+    moved(&mut guest, 50)?;
+    service.operate(&["set", "vm1", "weight=7", "reserve=16M"])?;
+    moved(&mut guest, 20)?;
+    service.operate(&["freeze", "vm1"])?;
+    guest.eventually("the guest is refused", || {
+        Ok(service.domain_stats("vm1")?.refused() > 0)
+    })?;
     for change in [
-        &["set", "vm1", "weight=7", "reserve=16M"][..],
-        &["freeze", "vm1"],
-        &["flush", "vm1", "64M"],
+        &["flush", "vm1", "64M"][..],
         &["thaw", "vm1"],
         &["set", "vm1", "limit=2M", "reserve=0"],
         &["flush", "vm1", "64M"],
         &["set", "vm1", "limit=none"],
     ] {
         service.operate(change)?;
-        moved(100)?;
+        moved(&mut guest, 100)?;
     }
     guest.wait_for("guest pause end")?;
     guest.go_on()?;
