@@ -16,9 +16,6 @@
 
 #include "tmem.h"
 
-/* With that many invalidates to send, a batch of them goes along */
-#define TMEM_RIDE_STORE		16
-
 /* Whether the host is not asked for room now. */
 bool tmem_is_withheld(struct tmem_dev *dev)
 {

@@ -29,6 +29,9 @@
 #define TMEM_BLOCK_SHIFT	6
 #define TMEM_BLOCK_PAGES	BIT(TMEM_BLOCK_SHIFT)
 
+/* With that many invalidates to send, a batch rides with the next store */
+#define TMEM_RIDE_STORE		16
+
 /* How long the host does not know what was stored or given up, in ms */
 #define TMEM_FLUSH_MS		20
 /* After that time pages that were refused are sent once more, in ms */

@@ -16,8 +16,6 @@
 
 #include "tmem.h"
 
-/* With that many to send, a batch rides with the next store */
-#define TMEM_RIDE_STORE		16
 /* A load waits for others only when the worker does not keep up */
 #define TMEM_RIDE_LOAD		1024
 
