@@ -79,6 +79,14 @@ fn count(console: &Console, line: &str) -> usize {
     lines.filter(|other| *other == line).count()
 }
 
+fn no_warnings(console: &Console) -> Result<()> {
+    ensure!(
+        count(console, "guest splats 0") == 1,
+        "the guest's kernel wrote warnings"
+    );
+    Ok(())
+}
+
 const OK: Option<Status> = Some(Status::Ok);
 
 #[test]
@@ -99,10 +107,7 @@ fn a_load_takes_the_invalidates_of_others_along_only_with_1024_of_them() -> Resu
     guest.go_on()?;
     let console = guest.finish()?;
     ensure!(count(&console, "guest back 0") == 2, "a load failed");
-    ensure!(
-        count(&console, "guest splats 0") == 1,
-        "the guest's kernel wrote warnings"
-    );
+    no_warnings(&console)?;
     // None was forgotten.
     let seen = &device.script().seen;
     let sent: usize = seen.iter().map(|(_, count, _)| count).sum();
@@ -143,10 +148,7 @@ fn a_full_guest_is_not_refused_before_its_host_has_heard_of_what_it_gave_up() ->
         count(&console, "guest stored 0") == 1,
         "the page was refused, or is not what was stored"
     );
-    ensure!(
-        count(&console, "guest splats 0") == 1,
-        "the guest's kernel wrote warnings"
-    );
+    no_warnings(&console)?;
     Ok(())
 }
 

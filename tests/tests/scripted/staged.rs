@@ -1,10 +1,12 @@
 //! Requests that the fast path saves: pages of zeroes, requests of many pages, staging pages.
 
 use anyhow::{Result, ensure};
+use tempfile::TempDir;
 use tmem_protocol::{Op, Status};
+use tmem_tests::uml::guest::Guest;
 
 use crate::device::{Device, Seen};
-use crate::{OK, begin, count, saw, start, start_on_disk, start_with};
+use crate::{OK, begin, count, no_warnings, saw, start, start_on_disk, start_with};
 
 /// Random pages in a file, to the disk and compared: `fill` makes so many, `put` stores the file, `same` loads and
 /// compares it. `idle` returns when no staging page is in use, `stuck` when so many were refused.
@@ -72,12 +74,7 @@ fn a_bio_of_many_pages_is_a_request_for_each_64() -> Result<()> {
 }
 
 /// At the guest's next pause, the device has seen what it should.
-fn begin_after(
-    device: &Device,
-    guest: &mut tmem_tests::uml::guest::Guest,
-    word: &str,
-    expected: &[Seen],
-) -> Result<()> {
+fn begin_after(device: &Device, guest: &mut Guest, word: &str, expected: &[Seen]) -> Result<()> {
     guest.wait_for(&format!("guest pause {word}"))?;
     saw(device, expected)?;
     guest.go_on()
@@ -107,10 +104,7 @@ fn staged_pages_come_in_batches_and_each_once() -> Result<()> {
         count(&console, "guest same 0") == 1,
         "pages came back as others"
     );
-    ensure!(
-        count(&console, "guest splats 0") == 1,
-        "the guest's kernel wrote warnings"
-    );
+    no_warnings(&console)?;
     Ok(())
 }
 
@@ -194,32 +188,31 @@ fn a_staged_page_that_the_host_refuses_stays_in_the_guest_until_there_is_room() 
         count(&console, "guest out 1") == 1,
         "a store to a full host succeeded"
     );
-    ensure!(
-        count(&console, "guest splats 0") == 1,
-        "the guest's kernel wrote warnings"
-    );
+    no_warnings(&console)?;
     Ok(())
 }
 
-/// What a guest asks for that pages 2 MiB of a process out to frontswap over a disk, and in again one after the other.
-fn loads_of_a_walk(words: &str) -> Result<Vec<usize>> {
-    let words = format!("tmem.swap=0 tmem.stage=64 test.page_cluster=3 {words}");
-    let (_folder, device, mut guest) = start_on_disk(
+/// A guest that pages 2 MiB of a process out to frontswap over a disk, and then waits to read them one after the other.
+fn start_walk(words: &str) -> Result<(TempDir, Device, Guest)> {
+    let (folder, device, mut guest) = start_on_disk(
         Some(64 << 20),
-        &words,
+        &format!("tmem.swap=0 tmem.stage=64 test.page_cluster=3 {words}"),
         "swap_on ubda; hog size=2M kinds=random phases=fill,pageout,wait & at_wait; pause out; go; wait $!; echo guest walk $?",
     )?;
     begin(&device, &mut guest, "out")?;
+    Ok((folder, device, guest))
+}
+
+/// How many pages each load of that guest asks for.
+fn loads_of_a_walk(words: &str) -> Result<Vec<usize>> {
+    let (_folder, device, mut guest) = start_walk(words)?;
     guest.go_on()?;
     let console = guest.finish()?;
     ensure!(
         count(&console, "guest walk 0") == 1,
         "pages came back as others"
     );
-    ensure!(
-        count(&console, "guest splats 0") == 1,
-        "the guest's kernel wrote warnings"
-    );
+    no_warnings(&console)?;
     let seen = seen(&device);
     let loads = seen.iter().filter(|(op, ..)| *op == Op::Load);
     let loads: Vec<usize> = loads.map(|(_, count, _)| *count).collect();
@@ -251,12 +244,7 @@ fn without_the_plug_each_page_of_a_readahead_is_a_request() -> Result<()> {
 
 #[test]
 fn a_lost_page_of_a_readahead_is_a_bus_error_and_leaves_no_task_waiting() -> Result<()> {
-    let (_folder, device, mut guest) = start_on_disk(
-        Some(64 << 20),
-        "tmem.swap=0 tmem.stage=64 test.page_cluster=3",
-        "swap_on ubda; hog size=2M kinds=random phases=fill,pageout,wait & at_wait; pause out; go; wait $!; echo guest walk $?",
-    )?;
-    begin(&device, &mut guest, "out")?;
+    let (_folder, device, mut guest) = start_walk("")?;
     device.script().loads = Status::NotFound;
     guest.go_on()?;
     let console = guest.finish()?;
@@ -265,9 +253,6 @@ fn a_lost_page_of_a_readahead_is_a_bus_error_and_leaves_no_task_waiting() -> Res
         "the process did not end with a bus error: {:?}",
         console.lines()
     );
-    ensure!(
-        count(&console, "guest splats 0") == 1,
-        "the guest's kernel wrote warnings"
-    );
+    no_warnings(&console)?;
     Ok(())
 }
