@@ -2,9 +2,14 @@
 /*
  * Virtio transcendent memory driver: the swap disk, /dev/tmemswapN.
  *
- * Synchronous, as zram is: a request is done when it was submitted. A block
- * that was never written, or was discarded, reads as zeroes without asking the
- * host. One whose data the host took and does not give back is an I/O error.
+ * Synchronous, as zram is: a request is done when it was submitted. With
+ * tmem.sync=0 the kernel reads ahead, as on other disks, and reads of one plug
+ * share a request; then writes are done when they were submitted, and reads
+ * when the plug is flushed.
+ *
+ * A block that was never written, or was discarded, reads as zeroes without
+ * asking the host. One whose data the host took and does not give back is an
+ * I/O error.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -13,13 +18,19 @@
 #include <linux/highmem.h>
 #include <linux/idr.h>
 #include <linux/module.h>
+#include <linux/moduleparam.h>
 #include <linux/pagemap.h>
 #include <linux/slab.h>
 
 #include "compat.h"
+#include "plug.h"
 #include "tmem.h"
 
 #define TMEM_PAGE_SECTORS	(PAGE_SIZE >> SECTOR_SHIFT)
+
+static bool tmem_sync = true;
+module_param_named(sync, tmem_sync, bool, 0444);
+MODULE_PARM_DESC(sync, "The swap disk is synchronous: the kernel does not read ahead (on by default)");
 
 /**
  * struct tmem_disk - the disk; outlives the device while it is open
@@ -152,6 +163,89 @@ static void tmem_bio_rw(struct tmem_disk *td, struct bio *bio)
 	bio_endio(bio);
 }
 
+/**
+ * struct tmem_bios - bios that are read together
+ * @plug: where they wait
+ * @td: their disk, which is open until they end
+ * @bios: the bios, of whole blocks
+ * @blocks: how many blocks
+ * @io: the loads
+ */
+struct tmem_bios {
+	struct tmem_plug plug;
+	struct tmem_disk *td;
+	struct bio_list bios;
+	unsigned int blocks;
+	struct tmem_io io;
+};
+
+/* Several bios may read the same block: then it is missing in all of them */
+static void tmem_bios_loaded(struct tmem_io *io, unsigned long index,
+			     struct page *page, int err)
+{
+	struct tmem_bios *bios = container_of(io, struct tmem_bios, io);
+	sector_t sector = (sector_t)index * TMEM_PAGE_SECTORS;
+	struct bio *bio;
+
+	if (!err)
+		return;
+	bio_list_for_each(bio, &bios->bios) {
+		if (sector >= bio->bi_iter.bi_sector &&
+		    sector < bio_end_sector(bio))
+			bio->bi_status = errno_to_blk_status(err);
+	}
+}
+
+static void tmem_bios_run(struct tmem_plug *plug)
+{
+	struct tmem_bios *bios = container_of(plug, struct tmem_bios, plug);
+	unsigned long start = jiffies;
+	struct bvec_iter iter;
+	struct bio_vec bv;
+	struct bio *bio;
+
+	tmem_io_begin(&bios->io, bios->td->area, VIRTIO_TMEM_OP_LOAD,
+		      bios->blocks > 1);
+	bios->io.fill = true;
+	bios->io.done = tmem_bios_loaded;
+	bio_list_for_each(bio, &bios->bios) {
+		bio_start_io_acct(bio);
+		bio_for_each_segment(bv, bio, iter)
+			tmem_io_load(&bios->io,
+				     iter.bi_sector / TMEM_PAGE_SECTORS,
+				     bv.bv_page);
+	}
+	tmem_io_end(&bios->io);
+	bios->blocks = 0;
+	while ((bio = bio_list_pop(&bios->bios))) {
+		bio_end_io_acct(bio, start);
+		bio_endio(bio);
+	}
+}
+
+/* Return: whether the bio is read later, when the plug is flushed. */
+static bool tmem_bios_add(struct tmem_disk *td, struct bio *bio)
+{
+	unsigned int blocks = bio_sectors(bio) / TMEM_PAGE_SECTORS;
+	struct tmem_bios *bios;
+	struct tmem_plug *plug;
+
+	/* A large one is a request by itself */
+	if (tmem_sync || blocks >= VIRTIO_TMEM_MAX_BATCH ||
+	    !tmem_is_blocks(bio))
+		return false;
+	plug = tmem_plug_get(td, sizeof(*bios), tmem_bios_run);
+	if (!plug)
+		return false;
+	bios = container_of(plug, struct tmem_bios, plug);
+	bios->td = td;
+	if (bios->blocks + blocks > VIRTIO_TMEM_MAX_BATCH)
+		tmem_bios_run(plug);
+	bio_list_add(&bios->bios, bio);
+	bios->blocks += blocks;
+	return true;
+}
+
 /* Whole blocks only: of a part of a block the rest has to stay. */
 static void tmem_bio_discard(struct tmem_disk *td, struct bio *bio)
 {
@@ -172,6 +266,9 @@ static void tmem_submit_bio(struct bio *bio)
 
 	switch (bio_op(bio)) {
 	case REQ_OP_READ:
+		if (tmem_bios_add(td, bio))
+			break;
+		fallthrough;
 	case REQ_OP_WRITE:
 		tmem_bio_rw(td, bio);
 		break;
@@ -240,11 +337,29 @@ static const struct block_device_operations tmem_disk_ops = {
 	.owner = THIS_MODULE,
 	.submit_bio = tmem_submit_bio,
 	.swap_slot_free_notify = tmem_slot_free_notify,
-#ifdef TMEM_HAVE_RW_PAGE
-	.rw_page = tmem_rw_page,
-#endif
 	.free_disk = tmem_free_disk,
 };
+
+#ifdef TMEM_HAVE_RW_PAGE
+/* This entry point makes a disk synchronous for the swap code */
+static const struct block_device_operations tmem_sync_disk_ops = {
+	.owner = THIS_MODULE,
+	.submit_bio = tmem_submit_bio,
+	.swap_slot_free_notify = tmem_slot_free_notify,
+	.rw_page = tmem_rw_page,
+	.free_disk = tmem_free_disk,
+};
+
+static const struct block_device_operations *tmem_ops(void)
+{
+	return tmem_sync ? &tmem_sync_disk_ops : &tmem_disk_ops;
+}
+#else
+static const struct block_device_operations *tmem_ops(void)
+{
+	return &tmem_disk_ops;
+}
+#endif
 
 /**
  * tmem_block_attach() - make the swap disk of a device
@@ -275,7 +390,7 @@ int tmem_block_attach(struct tmem_dev *dev, u64 bytes)
 	if (!td->area)
 		goto free;
 
-	td->disk = tmem_alloc_disk();
+	td->disk = tmem_alloc_disk(tmem_sync);
 	if (IS_ERR(td->disk)) {
 		err = PTR_ERR(td->disk);
 		goto free;
@@ -283,7 +398,7 @@ int tmem_block_attach(struct tmem_dev *dev, u64 bytes)
 	/* No major: the block layer has a range for such disks */
 	td->disk->minors = 0;
 	td->disk->flags |= GENHD_FL_NO_PART;
-	td->disk->fops = &tmem_disk_ops;
+	td->disk->fops = tmem_ops();
 	td->disk->private_data = td;
 	snprintf(td->disk->disk_name, DISK_NAME_LEN, "tmemswap%d", td->id);
 	set_capacity(td->disk, td->area->nr_pages * TMEM_PAGE_SECTORS);

@@ -60,7 +60,7 @@ static inline int tmem_find_vqs(struct virtio_device *vdev, unsigned int nvqs,
 #endif
 
 #ifndef TMEM_HAVE_QUEUE_FEATURES
-static inline struct gendisk *tmem_alloc_disk(void)
+static inline struct gendisk *tmem_alloc_disk(bool sync)
 {
 	struct gendisk *disk = blk_alloc_disk(NUMA_NO_NODE);
 	struct request_queue *q;
@@ -77,13 +77,14 @@ static inline struct gendisk *tmem_alloc_disk(void)
 	blk_queue_max_write_zeroes_sectors(q, UINT_MAX);
 	blk_queue_flag_set(QUEUE_FLAG_NONROT, q);
 #ifdef QUEUE_FLAG_SYNCHRONOUS
-	blk_queue_flag_set(QUEUE_FLAG_SYNCHRONOUS, q);
+	if (sync)
+		blk_queue_flag_set(QUEUE_FLAG_SYNCHRONOUS, q);
 #endif
 	blk_queue_flag_clear(QUEUE_FLAG_ADD_RANDOM, q);
 	return disk;
 }
 #else
-static inline struct gendisk *tmem_alloc_disk(void)
+static inline struct gendisk *tmem_alloc_disk(bool sync)
 {
 	struct queue_limits lim = {
 		.logical_block_size = PAGE_SIZE,
@@ -93,7 +94,7 @@ static inline struct gendisk *tmem_alloc_disk(void)
 		.discard_granularity = PAGE_SIZE,
 		.max_hw_discard_sectors = UINT_MAX,
 		.max_write_zeroes_sectors = UINT_MAX,
-		.features = BLK_FEAT_SYNCHRONOUS,
+		.features = sync ? BLK_FEAT_SYNCHRONOUS : 0,
 	};
 
 	return blk_alloc_disk(&lim, NUMA_NO_NODE);

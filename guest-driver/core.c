@@ -14,6 +14,7 @@
 #include <linux/virtio_config.h>
 #include <linux/virtio_ring.h>
 
+#include "plug.h"
 #include "tmem.h"
 
 /* More queues than this only cost memory */
@@ -294,9 +295,12 @@ static int __init tmem_init(void)
 	if (!tmem_enable)
 		return 0;
 	tmem_debugfs_init();
+	tmem_plug_init();
 	err = register_virtio_driver(&tmem_driver);
-	if (err)
+	if (err) {
+		tmem_plug_exit();
 		tmem_debugfs_exit();
+	}
 	return err;
 }
 module_init(tmem_init);
@@ -306,6 +310,7 @@ static void __exit tmem_exit(void)
 	if (!tmem_enable)
 		return;
 	unregister_virtio_driver(&tmem_driver);
+	tmem_plug_exit();
 	tmem_debugfs_exit();
 }
 module_exit(tmem_exit);

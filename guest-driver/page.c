@@ -353,7 +353,8 @@ static int tmem_load_again(struct tmem_transfer *of, unsigned long index,
 	return 0;
 }
 
-static void tmem_loaded(struct tmem_io *io, struct page *page, int err)
+static void tmem_loaded(struct tmem_io *io, unsigned long index,
+			struct page *page, int err)
 {
 	if (err == -ENOENT && io->fill) {
 		clear_highpage(page);
@@ -364,7 +365,7 @@ static void tmem_loaded(struct tmem_io *io, struct page *page, int err)
 	else
 		io->err = err;
 	if (io->done)
-		io->done(page, err);
+		io->done(io, index, page, err);
 }
 
 static void tmem_load_answered(struct tmem_io *io, unsigned int i)
@@ -382,7 +383,7 @@ static void tmem_load_answered(struct tmem_io *io, unsigned int i)
 		tmem_count_op(t->area->user, TMEM_LOADS_OK, 1);
 	else
 		err = tmem_load_again(t, index, page, status);
-	tmem_loaded(io, page, err);
+	tmem_loaded(io, index, page, err);
 }
 
 static void tmem_load_submit(struct tmem_io *io)
@@ -396,7 +397,9 @@ static void tmem_load_submit(struct tmem_io *io)
 	if (tmem_transfer_submit(t)) {
 		tmem_count_op(t->area->user, TMEM_LOADS_FAILED, count);
 		for (i = 0; i < count; i++)
-			tmem_loaded(io, t->slot->page[i], -EIO);
+			tmem_loaded(io,
+				    le32_to_cpu(t->slot->out->entry[i].index),
+				    t->slot->page[i], -EIO);
 	} else {
 		for (i = 0; i < count; i++)
 			tmem_load_answered(io, i);
@@ -416,7 +419,7 @@ void tmem_io_load(struct tmem_io *io, unsigned long index, struct page *page)
 	int err;
 
 	if (index >= t->area->nr_pages) {
-		tmem_loaded(io, page, -EINVAL);
+		tmem_loaded(io, index, page, -EINVAL);
 		return;
 	}
 	if (t->dev)
@@ -434,7 +437,7 @@ void tmem_io_load(struct tmem_io *io, unsigned long index, struct page *page)
 			return;
 		tmem_count_op(t->area->user, TMEM_LOADS_FAILED, 1);
 	}
-	tmem_loaded(io, page, err);
+	tmem_loaded(io, index, page, err);
 }
 
 /**

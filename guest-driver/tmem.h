@@ -463,7 +463,8 @@ struct tmem_io {
 	struct tmem_transfer transfer;
 	int srcu;
 	bool fill;
-	void (*done)(struct page *page, int err);
+	void (*done)(struct tmem_io *io, unsigned long index,
+		     struct page *page, int err);
 	int err;
 };
 
@@ -623,11 +624,6 @@ void tmem_io_load(struct tmem_io *io, unsigned long index, struct page *page);
 int tmem_io_end(struct tmem_io *io);
 int tmem_store(struct tmem_area *area, unsigned long index, struct page *page);
 int tmem_load(struct tmem_area *area, unsigned long index, struct page *page);
-
-/* plug.c */
-void tmem_plug_init(void);
-bool tmem_plug_load(struct tmem_area *area, unsigned long index,
-		    struct page *page);
 
 /* frontswap.c */
 #if IS_ENABLED(CONFIG_TMEM_FRONTSWAP)

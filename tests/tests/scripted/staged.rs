@@ -192,20 +192,28 @@ fn a_staged_page_that_the_host_refuses_stays_in_the_guest_until_there_is_room() 
     Ok(())
 }
 
-/// A guest that pages 2 MiB of a process out to frontswap over a disk, and then waits to read them one after the other.
-fn start_walk(words: &str) -> Result<(TempDir, Device, Guest)> {
+/// Pages of frontswap over a disk.
+const FRONTSWAP: &str = "tmem.swap=0";
+/// Pages of the driver's disk, on which the kernel reads ahead.
+const DISK: &str = "tmem.frontswap=0 tmem.sync=0";
+
+/// A guest that pages 2 MiB of a process out, and then waits to read them one after the other.
+fn start_walk(user: &str, words: &str) -> Result<(TempDir, Device, Guest)> {
+    let swap = if user == FRONTSWAP { "ubda" } else { "tmemswap0" };
     let (folder, device, mut guest) = start_on_disk(
         Some(64 << 20),
-        &format!("tmem.swap=0 tmem.stage=64 test.page_cluster=3 {words}"),
-        "swap_on ubda; hog size=2M kinds=random phases=fill,pageout,wait & at_wait; pause out; go; wait $!; echo guest walk $?",
+        &format!("{user} tmem.stage=64 test.page_cluster=3 {words}"),
+        &format!(
+            "swap_on {swap}; hog size=2M kinds=random phases=fill,pageout,wait & at_wait; pause out; go; wait $!; echo guest walk $?"
+        ),
     )?;
     begin(&device, &mut guest, "out")?;
     Ok((folder, device, guest))
 }
 
 /// How many pages each load of that guest asks for.
-fn loads_of_a_walk(words: &str) -> Result<Vec<usize>> {
-    let (_folder, device, mut guest) = start_walk(words)?;
+fn loads_of_a_walk(user: &str, words: &str) -> Result<Vec<usize>> {
+    let (_folder, device, mut guest) = start_walk(user, words)?;
     guest.go_on()?;
     let console = guest.finish()?;
     ensure!(
@@ -216,13 +224,11 @@ fn loads_of_a_walk(words: &str) -> Result<Vec<usize>> {
     let seen = seen(&device);
     let loads = seen.iter().filter(|(op, ..)| *op == Op::Load);
     let loads: Vec<usize> = loads.map(|(_, count, _)| *count).collect();
-    println!("{words}: {loads:?}");
+    println!("{user} {words}: {loads:?}");
     Ok(loads)
 }
 
-#[test]
-fn a_readahead_of_eight_pages_is_one_request() -> Result<()> {
-    let loads = loads_of_a_walk("")?;
+fn are_together(loads: &[usize]) -> Result<()> {
     let pages: usize = loads.iter().sum();
     ensure!(
         pages >= 400 && loads.len() <= pages / 4 && loads.contains(&8),
@@ -232,9 +238,7 @@ fn a_readahead_of_eight_pages_is_one_request() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn without_the_plug_each_page_of_a_readahead_is_a_request() -> Result<()> {
-    let loads = loads_of_a_walk("tmem.plug=0")?;
+fn are_apart(loads: &[usize]) -> Result<()> {
     ensure!(
         loads.len() >= 400 && loads.iter().all(|count| *count == 1),
         "{loads:?}"
@@ -242,9 +246,8 @@ fn without_the_plug_each_page_of_a_readahead_is_a_request() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_lost_page_of_a_readahead_is_a_bus_error_and_leaves_no_task_waiting() -> Result<()> {
-    let (_folder, device, mut guest) = start_walk("")?;
+fn ends_with_a_bus_error(user: &str) -> Result<()> {
+    let (_folder, device, mut guest) = start_walk(user, "")?;
     device.script().loads = Status::NotFound;
     guest.go_on()?;
     let console = guest.finish()?;
@@ -255,4 +258,31 @@ fn a_lost_page_of_a_readahead_is_a_bus_error_and_leaves_no_task_waiting() -> Res
     );
     no_warnings(&console)?;
     Ok(())
+}
+
+#[test]
+fn a_readahead_of_eight_pages_is_one_request() -> Result<()> {
+    are_together(&loads_of_a_walk(FRONTSWAP, "")?)
+}
+
+#[test]
+fn a_readahead_on_a_disk_that_is_not_synchronous_is_one_request() -> Result<()> {
+    are_together(&loads_of_a_walk(DISK, "")?)
+}
+
+#[test]
+fn a_synchronous_disk_has_no_readahead() -> Result<()> {
+    are_apart(&loads_of_a_walk(DISK, "tmem.sync=1")?)
+}
+
+#[test]
+fn without_the_plug_each_page_of_a_readahead_is_a_request() -> Result<()> {
+    are_apart(&loads_of_a_walk(FRONTSWAP, "tmem.plug=0")?)?;
+    are_apart(&loads_of_a_walk(DISK, "tmem.plug=0")?)
+}
+
+#[test]
+fn a_lost_page_of_a_readahead_is_a_bus_error_and_leaves_no_task_waiting() -> Result<()> {
+    ends_with_a_bus_error(FRONTSWAP)?;
+    ends_with_a_bus_error(DISK)
 }
