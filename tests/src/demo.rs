@@ -13,6 +13,10 @@ use crate::stats::Stats;
 const GUEST_MIB: u64 = 96;
 const WORK_MIB: u64 = 256;
 const MIB: u64 = 1 << 20;
+/// Readahead as the kernel has it, eight pages; the guest's init turns it off otherwise. On zram there is none.
+const READAHEAD: &str = "test.page_cluster=3";
+/// Readahead on the driver's disk, too: eight pages for one exit.
+const TMEM_WORDS: &str = "tmem=1 tmem.sync=0 test.page_cluster=3";
 /// Time between two lines of the live view.
 const GLANCE: Duration = Duration::from_secs(1);
 /// The same under emulation, where asking for the stats takes the guest's time.
@@ -42,7 +46,7 @@ pub fn run() -> Result<()> {
         "(b) virtio-blk swap disk",
         &Setup {
             tmem: None,
-            kernel_words: "",
+            kernel_words: READAHEAD,
             disk: Some((WORK_MIB + GUEST_MIB) * MIB),
             memory: format!("{GUEST_MIB}M"),
             show: false,
@@ -58,7 +62,7 @@ pub fn run() -> Result<()> {
         "(c) zram in the guest",
         &Setup {
             tmem: None,
-            kernel_words: "",
+            kernel_words: READAHEAD,
             memory: format!("{zram_memory}M"),
             show: false,
             ..Setup::default()
@@ -77,6 +81,7 @@ fn with_tmem() -> Result<(Row, u64)> {
     let setup = Setup {
         memory: format!("{GUEST_MIB}M"),
         tmem: Some("512M"),
+        kernel_words: TMEM_WORDS,
         show: false,
         ..Setup::default()
     };

@@ -118,6 +118,11 @@ fn processes_that_share_swapped_pages_each_see_their_own_bytes() -> Result<()> {
 }
 
 #[test]
+fn a_guest_without_memory_that_reads_ahead_gets_every_byte_back() -> Result<()> {
+    holds_anywhere("readahead")
+}
+
+#[test]
 fn swapoff_brings_every_page_home_and_leaves_the_store_empty() -> Result<()> {
     holds_anywhere("swapoff")
 }

@@ -13,6 +13,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::on_kvm("compressed-kernel", compressed_kernel),
     Scenario::anywhere("every-kind-of-page", every_kind_of_page),
     Scenario::anywhere("fork", fork),
+    Scenario::anywhere("readahead", readahead),
     Scenario::anywhere("swapoff", swapoff),
     Scenario::anywhere("limit", limit),
     Scenario::anywhere("wrong-byte", wrong_byte),
@@ -68,6 +69,32 @@ fn fork(machine: Machine) -> Result<()> {
         console.counter("end", "tmem.frontswap_loads_ok")? > 0,
         "the guest had no need to swap"
     );
+    Ok(())
+}
+
+/// A guest that reads ahead while it has hardly any memory: pages wait in the plug of a task that sleeps for memory.
+fn readahead(machine: Machine) -> Result<()> {
+    for user in ["", "tmem.frontswap=0"] {
+        let words = format!("tmem=1 tmem.sync=0 test.page_cluster=3 {user}");
+        let setup = Setup {
+            kernel_words: Box::leak(words.into_boxed_str()),
+            ..Setup::on(machine)
+        };
+        let guest = Guest::start(
+            &setup,
+            "swap_on tmemswap0; work size=96M phases=fill,overwrite,fork; splats; counters end",
+        )?;
+        let console = guest.finish()?;
+        console.verified(1)?;
+        let counted = |name: &str| console.counter("end", name);
+        let loads = counted("tmem.frontswap_loads_ok")? + counted("tmem.block_loads_ok")?;
+        let faults = counted("vmstat.pgmajfault")?;
+        println!("{user}: {loads} pages were loaded in {faults} faults");
+        ensure!(
+            loads > 10_000 && faults < loads,
+            "{user}: {loads} pages were loaded in {faults} faults"
+        );
+    }
     Ok(())
 }
 

@@ -199,7 +199,11 @@ const DISK: &str = "tmem.frontswap=0 tmem.sync=0";
 
 /// A guest that pages 2 MiB of a process out, and then waits to read them one after the other.
 fn start_walk(user: &str, words: &str) -> Result<(TempDir, Device, Guest)> {
-    let swap = if user == FRONTSWAP { "ubda" } else { "tmemswap0" };
+    let swap = if user == FRONTSWAP {
+        "ubda"
+    } else {
+        "tmemswap0"
+    };
     let (folder, device, mut guest) = start_on_disk(
         Some(64 << 20),
         &format!("{user} tmem.stage=64 test.page_cluster=3 {words}"),
