@@ -51,10 +51,10 @@ unsigned long tmem_dev_pages(struct tmem_dev *dev)
 	struct tmem_area *area;
 	unsigned long pages = 0;
 
-	mutex_lock(&dev->lock);
+	spin_lock(&dev->list_lock);
 	list_for_each_entry(area, &dev->areas, list)
 		pages += tmem_area_pages(area);
-	mutex_unlock(&dev->lock);
+	spin_unlock(&dev->list_lock);
 	return pages;
 }
 
@@ -187,7 +187,9 @@ struct tmem_area *tmem_area_create(struct tmem_dev *dev, enum tmem_user user,
 	}
 
 	mutex_lock(&dev->lock);
+	spin_lock(&dev->list_lock);
 	list_add_tail(&area->list, &dev->areas);
+	spin_unlock(&dev->list_lock);
 	mutex_unlock(&dev->lock);
 	rcu_assign_pointer(area->dev, dev);
 	return area;
@@ -205,7 +207,9 @@ static void tmem_area_detach(struct tmem_area *area, struct tmem_dev *dev)
 
 	lockdep_assert_held(&dev->lock);
 
+	spin_lock(&dev->list_lock);
 	list_del_init(&area->list);
+	spin_unlock(&dev->list_lock);
 	for (i = 0; i < area->nr_queues; i++) {
 		struct tmem_queue *q = &dev->queues[i];
 

@@ -157,6 +157,7 @@ static struct tmem_dev *tmem_alloc_dev(struct virtio_device *vdev,
 	tmem_share_queues(dev);
 	mutex_init(&dev->life_lock);
 	mutex_init(&dev->lock);
+	spin_lock_init(&dev->list_lock);
 	mutex_init(&dev->break_lock);
 	INIT_LIST_HEAD(&dev->areas);
 	INIT_WORK(&dev->event_work, tmem_event_work);

@@ -73,12 +73,13 @@ static void tmem_debugfs_show_dev(struct seq_file *m, struct tmem_dev *dev)
 	unsigned long pending = 0;
 	struct tmem_area *area;
 
-	mutex_lock(&dev->lock);
+	/* Not the lock that is held while the host is waited for */
+	spin_lock(&dev->list_lock);
 	list_for_each_entry(area, &dev->areas, list) {
 		pages[area->user] += tmem_area_pages(area);
 		pending += tmem_area_pending(area);
 	}
-	mutex_unlock(&dev->lock);
+	spin_unlock(&dev->list_lock);
 	for (i = 0; i < dev->nr_queues; i++) {
 		struct tmem_stage *s = &dev->queues[i].stage;
 

@@ -308,7 +308,8 @@ struct tmem_config {
  * @life_lock: held while the device is set up or taken down: probe, sleep,
  *	reviving, remove
  * @lock: protects @areas, and keeps them for the task that sends their
- *	invalidates
+ *	invalidates; held while the host is waited for
+ * @list_lock: held with @lock to change @areas, and alone to walk over them
  * @areas: areas on this device
  * @pool: ids of the pools, by user
  * @has_user: whether the user is there, and needs its pool
@@ -349,6 +350,7 @@ struct tmem_dev {
 
 	struct mutex life_lock;		/* set-up and tear-down */
 	struct mutex lock;		/* areas */
+	spinlock_t list_lock;		/* areas, for those who only read */
 	struct list_head areas;
 	u32 pool[TMEM_NR_USERS];
 	bool has_user[TMEM_NR_USERS];

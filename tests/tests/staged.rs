@@ -62,6 +62,22 @@ fn a_service_that_is_killed_takes_no_staged_page_with_it() -> Result<()> {
     finish(guest, 4)
 }
 
+#[test]
+fn a_guest_reads_its_statistics_while_its_host_hangs() -> Result<()> {
+    let service = Service::start("64M", &[("vm1", ",swap=16M")])?;
+    let commands = "put 48; state staged 0; pause sent; blkdiscard /dev/tmemswap0; \
+                    sleep 1; cat /sys/kernel/debug/tmem/stats >/tmp/stats & sleep 2; grep -q pending_invalidates /tmp/stats; \
+                    echo guest same $?; pause read; wait $!";
+    let mut guest = start(&service, "tmem=1 tmem.frontswap=0", commands)?;
+    guest.wait_for("guest pause sent")?;
+    service.hang()?;
+    guest.go_on()?;
+    guest.wait_for("guest pause read")?;
+    service.proceed()?;
+    guest.go_on()?;
+    finish(guest, 1)
+}
+
 /// The host refuses every page, and begins with that when the guest has staged all: no store is staged any more after the
 /// first refusal.
 fn refuse_all_once_staged(service: &Service, guest: &mut Guest) -> Result<()> {
