@@ -1,6 +1,6 @@
 //! A guest with one request of the tmem device at a time, as lean as a driver is: the floor of benches.
 
-use tmem_protocol::{Entry, Op, RequestHeader, Response, Status};
+use tmem_protocol::{Entry, MAX_BATCH, Op, RequestHeader, Response, Status};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -44,7 +44,7 @@ impl<'a> Lane<'a> {
         Self::new(&guest.memory, *ring.layout(), pool, ring.next())
     }
 
-    /// Offers a request for the pages of at most 8 indices, the first at guest address `frame`, the others
+    /// Offers a request for the pages of at most [`MAX_BATCH`] indices, the first at guest address `frame`, the others
     /// behind it. Returns whether the device wants a kick.
     pub fn submit(&mut self, op: Op, indices: std::ops::Range<u32>, frame: u64) -> bool {
         self.count = indices.len();
@@ -125,7 +125,7 @@ impl<'a> Lane<'a> {
 
     /// Takes the answer, which must say that all went well.
     pub fn take(&self) {
-        let mut answer = [0u8; size_of::<Response>() + 8];
+        let mut answer = [0u8; size_of::<Response>() + MAX_BATCH as usize];
         let answer = &mut answer[..size_of::<Response>() + self.count];
         self.read(answer, self.keys + ANSWER);
         let ok = u8::from(Status::Ok);

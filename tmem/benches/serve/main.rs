@@ -7,6 +7,7 @@
 //! | module | measures |
 //! |---|---|
 //! | `path` | requests through the ring of the service, against the same requests served inline |
+//! | `batch` | where the time of a request of 1, 8 and 32 pages goes |
 //! | `wakeup` | what it costs this machine to wake a thread |
 //! | `idle` | CPU time and memory of 64 connected guests that do nothing |
 //! | `neighbour` | latencies of a guest while another one does harm |
@@ -19,6 +20,7 @@
     reason = "measured numbers are small"
 )]
 
+mod batch;
 mod idle;
 mod neighbour;
 mod path;
@@ -59,7 +61,10 @@ fn main() {
         let mut mix = corpus::mixed(&sources);
         mix.truncate(scale.pages);
         corpus::print(&sources);
-        path::measure(&mix, &scale, &mut report);
+        path::with(&mix, |bench| {
+            path::rows(bench, &mix, &scale, &mut report);
+            batch::rows(bench, &mix, &scale, &mut report);
+        });
     }
     if run("idle") {
         idle::measure(&scale, &mut report);

@@ -33,9 +33,9 @@ const BATCH: usize = 8;
 const PAUSE: Duration = Duration::from_micros(100);
 
 /// The device in this process.
-struct Inline {
+pub(crate) struct Inline {
     device: TmemDevice,
-    domain: Domain,
+    pub(crate) domain: Domain,
     queue: Queue,
     _store: Store,
 }
@@ -82,13 +82,13 @@ enum Kick {
 }
 
 /// What one turn consists of.
-struct Turn<'a> {
-    op: Op,
-    batch: usize,
-    requests: usize,
+pub(crate) struct Turn<'a> {
+    pub(crate) op: Op,
+    pub(crate) batch: usize,
+    pub(crate) requests: usize,
     /// The guest reads what it loaded, in the time that counts.
-    read: bool,
-    pages: &'a [Page],
+    pub(crate) read: bool,
+    pub(crate) pages: &'a [Page],
 }
 
 impl Turn<'_> {
@@ -117,11 +117,11 @@ impl Turn<'_> {
 }
 
 /// Both sides.
-struct Bench<'a> {
+pub(crate) struct Bench<'a> {
     guest: &'a TestGuest,
     remote: Lane<'a>,
     lane: Lane<'a>,
-    inline: Inline,
+    pub(crate) inline: Inline,
 }
 
 /// Nanoseconds a request: medians of the rounds, and of their ratios.
@@ -132,7 +132,8 @@ struct Compared {
 }
 
 impl Bench<'_> {
-    fn inline(&mut self, turn: &Turn<'_>) -> f64 {
+    /// Median nanoseconds of a request that this process serves.
+    pub(crate) fn inline(&mut self, turn: &Turn<'_>) -> f64 {
         let (memory, inline) = (&self.guest.memory, &mut self.inline);
         turn.run(&mut self.lane, |_, _| inline.ring(memory))
     }
@@ -191,7 +192,8 @@ impl Bench<'_> {
     }
 }
 
-pub(crate) fn measure(pages: &[Page], scale: &Scale, report: &mut Report) {
+/// Gives `work` both sides, with these pages in the memory of the guest, on a processor of its own.
+pub(crate) fn with(pages: &[Page], work: impl FnOnce(&mut Bench<'_>)) {
     let served = Served::start(&["a".to_owned()]);
     let mut inline = Inline::new();
     let mut guest = TestGuest::connect_with(&served.socket("a"), MEMORY);
@@ -213,10 +215,11 @@ pub(crate) fn measure(pages: &[Page], scale: &Scale, report: &mut Report) {
         inline,
         guest: &guest,
     };
-    pinned(0, || rows(&mut bench, pages, scale, report));
+    pinned(0, || work(&mut bench));
 }
 
-fn rows(bench: &mut Bench<'_>, pages: &[Page], scale: &Scale, report: &mut Report) {
+/// Prints the table and the ratios.
+pub(crate) fn rows(bench: &mut Bench<'_>, pages: &[Page], scale: &Scale, report: &mut Report) {
     let turn = |op, batch, requests| Turn {
         op,
         batch,
