@@ -14,7 +14,7 @@ const SEEDS: std::ops::RangeInclusive<u32> = 1..=8;
 const OPERATIONS: &str = "500000";
 
 /// What must have happened in each sequence, or it shows little.
-const HAPPENED: [&str; 9] = [
+const HAPPENED: [&str; 11] = [
     "staged",
     "dropped",
     "refused",
@@ -24,6 +24,8 @@ const HAPPENED: [&str; 9] = [
     "resets",
     "swapoffs",
     "removals",
+    "met",
+    "met_resets",
 ];
 
 fn driver() -> PathBuf {
