@@ -5,12 +5,10 @@ use anyhow::{Result, ensure};
 use tmem_tests::service::Service;
 use tmem_tests::uml::guest::{END, Guest, Setup};
 
-/// `put` stores random pages on the swap disk, `same` loads them and compares. `state NAME PATTERN` returns when a count
-/// of the driver's staging pages is so.
+/// `put` stores random pages on the swap disk, `same` loads them and compares.
 const WORDS: &str = "\
     put() { dd if=/dev/urandom of=/tmp/pages bs=4096 count=$1 status=none; dd if=/tmp/pages of=/dev/tmemswap0 bs=4096 oflag=direct status=none; }; \
-    same() { dd if=/dev/tmemswap0 bs=4096 count=$1 iflag=direct status=none | cmp - /tmp/pages; echo guest same $?; }; \
-    state() { until grep -qx $1_pages.$2 /sys/kernel/debug/tmem/stats; do usleep 20000; done; }";
+    same() { dd if=/dev/tmemswap0 bs=4096 count=$1 iflag=direct status=none | cmp - /tmp/pages; echo guest same $?; }";
 
 /// 50 pages of a process, fewer than there are staging pages.
 const HOG: &str = "hog size=200K kinds=random phases=fill,pageout,wait";

@@ -14,7 +14,6 @@ const FILE: &str = "\
     fill() { dd if=/dev/urandom of=/tmp/pages bs=4096 count=$1 status=none; }; \
     put() { dd if=/tmp/pages of=/dev/tmemswap0 bs=$1 oflag=direct status=none; echo guest put $?; }; \
     same() { dd if=/dev/tmemswap0 of=/tmp/back bs=$1 count=$2 iflag=direct status=none; cmp /tmp/back /tmp/pages; echo guest same $?; }; \
-    state() { until grep -qx $1_pages.$2 /sys/kernel/debug/tmem/stats; do usleep 20000; done; }; \
     idle() { state staged 0; }; stuck() { state stuck $1; }";
 
 fn entries(device: &Device, op: Op) -> usize {
