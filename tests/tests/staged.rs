@@ -1,8 +1,9 @@
-//! Pages in the driver's staging pages, when the host refuses all, hangs, or ends, and when the driver goes: each comes
-//! back. User Mode Linux and `tmem serve`.
+//! Pages in the driver's staging pages, when the host refuses all, hangs, ends, or changes its limit, and when the driver
+//! goes: each comes back. User Mode Linux and `tmem serve`.
 
 use anyhow::{Result, ensure};
 use tmem_tests::service::Service;
+use tmem_tests::stats::Stats;
 use tmem_tests::uml::guest::{END, Guest, Setup};
 
 /// `put` stores random pages on the swap disk, `same` loads them and compares.
@@ -140,4 +141,54 @@ fn a_host_that_takes_pages_again_gets_what_it_refused() -> Result<()> {
     service.operate(&["thaw", "vm1"])?;
     guest.go_on()?;
     finish(guest, 2)
+}
+
+/// Times that the limit goes below what the guest has, a little above it, and away.
+const MOVES: u32 = 6;
+
+#[test]
+fn a_limit_that_goes_up_and_down_under_a_guest_that_stores_costs_no_byte() -> Result<()> {
+    let service = Service::start("256M", &[("vm1", "")])?;
+    // The guest works until it is told that it is enough. What the host refuses, and is not staged, goes to a disk.
+    let commands = "swap_on ubda; { read -r line </dev/console; touch /tmp/enough; } & \
+                    for moment in 1 2 3; do state stuck '[1-9][0-9]*'; echo guest stuck; state stuck 0; done & \
+                    until [ -f /tmp/enough ]; do work size=40M phases=fill,overwrite; done; pause end; counters end";
+    let setup = Setup {
+        disk: Some(96 << 20),
+        commands: &format!("{commands}; splats; {END}"),
+        words: "tmem=1 tmem.swap=0 tmem.stage=64",
+        ..Setup::default()
+    };
+    let mut guest = Guest::start(&service.socket("vm1"), service.folder(), &setup)?;
+    let set = |limit: &str| service.operate(&["set", "vm1", &format!("limit={limit}")]);
+    let host = || service.domain_stats("vm1");
+    let stored = |host: &Stats| host.get("/stores");
+    let mut grows = |what: &str, count: &dyn Fn(&Stats) -> u64, amount: u64| {
+        let from = count(&host()?);
+        guest.eventually(what, || Ok(count(&host()?) >= from + amount))
+    };
+    grows("the guest stores", &stored, 1000)?;
+    for _ in 0..MOVES {
+        set(&(host()?.get("/bytes_used") / 2).to_string())?;
+        grows("the host refuses pages", &Stats::refused, 10)?;
+        set(&(host()?.get("/bytes_used") + (64 << 10)).to_string())?;
+        grows("the guest finds the little that there is", &stored, 1)?;
+        grows("the host refuses pages again", &Stats::refused, 10)?;
+        set("none")?;
+        grows("the guest stores again", &stored, 500)?;
+    }
+    guest.go_on()?;
+    guest.wait_for("guest pause end")?;
+    guest.go_on()?;
+    let console = guest.finish()?;
+    let lines = console.lines();
+    let workers = lines.iter().filter(|line| line.starts_with("guest work "));
+    console.verified(workers.count())?;
+    ensure!(
+        lines.iter().any(|line| line == "guest stuck"),
+        "the host never refused a page that was staged"
+    );
+    let staged = console.counter("end", "tmem.frontswap_stores_staged")?;
+    ensure!(staged > 1000, "only {staged} pages were staged");
+    Ok(())
 }
