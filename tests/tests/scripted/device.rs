@@ -8,7 +8,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 use tmem_protocol::{
-    Config, EVENT_QUEUE, Entry, MAX_BATCH, Op, PAGE_SIZE, RequestHeader, Response, Status,
+    Config, EVENT_QUEUE, Entry, MAX_BATCH, Op, PAGE_SIZE, RequestHeader, Response, Status, feature,
 };
 use vhost::vhost_user::{Listener, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringMutex, VringT};
@@ -40,6 +40,9 @@ pub(crate) struct Script {
     pub(crate) loads: Status,
     /// Requests for pages, in the order of the ring.
     pub(crate) seen: Vec<Seen>,
+    /// Request queues of the configuration, and how many of them are store queues. More than the one that is served are for
+    /// front ends that have no such queues.
+    queues: (u16, u16),
     held: Vec<Request>,
     stalled: Vec<VringMutex>,
     pages: HashMap<(u32, u32), Vec<u8>>,
@@ -65,6 +68,11 @@ pub(crate) struct Device {
 impl Device {
     /// Listens on `socket`.
     pub(crate) fn listen(socket: &Path) -> Result<Self> {
+        Self::listen_with((1, 0), socket)
+    }
+
+    /// The same with so many request queues in the configuration, and so many of them for stores. It serves the first.
+    pub(crate) fn listen_with(queues: (u16, u16), socket: &Path) -> Result<Self> {
         let mut listener = Listener::new(socket, false).context("cannot listen")?;
         let memory = GuestMemoryAtomic::new(Memory::new());
         let script = Arc::new(Mutex::new(Script {
@@ -74,6 +82,7 @@ impl Device {
             room: usize::MAX,
             loads: Status::Ok,
             seen: Vec::new(),
+            queues,
             held: Vec::new(),
             pages: HashMap::new(),
             pools: 0,
@@ -241,7 +250,10 @@ impl VhostUserBackendMut for Script {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1 | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+        let (_, stores) = self.queues;
+        let store_queues = u64::from(stores > 0) << feature::STORE_QUEUES;
+        let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        1 << VIRTIO_F_VERSION_1 | protocol | store_queues
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -251,9 +263,12 @@ impl VhostUserBackendMut for Script {
     fn set_event_idx(&mut self, _enabled: bool) {}
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let (queues, stores) = self.queues;
         let config = Config {
             page_size: u32::try_from(PAGE_SIZE).unwrap_or_default().into(),
-            num_request_queues: 1.into(),
+            num_request_queues: queues.into(),
+            num_store_queues: stores.into(),
+            store_batch: if stores > 0 { 8 } else { 0 }.into(),
             max_batch: MAX_BATCH.into(),
             max_pools: 2.into(),
             swap_bytes: DISK.into(),

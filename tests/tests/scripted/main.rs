@@ -4,6 +4,8 @@
 mod device;
 mod staged;
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 use device::{Device, Seen};
 use tempfile::TempDir;
@@ -35,9 +37,19 @@ fn start_on_disk(
     words: &str,
     commands: &str,
 ) -> Result<(TempDir, Device, Guest)> {
+    start_before(Device::listen, disk, words, commands)
+}
+
+/// The same before a device that `listen` makes.
+fn start_before(
+    listen: impl FnOnce(&Path) -> Result<Device>,
+    disk: Option<u64>,
+    words: &str,
+    commands: &str,
+) -> Result<(TempDir, Device, Guest)> {
     let folder = tempfile::tempdir()?;
     let socket = folder.path().join("vm1");
-    let device = Device::listen(&socket)?;
+    let device = listen(&socket)?;
     let setup = Setup {
         words: &format!("tmem=1 {words}"),
         disk,
@@ -220,4 +232,34 @@ fn an_accepted_page_that_the_host_does_not_know_is_a_line_that_says_what_to_do()
 #[test]
 fn a_page_that_the_host_has_damaged_is_a_line_that_says_what_to_do() -> Result<()> {
     loses(Status::IoError, "loads_io_error")
+}
+
+#[test]
+fn a_device_with_more_queues_than_the_front_end_is_used_without_its_store_queues() -> Result<()> {
+    // User Mode Linux has 64 queues for a device and warns when a driver wants more. The store queue of this one is the 66th.
+    let (_folder, device, guest) = start_before(
+        |socket| Device::listen_with((65, 1), socket),
+        None,
+        "tmem.frontswap=0 tmem.stage=64",
+        "dio /dev/tmemswap0 200 && state staged 0; echo guest moved $?; \
+         dmesg | grep -c 'WARNING.*vu_find_vq[s]' | sed 's|^|guest refused |'",
+    )?;
+    let console = guest.finish()?;
+    ensure!(
+        count(&console, "guest refused 1") == 1 && count(&console, "guest splats 1") == 1,
+        "the front end did not refuse the queues once:\n{}",
+        console.lines().join("\n")
+    );
+    ensure!(
+        count(&console, "guest moved 0") == 1,
+        "a page did not come back:\n{}",
+        console.lines().join("\n")
+    );
+    let script = device.script();
+    for (what, op) in [("store", Op::Store), ("load", Op::Load)] {
+        let pages = script.seen.iter().filter(|(seen, ..)| *seen == op);
+        let pages: usize = pages.map(|(_, count, _)| count).sum();
+        ensure!(pages >= 100, "only {pages} pages with requests to {what}");
+    }
+    Ok(())
 }
