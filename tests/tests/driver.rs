@@ -156,6 +156,17 @@ fn a_page_that_the_host_refuses_costs_a_full_guest_one_try() -> Result<()> {
 
 #[test]
 fn a_guest_has_tmem_again_when_its_service_is_killed_and_started_again() -> Result<()> {
+    has_tmem_again("tmem=1")
+}
+
+#[test]
+fn without_staging_pages_a_guest_has_tmem_again_when_its_service_is_killed_and_started_again()
+-> Result<()> {
+    has_tmem_again("tmem=1 tmem.stage=0")
+}
+
+/// A service is killed and started again; `words` are for the guest's kernel.
+fn has_tmem_again(words: &str) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let guests = [("vm1", ",swap=128M")];
     let mut service = Service::start_in(folder.path(), "256M", &guests)?;
@@ -167,6 +178,7 @@ fn a_guest_has_tmem_again_when_its_service_is_killed_and_started_again() -> Resu
     );
     let setup = Setup {
         memory: "64M",
+        words,
         commands: &commands,
         ..Setup::default()
     };
