@@ -10,6 +10,7 @@ mod failure;
 mod host;
 mod service;
 mod swap;
+mod threads;
 
 use std::fmt;
 use std::panic::catch_unwind;
@@ -84,6 +85,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         host::SCENARIOS,
         service::SCENARIOS,
         swap::SCENARIOS,
+        threads::SCENARIOS,
     ];
     lists.into_iter().flatten()
 }

@@ -75,6 +75,8 @@ group! {
     a_page_costs_one_exit_and_no_interrupt => "exits",
     a_page_at_a_service_costs_no_exit_to_our_process => "service-cost",
     an_idle_guest_costs_no_processor_time_in_our_threads => "idle",
+    a_thread_stores_for_a_vcpu_and_sleeps_when_that_is_idle => "store-thread",
+    a_thread_stores_for_two_vcpus_and_sleeps_when_they_are_idle => "store-thread-two-cpus",
 }
 
 group! {

@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 /// Exits allowed for each page that is stored or loaded.
 const EXITS_PER_PAGE: f64 = 1.05;
 /// Exits allowed for each page that is stored: eight pages share one, and what is left after 20 ms is sent as it is.
-const EXITS_PER_STORE: f64 = 0.25;
+pub(super) const EXITS_PER_STORE: f64 = 0.25;
 
 fn frontswap_alone(machine: Machine) -> Result<()> {
     let setup = Setup {
@@ -227,7 +227,7 @@ fn exits() -> Result<()> {
     Ok(())
 }
 
-fn ratio(a: u64, b: u64) -> Option<f64> {
+pub(super) fn ratio(a: u64, b: u64) -> Option<f64> {
     let float = |value: u64| u32::try_from(value).map(f64::from).ok();
     (b > 0).then_some(())?;
     Some(float(a)? / float(b)?)

@@ -134,7 +134,7 @@ fn clients() -> Result<()> {
 }
 
 /// How often each thread that is not a vCPU has been given a processor, and for how many nanoseconds.
-fn turns(process: u32) -> Result<BTreeMap<String, (u64, u64)>> {
+pub(super) fn turns(process: u32) -> Result<BTreeMap<String, (u64, u64)>> {
     let mut turns = BTreeMap::new();
     for entry in fs::read_dir(format!("/proc/{process}/task"))? {
         let path = entry?.path();
