@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use crate::console::Console;
 use crate::paths::file;
 use crate::process::Process;
-use crate::service::Service;
+use crate::service::{self, Service};
 use crate::stats::{Stats, stats_of};
 use crate::uml;
 
@@ -273,6 +273,14 @@ impl Guest {
             .arg("--json");
         command.stdin(Stdio::null());
         Ok(command)
+    }
+
+    /// Runs a subcommand of `tmem` against its control socket. `tmem run` calls its guest `guest`.
+    ///
+    /// # Errors
+    /// It did not end with 0.
+    pub fn operate(&self, arguments: &[&str]) -> Result<()> {
+        service::operate(self.folder(), arguments).map(drop)
     }
 
     /// The host's statistics.

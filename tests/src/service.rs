@@ -145,8 +145,8 @@ pub fn domain_stats(stats: &Value, name: &str) -> Result<Stats> {
     Ok(Stats(json!({ "domains": [found] })))
 }
 
-/// Runs a subcommand of `tmem` against the service in `folder`.
-fn operate(folder: &Path, arguments: &[&str]) -> Result<String> {
+/// Runs a subcommand of `tmem` against the control socket in `folder` and returns what it wrote.
+pub(crate) fn operate(folder: &Path, arguments: &[&str]) -> Result<String> {
     let output = Command::new(file("tmem")?)
         .args(arguments)
         .arg("--control")

@@ -82,6 +82,7 @@ group! {
 group! {
     what_a_guest_survives:
     a_guest_sleeps_with_pages_at_the_host_and_wakes_with_every_byte => "sleep",
+    a_guest_sleeps_with_pages_that_its_host_refused_and_wakes_with_every_byte => "sleep-staged",
     no_page_is_given_back_while_a_service_that_hangs_may_write_to_it => "service-hangs",
     a_service_that_ends_costs_a_guest_its_pages_and_nothing_else => "service-dies",
     two_guests_on_one_service_get_every_byte_back_and_the_counters_agree => "two-guests",

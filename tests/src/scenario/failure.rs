@@ -16,6 +16,7 @@ use crate::service::Service;
 /// The scenarios of this file, and what each runs on.
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::on_kvm("sleep", sleep),
+    Scenario::on_kvm("sleep-staged", sleep_staged),
     Scenario::on_kvm("stays-awake", stays_awake),
     Scenario::on_kvm("service-hangs", hangs),
 ];
@@ -130,6 +131,69 @@ fn sleep() -> Result<()> {
     ensure!(
         !console.lines().iter().any(|line| line == "guest refused 0"),
         "the guest's log does not say why it stayed awake"
+    );
+    ensure!(
+        console.counter("end", "tmem.broken")? == 0,
+        "the device was given up"
+    );
+    Ok(())
+}
+
+/// A guest sleeps and wakes with pages that its host refused, so that they are in staging pages, and with others at the
+/// host. It has them all when it is awake, and the host gets those from the staging pages when it takes pages again.
+fn sleep_staged() -> Result<()> {
+    // Of 48 pages each, in one request of the disk, so that they are staged before the first of them is refused.
+    const DISK: &str = "put() { dd if=/tmp/pages of=/dev/tmemswap0 bs=192k skip=$1 seek=$1 count=$2 oflag=direct status=none; }; \
+         same() { dd if=/dev/tmemswap0 bs=192k count=6 iflag=direct status=none | cmp - /tmp/pages; echo guest same $?; }";
+    let setup = Setup {
+        memory: "64M".into(),
+        kernel_words: "tmem=1 tmem.frontswap=0 tmem.stage=64",
+        ..Setup::default()
+    };
+    let mut guest = Guest::start(
+        &setup,
+        &format!(
+            "{DISK}; echo devices >/sys/power/pm_test; echo 1 >/sys/module/suspend/parameters/pm_test_delay; \
+             dd if=/dev/urandom of=/tmp/pages bs=192k count=6 status=none; put 0 5; state staged 0; pause full; \
+             put 5 1; state stuck 48; pause stuck; echo mem >/sys/power/state; echo guest slept $?; same; counters awake; pause awake; \
+             state staged 0; same; counters end; pause end; splats"
+        ),
+    )?;
+    guest.wait_for("guest pause full")?;
+    guest.operate(&["freeze", "guest"])?;
+    guest.go_on()?;
+    let asleep = guest.stats_at_pause("stuck")?;
+    guest.wait_for("guest pause awake")?;
+    guest.operate(&["thaw", "guest"])?;
+    guest.go_on()?;
+    let end = guest.stats_at_pause("end")?;
+    let console = guest.finish()?;
+    for (line, times) in [
+        ("guest slept 0", 1),
+        ("guest same 0", 2),
+        ("guest splats 0", 1),
+    ] {
+        let lines = console.lines();
+        ensure!(
+            lines.iter().filter(|other| *other == line).count() == times,
+            "{line:?} not {times} times:\n{}",
+            lines.join("\n")
+        );
+    }
+    ensure!(
+        asleep.get("/pages") == 240 && asleep.refused() >= 48,
+        "before the sleep the host had {} pages, and had refused {}",
+        asleep.get("/pages"),
+        asleep.refused()
+    );
+    ensure!(
+        console.counter("awake", "tmem.staged_pages")? == 48,
+        "the pages did not sleep in staging pages"
+    );
+    ensure!(
+        end.get("/pages") >= 48,
+        "the host has {} pages, and should have what it had refused",
+        end.get("/pages")
     );
     ensure!(
         console.counter("end", "tmem.broken")? == 0,
