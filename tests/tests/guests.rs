@@ -105,7 +105,7 @@ group! {
 
 group! {
     what_a_guest_does_with_its_pages:
-    two_processors_swap_at_once => "two-cpus",
+    two_processors_swap_at_once_with_staging_pages_or_without => "two-cpus",
     a_compressed_kernel_boots_too => "compressed-kernel",
     a_load_while_a_guest_fails_to_sleep_waits_and_is_no_error => "stays-awake",
 }

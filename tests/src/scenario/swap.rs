@@ -181,26 +181,37 @@ fn limit(machine: Machine) -> Result<()> {
     Ok(())
 }
 
+/// With staging pages and without.
 fn two_cpus() -> Result<()> {
-    let setup = Setup {
-        cpus: 2,
-        ..Setup::default()
-    };
-    let guest = Guest::start(
-        &setup,
-        "swap_on tmemswap0; work size=40M threads=2 phases=fill,overwrite; \
-         work size=40M procs=2 phases=fill; splats; counters end",
-    )?;
-    let console = guest.finish()?;
-    console.verified(2)?;
-    ensure!(
-        console.lines().iter().any(|line| line.ends_with(" cpus 2")),
-        "the guest has not two processors"
-    );
-    ensure!(
-        console.counter("end", "tmem.frontswap_loads_ok")? > 0,
-        "the guest had no need to swap"
-    );
+    for (words, work) in [
+        ("tmem=1", "size=36M threads=2 phases=fill,overwrite"),
+        ("tmem=1 tmem.stage=0", "size=28M procs=2 phases=fill"),
+    ] {
+        let setup = Setup {
+            cpus: 2,
+            kernel_words: words,
+            ..Setup::default()
+        };
+        let guest = Guest::start(
+            &setup,
+            &format!("swap_on tmemswap0; work {work}; splats; counters end"),
+        )?;
+        let console = guest.finish()?;
+        console.verified(1)?;
+        ensure!(
+            console.lines().iter().any(|line| line.ends_with(" cpus 2")),
+            "the guest has not two processors"
+        );
+        ensure!(
+            console.counter("end", "tmem.frontswap_loads_ok")? > 0,
+            "{words}: the guest had no need to swap"
+        );
+        let staged = console.counter("end", "tmem.frontswap_stores_staged")?;
+        ensure!(
+            (staged > 0) == (words == "tmem=1"),
+            "{words}: {staged} pages were staged"
+        );
+    }
     Ok(())
 }
 
