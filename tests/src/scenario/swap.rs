@@ -183,9 +183,11 @@ fn limit(machine: Machine) -> Result<()> {
 
 /// With staging pages and without.
 fn two_cpus() -> Result<()> {
+    const PROCESSES: &str = "work size=40M procs=2 phases=fill";
+    const THREADS: &str = "work size=40M threads=2 phases=fill,overwrite";
     for (words, work) in [
-        ("tmem=1", "size=36M threads=2 phases=fill,overwrite"),
-        ("tmem=1 tmem.stage=0", "size=28M procs=2 phases=fill"),
+        ("tmem=1", &[THREADS, PROCESSES][..]),
+        ("tmem=1 tmem.stage=0", &[PROCESSES]),
     ] {
         let setup = Setup {
             cpus: 2,
@@ -194,10 +196,13 @@ fn two_cpus() -> Result<()> {
         };
         let guest = Guest::start(
             &setup,
-            &format!("swap_on tmemswap0; work {work}; splats; counters end"),
+            &format!(
+                "swap_on tmemswap0; {}; splats; counters end",
+                work.join("; ")
+            ),
         )?;
         let console = guest.finish()?;
-        console.verified(1)?;
+        console.verified(work.len())?;
         ensure!(
             console.lines().iter().any(|line| line.ends_with(" cpus 2")),
             "the guest has not two processors"
