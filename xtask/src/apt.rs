@@ -158,6 +158,28 @@ pub(crate) fn unpacked(cache: &Path, package: &str) -> Result<Unpacked> {
     Ok(Unpacked { version, root })
 }
 
+/// Unpacks packages as [`unpacked`] does, and returns a folder in the cache that has the files of all, as `/` would if
+/// they were installed. It is called `name`, and a hash of the versions.
+pub(crate) fn merged(cache: &Path, name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let mut inputs = cache::Inputs::default();
+    let mut roots = Vec::new();
+    for package in packages {
+        let unpacked = unpacked(cache, package)?;
+        inputs.text(package, &unpacked.version);
+        roots.push(unpacked.root.join("."));
+    }
+    let parent = cache.join("merged");
+    let merged = parent.join(format!("{name}-{}", inputs.key()));
+    if !merged.exists() {
+        // Hard links: the cache has the files once.
+        cache::publish(&merged, |part| {
+            command::run(Command::new("cp").arg("-al").args(&roots).arg(part))
+        })?;
+        cache::keep_newest(&parent, &format!("{name}-"), 2)?;
+    }
+    Ok(merged)
+}
+
 fn newest_version(home: &Path) -> Result<Option<Unpacked>> {
     let Ok(entries) = fs::read_dir(home) else {
         return Ok(None);

@@ -10,7 +10,7 @@ use crate::{build, image};
 
 /// Builds what is needed and runs the demo; `false` when a guest did not verify every byte.
 pub(crate) fn demo() -> Result<bool> {
-    image::build(false)?;
+    image::build(image::More::default())?;
     build::build()?;
     if platform::kvm_is_usable() {
         let program = tmem_tests::paths::binary("tmem-scenario")?;

@@ -48,11 +48,7 @@ enum Task {
     /// Build the Debian package target/debian/tmem_VERSION_amd64.deb
     Package,
     /// Build the guest images into the cache, reachable at target/images
-    Image {
-        /// Also build target/images/linux-uml, the guest kernel that is a process
-        #[arg(long)]
-        uml: bool,
-    },
+    Image(image::More),
     /// Run every check: format, clippy, unit, property and guest tests, C checks
     Test(test::Selection),
     /// Boot a guest that swaps into host memory and watch it; compare with a disk and with zram
@@ -77,7 +73,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Build => build::build().map(|()| true),
         Task::Package => package::build().map(|_| true),
-        Task::Image { uml } => image::build(uml).map(|()| true),
+        Task::Image(more) => image::build(more).map(|()| true),
         Task::Test(selection) => test::test(&selection),
         Task::Demo => demo::demo(),
         Task::Bench {

@@ -8,11 +8,23 @@ use tmem_tests::platform;
 
 mod initramfs;
 pub(crate) mod kernel;
+mod programs;
 
 use crate::{apt, cache, paths};
 
-/// Builds what is missing in the cache and puts it at `target/images`; with `uml`, User Mode Linux too.
-pub(crate) fn build(uml: bool) -> Result<()> {
+/// What is built besides the images of a guest under KVM.
+#[derive(Clone, Copy, Default, clap::Args)]
+pub(crate) struct More {
+    /// Also build target/images/linux-uml, the guest kernel that is a process
+    #[arg(long)]
+    pub(crate) uml: bool,
+    /// Also unpack what benchmarks run in guests, a compiler and Redis, to target/images/programs
+    #[arg(long)]
+    pub(crate) programs: bool,
+}
+
+/// Builds what is missing in the cache and puts it at `target/images`.
+pub(crate) fn build(more: More) -> Result<()> {
     let nested = !platform::kvm_is_usable();
     apt::require(apt::BUILD)?;
     if nested {
@@ -29,15 +41,27 @@ pub(crate) fn build(uml: bool) -> Result<()> {
         put(&outer.join("outer-vmlinuz"), &to)?;
         put(&outer.join("outer.cpio"), &to)?;
     }
-    let kernels = [Some(kernel::KVM), uml.then_some(kernel::UML)];
+    let kernels = [Some(kernel::KVM), more.uml.then_some(kernel::UML)];
     for recipe in kernels.into_iter().flatten() {
         let kernel = recipe.build(&cache)?;
         for (_, product) in recipe.products {
             put(&kernel.join(product), &to)?;
         }
     }
+    if more.programs {
+        link(&programs::folder(&cache)?, &to.join("programs"))?;
+    }
     println!("images are at {}", to.display());
     Ok(())
+}
+
+/// Makes `name` a link to a folder.
+fn link(folder: &Path, name: &Path) -> Result<()> {
+    match fs::remove_file(name) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::os::unix::fs::symlink(folder, name),
+    }
+    .with_context(|| format!("cannot make the link {}", name.display()))
 }
 
 /// Copies a file into a folder unless it is there already, whole and no older.
@@ -51,4 +75,21 @@ fn put(from: &Path, folder: &Path) -> Result<()> {
         return Ok(());
     }
     paths::copy(from, &to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_to_an_older_folder_is_replaced() {
+        let parent = tempfile::tempdir().expect("temporary folder");
+        let name = parent.path().join("programs");
+        for version in ["1", "2"] {
+            let folder = parent.path().join(version);
+            fs::create_dir(&folder).expect("made");
+            link(&folder, &name).expect("linked");
+            assert_eq!(fs::read_link(&name).expect("a link"), folder);
+        }
+    }
 }
