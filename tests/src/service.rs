@@ -27,7 +27,10 @@ impl Drop for Service {
         // Fails only when it has ended already.
         let _ = self.kill();
         // Shown by the test runner when the test fails.
-        println!("the service's log:\n{}", tail(self.process.drain()));
+        let log = self.process.drain();
+        if !log.is_empty() {
+            println!("the service's log:\n{}", tail(log));
+        }
     }
 }
 
