@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::console::Console;
-use crate::guest::{Guest, Setup};
+use crate::guest::{Guest, Machine, Setup};
 use crate::outer::Outer;
 
 /// Memory that is swapped out at once and read back: it all fits into the guest, so that reading stores nothing.
@@ -13,7 +13,7 @@ const WORK: &str = "16M";
 const MEMORY: &str = "64M";
 
 /// Exits of the doorbell, and interrupts, for a page.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Counts {
     /// Pages that were swapped out.
     pub stored: f64,
@@ -32,47 +32,102 @@ pub struct Counts {
 const PREFIX: &str = "exits ";
 
 impl Counts {
-    /// A line that [`Self::read`] understands.
-    fn line(&self) -> String {
-        let Self {
-            stored,
-            store,
-            load_cluster,
-            load_random,
-            invalidate,
-            interrupts,
-        } = self;
-        format!("{PREFIX}{stored} {store} {load_cluster} {load_random} {invalidate} {interrupts}")
+    /// All of them, in the order of a line.
+    fn all(&mut self) -> [&mut f64; 6] {
+        [
+            &mut self.stored,
+            &mut self.store,
+            &mut self.load_cluster,
+            &mut self.load_random,
+            &mut self.invalidate,
+            &mut self.interrupts,
+        ]
     }
 
-    /// The counts that a line has, if it is one.
-    fn read(line: &str) -> Option<Self> {
+    /// A line that [`Self::read`] understands.
+    fn line(mut self, guest: &str) -> String {
+        let numbers = self.all().map(|number| number.to_string());
+        format!("{PREFIX}{guest} {}", numbers.join(" "))
+    }
+
+    /// The counts of a guest that a line has, if it is one of them.
+    fn read(line: &str, guest: &str) -> Option<Self> {
         let numbers: Vec<f64> = line
             .strip_prefix(PREFIX)?
+            .strip_prefix(guest)?
+            .strip_prefix(' ')?
             .split(' ')
             .map(|word| word.parse().ok())
             .collect::<Option<_>>()?;
-        let [
-            stored,
-            store,
-            load_cluster,
-            load_random,
-            invalidate,
-            interrupts,
-        ] = numbers[..]
-        else {
+        let mut counts = Self::default();
+        let all = counts.all();
+        if numbers.len() != all.len() {
             return None;
-        };
-        Some(Self {
-            stored,
-            store,
-            load_cluster,
-            load_random,
-            invalidate,
-            interrupts,
-        })
+        }
+        all.into_iter()
+            .zip(numbers)
+            .for_each(|(to, from)| *to = from);
+        Some(counts)
     }
 }
+
+/// A guest whose exits are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Swaps to the swap disk, whose requests the thread of the processor serves within the exit.
+    Inline,
+    /// The same, with a thread of the host for stores.
+    StoreThread,
+    /// The kernel reads ahead on the swap disk, which says that it is not synchronous.
+    ReadAhead,
+    /// Frontswap, over a disk on which the kernel reads ahead.
+    Frontswap,
+}
+
+impl Counted {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::Inline,
+        Self::StoreThread,
+        Self::ReadAhead,
+        Self::Frontswap,
+    ];
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Inline => "inline",
+            Self::StoreThread => "store-thread",
+            Self::ReadAhead => "read-ahead",
+            Self::Frontswap => "frontswap",
+        }
+    }
+
+    fn setup(self) -> (Setup, &'static str) {
+        let block = "tmem=1 tmem.frontswap=0";
+        let (words, swap) = match self {
+            Self::Inline | Self::StoreThread => (block, "tmemswap0"),
+            Self::ReadAhead => ("tmem=1 tmem.frontswap=0 tmem.sync=0", "tmemswap0"),
+            Self::Frontswap => ("tmem=1", Machine::Kvm.disk()),
+        };
+        let options: &[&str] = match self {
+            Self::StoreThread => &["--store-threads", "1"],
+            _ => &["--store-threads", "0"],
+        };
+        let setup = Setup {
+            memory: MEMORY.into(),
+            kernel_words: words,
+            disk: (self == Self::Frontswap).then_some(64 << 20),
+            options,
+            show: false,
+            ..Setup::default()
+        };
+        (setup, swap)
+    }
+}
+
+/// What [`Counted::ALL`] need, in that order.
+pub type All = [Counts; Counted::ALL.len()];
 
 /// How often the driver had rung a doorbell up to a moment, by all its counters `kicks_WHY` that `counts` wants by WHY.
 pub fn doorbells(console: &Console, moment: &str, counts: impl Fn(&str) -> bool) -> u64 {
@@ -85,21 +140,25 @@ pub fn doorbells(console: &Console, moment: &str, counts: impl Fn(&str) -> bool)
         .sum()
 }
 
-/// Runs the guest under `tmem run`, where KVM is usable.
+/// Runs the guests under `tmem run`, where KVM is usable, and calls `done` behind each.
 ///
 /// # Errors
-/// The guest did not do its work, or found a wrong byte.
-pub fn run() -> Result<Counts> {
-    let setup = Setup {
-        memory: MEMORY.into(),
-        kernel_words: "tmem=1 tmem.frontswap=0",
-        show: false,
-        ..Setup::default()
-    };
+/// A guest did not do its work, or found a wrong byte.
+pub fn run(mut done: impl FnMut(Counted, &Counts)) -> Result<All> {
+    let mut all = All::default();
+    for (guest, to) in Counted::ALL.into_iter().zip(&mut all) {
+        *to = run_one(guest).with_context(|| format!("the guest {:?}", guest.name()))?;
+        done(guest, to);
+    }
+    Ok(all)
+}
+
+fn run_one(guest: Counted) -> Result<Counts> {
+    let (setup, swap) = guest.setup();
     // A driver that sends pages later is done with them at the next look.
     let commands = format!(
         "look() {{ at_wait; usleep 200000; counters $1; irqs $1; }}; cluster() {{ echo $1 >/proc/sys/vm/page-cluster; }}; \
-         swap_on tmemswap0; hog size={WORK} kinds=text,pointer,random \
+         swap_on {swap}; hog size={WORK} kinds=text,pointer,random \
          phases=fill,wait,pageout,wait,verify,wait,pageout,wait,random,wait & \
          look filled; go; look out; cluster 3; go; look cluster; go; look again; cluster 0; go; look random; go; \
          wait $!; echo guest work $?; splats"
@@ -152,33 +211,41 @@ fn ratio(count: u64, of: u64) -> Result<f64> {
     Ok(f64::from(count?) / f64::from(of?))
 }
 
-/// Runs the guest in the outer machine.
+/// Runs the guests in the outer machine, and calls `done` behind each.
 ///
 /// # Errors
 /// As [`run`], and those of the machine.
-pub fn nested() -> Result<Counts> {
-    let mut found = None;
+pub fn nested(mut done: impl FnMut(Counted, &Counts)) -> Result<All> {
+    let mut found = [None; Counted::ALL.len()];
     let mut lines = Vec::new();
     let status = Outer {
         arguments: "count-exits",
     }
     .run(|line| {
-        found = found.take().or_else(|| Counts::read(line));
+        for (guest, found) in Counted::ALL.into_iter().zip(&mut found) {
+            if let (Some(counts), None) = (Counts::read(line, guest.name()), *found) {
+                done(guest, &counts);
+                *found = Some(counts);
+            }
+        }
         lines.push(line.to_owned());
     })?;
     if status != 0 {
         bail!("tmem-scenario ended with {status}:\n{}", lines.join("\n"));
     }
-    found.context("the machine told no counts")
+    let mut all = All::default();
+    for ((guest, found), to) in Counted::ALL.into_iter().zip(found).zip(&mut all) {
+        *to = found.with_context(|| format!("the machine told no counts of {}", guest.name()))?;
+    }
+    Ok(all)
 }
 
-/// What runs in the outer machine: [`run`], and the counts on a line.
+/// What runs in the outer machine: [`run`], and the counts on lines.
 ///
 /// # Errors
 /// As [`run`].
 pub fn tell() -> Result<()> {
-    println!("{}", run()?.line());
-    Ok(())
+    run(|guest, counts| println!("{}", counts.line(guest.name()))).map(drop)
 }
 
 #[cfg(test)]
@@ -195,9 +262,12 @@ mod tests {
             invalidate: 0.015_625,
             interrupts: 0.0,
         };
-        assert_eq!(Counts::read(&counts.line()), Some(counts));
-        assert_eq!(Counts::read("exits 1 2 3 4 5"), None);
-        assert_eq!(Counts::read("[ 1.0] exits 1 2 3 4 5 6"), None);
+        let read = |line: &str| Counts::read(line, "inline");
+        assert_eq!(read(&counts.line("inline")), Some(counts));
+        assert_eq!(read(&counts.line("frontswap")), None);
+        assert_eq!(read("exits inline 1 2 3 4 5"), None);
+        assert_eq!(read("exits inline 1 2 3 4 5 6 7"), None);
+        assert_eq!(read("[ 1.0] exits inline 1 2 3 4 5 6"), None);
     }
 
     /// A console with these counters at each look, and no interrupts.

@@ -1,11 +1,13 @@
-//! `cargo xtask bench guest [--quick] [--json] [-- --no-kvm]`: what a page costs a guest, with the real driver, against
-//! what people use.
+//! `cargo xtask bench guest [--quick] [--json] [-- --no-kvm] [--only=PART]`: what a page costs a guest, with the real
+//! driver, against what people use.
 //!
 //! The benches of the service have a client that does what an ideal driver would. Here the ring is written and read by
 //! ours. One User Mode Linux guest on one processor, whose `tmem serve` is on another, moves the pages of a program's
 //! heap (`images/workload/heap.h`) to each disk and back in turns, first as requests of its own (`dio`), then as swap
-//! (`alloc`). A guest under KVM, nested in an emulated machine where this one has no KVM, gives counts of exits. Prints
-//! a table, and writes `bench/guest.json` in the target directory. docs/performance.md says what each figure is.
+//! (`alloc`). Guests under KVM, nested in an emulated machine where this
+//! one has no KVM, give counts of exits. PART is `pages` or `exits`.
+//!
+//! Prints tables, and writes `bench/guest.json` in the target directory. docs/performance.md says what each figure is.
 //!
 //! | module | holds |
 //! |---|---|
@@ -26,14 +28,26 @@ mod floors;
 mod setup;
 mod table;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use setup::Scale;
+use table::Exits;
 use tmem_testkit::report::Report;
 use tmem_tests::{exits, platform};
 
+/// What there is to run alone, with `--only=`.
+const PARTS: [&str; 2] = ["pages", "exits"];
+
 fn main() -> Result<()> {
-    let said = |word: &str| std::env::args().any(|argument| argument == word);
+    let arguments: Vec<String> = std::env::args().collect();
+    let said = |word: &str| arguments.iter().any(|argument| argument == word);
     let quick = said("--quick");
+    let only = arguments
+        .iter()
+        .find_map(|argument| argument.strip_prefix("--only="));
+    if let Some(only) = only {
+        ensure!(PARTS.contains(&only), "--only= takes one of {PARTS:?}");
+    }
+    let wanted = |part: &str| only.is_none_or(|only| only == part);
     let scale = if quick { Scale::QUICK } else { Scale::FULL };
     let mut report = Report::default();
     let processors = setup::processors()?;
@@ -41,32 +55,55 @@ fn main() -> Result<()> {
         println!("one processor: guest and service take turns, figures say little\n");
     }
     report.put("processors", processors.len() as f64);
+    let &first = processors.first().context("no processor")?;
+    let two = [first, *processors.get(1).unwrap_or(&first)];
     let load = setup::load()?;
     println!("processes that wanted a processor before this, on average of a minute: {load}\n");
     report.put("load_before", load);
 
-    let measured = setup::run(&scale, &processors)?;
-    table::floors(&measured, &scale, &mut report)?;
-    table::requests(&measured, &scale, &mut report)?;
-    table::swap(&measured, &scale, &mut report)?;
+    let measured = wanted("pages")
+        .then(|| setup::run(&scale, two))
+        .transpose()?;
+    if let Some(measured) = &measured {
+        table::floors(measured, &scale, &mut report)?;
+        table::requests(measured, &scale, &mut report)?;
+        table::swap(measured, &scale, &mut report)?;
+    }
+    let exits = wanted("exits")
+        .then(|| count_exits(said("--no-kvm"), quick))
+        .transpose()?;
+    if let Some(exits) = &exits {
+        table::exits(exits, &mut report);
+    }
 
-    // A machine that is emulated needs longer for this than the rest takes.
-    let usable = platform::kvm_is_usable();
-    let counted = match (said("--no-kvm"), usable, quick) {
-        (true, ..) => Err("left out: --no-kvm"),
-        (_, false, true) => {
-            Err("left out: no usable KVM here, and --quick boots no emulated machine")
-        }
-        (_, true, _) => Ok(exits::run()?),
-        (_, false, false) => {
-            println!(
-                "\nno usable KVM here: the guest under KVM runs nested in an emulated machine"
-            );
-            Ok(exits::nested()?)
-        }
-    };
-    table::exits(&counted, &mut report);
-    table::goals(&measured, &scale, &counted, &mut report)?;
+    println!();
+    if let Some(Ok(exits)) = &exits {
+        table::exit_goals(exits, &mut report);
+    }
+    if let Some(measured) = &measured {
+        table::goals(measured, &scale, &mut report)?;
+    }
     report.write("guest");
     Ok(())
+}
+
+/// A machine that is emulated needs minutes for this.
+fn count_exits(left_out: bool, quick: bool) -> Result<Exits> {
+    let done = |guest: exits::Counted, counts: &exits::Counts| {
+        let name = guest.name();
+        setup::say(&format!("exits {name}: {:.3} for a store", counts.store));
+    };
+    match (left_out, platform::kvm_is_usable(), quick) {
+        (true, ..) => Ok(Err("left out: --no-kvm")),
+        (_, false, true) => Ok(Err(
+            "left out: no usable KVM here, and --quick boots no emulated machine",
+        )),
+        (_, true, _) => Ok(Ok(exits::run(done)?)),
+        (_, false, false) => {
+            setup::say(
+                "\nno usable KVM here: the guests under KVM run nested in an emulated machine",
+            );
+            Ok(Ok(exits::nested(done)?))
+        }
+    }
 }

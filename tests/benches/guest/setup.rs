@@ -1,6 +1,7 @@
 //! The guest, its service, and where they run.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -116,6 +117,13 @@ pub(crate) fn load() -> Result<f64> {
     first.parse().context("the load average is no number")
 }
 
+/// Says what is done now, or has been.
+pub(crate) fn say(step: &str) {
+    println!("{step}");
+    // Lost only when there is no reader any more.
+    let _ = std::io::stdout().flush();
+}
+
 fn only(processor: usize) -> CpuSet {
     let mut set = CpuSet::new();
     set.set(processor);
@@ -146,9 +154,7 @@ fn move_to(processor: usize, process: u32) -> Result<()> {
 }
 
 /// Runs all that runs on User Mode Linux.
-pub(crate) fn run(scale: &Scale, processors: &[usize]) -> Result<Measured> {
-    let &first = processors.first().context("no processor")?;
-    let &second = processors.get(1).unwrap_or(&first);
+pub(crate) fn run(scale: &Scale, [first, second]: [usize; 2]) -> Result<Measured> {
     let swap = swap_size(scale);
     let service = on(second, || {
         let settings = format!(",swap={swap}M");
