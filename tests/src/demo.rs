@@ -6,6 +6,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Map, Value, json};
 
 use crate::guest::{Guest, Poll, Setup};
 use crate::stats::Stats;
@@ -24,8 +25,20 @@ const NESTED_GLANCE: Duration = Duration::from_secs(5);
 /// Time without anything from a guest until it is given up.
 const PATIENCE: Duration = Duration::from_secs(240);
 
+/// Begins the line with the figures.
+const FIGURES: &str = "demo figures ";
+
+/// The figures of the demo, an object of JSON, if this line of its output has them. For each of `tmem`, `disk` and `zram`
+/// there are `_ms`, the time of the work; `_major_faults`; `_host_mib`, memory of the host; `_file_mib`, blocks of the
+/// swap disk; and `_exits`, where the host's kernel tells them.
+pub fn figures(line: &str) -> Option<Value> {
+    serde_json::from_str(line.strip_prefix(FIGURES)?).ok()
+}
+
 /// What one guest needed.
 struct Row {
+    /// What it swapped to.
+    key: &'static str,
     name: &'static str,
     milliseconds: u64,
     major_faults: u64,
@@ -43,6 +56,7 @@ pub fn run() -> Result<()> {
     let (tmem, store) = with_tmem()?;
     say("\nThe same work in the same guest, with a swap disk on a host file:");
     let disk = compared(
+        "disk",
         "(b) virtio-blk swap disk",
         &Setup {
             tmem: None,
@@ -59,6 +73,7 @@ pub fn run() -> Result<()> {
         "\nAnd with zram in the guest, which gets the memory the store used: {zram_memory} MiB in all:"
     ));
     let zram = compared(
+        "zram",
         "(c) zram in the guest",
         &Setup {
             tmem: None,
@@ -69,7 +84,9 @@ pub fn run() -> Result<()> {
         },
         &format!("zram_on {}M", WORK_MIB + GUEST_MIB),
     )?;
-    table(&[tmem, disk, zram]);
+    let rows = [tmem, disk, zram];
+    table(&rows);
+    say(&format!("{FIGURES}{}", written(&rows)));
     Ok(())
 }
 
@@ -116,7 +133,7 @@ fn with_tmem() -> Result<(Row, u64)> {
     };
     peak = peak.max(end.get("/bytes_used"));
     say(&glance(start.elapsed(), "done", &end));
-    let mut row = row("(a) tmem", guest)?;
+    let mut row = row("tmem", "(a) tmem", guest)?;
     // The store's segments are a file in memory that is not mapped, so they are not in the process's figure.
     row.memory += peak;
     Ok((row, peak))
@@ -169,7 +186,7 @@ fn hundredths(a: u64, b: u64) -> Option<String> {
     Some(format!("{}.{:02}", ratio / 100, ratio % 100))
 }
 
-fn compared(name: &'static str, setup: &Setup, swap_on: &str) -> Result<Row> {
+fn compared(key: &'static str, name: &'static str, setup: &Setup, swap_on: &str) -> Result<Row> {
     let mut guest = Guest::start(setup, &format!("{swap_on}; {}", work()))?;
     let start = Instant::now();
     let mut last = start;
@@ -193,11 +210,11 @@ fn compared(name: &'static str, setup: &Setup, swap_on: &str) -> Result<Row> {
             Poll::Ended => break,
         }
     }
-    row(name, guest)
+    row(key, name, guest)
 }
 
 /// Stats of a guest in its last pause; then its end, which must be good.
-fn row(name: &'static str, mut guest: Guest) -> Result<Row> {
+fn row(key: &'static str, name: &'static str, mut guest: Guest) -> Result<Row> {
     let memory = guest.host_memory();
     let file = guest.disk_used().unwrap_or(0);
     let exits = exits_of(guest.process());
@@ -220,6 +237,7 @@ fn row(name: &'static str, mut guest: Guest) -> Result<Row> {
             .parse()?)
     };
     Ok(Row {
+        key,
         name,
         milliseconds: value("ms")?,
         major_faults: value("majflt")?,
@@ -241,6 +259,32 @@ fn exits_of(process: u32) -> Option<u64> {
         .trim()
         .parse()
         .ok()
+}
+
+/// What [`figures`] reads.
+fn written(rows: &[Row]) -> Value {
+    let mut all = Map::new();
+    let mut put = |key: String, value: Value| drop(all.insert(key, value));
+    put("nested".into(), json!(crate::paths::inside_outer()));
+    for row in rows {
+        let Row {
+            key,
+            name: _,
+            milliseconds,
+            major_faults,
+            memory,
+            file,
+            exits,
+        } = *row;
+        put(format!("{key}_ms"), json!(milliseconds));
+        put(format!("{key}_major_faults"), json!(major_faults));
+        put(format!("{key}_host_mib"), json!(memory.div_ceil(MIB)));
+        put(format!("{key}_file_mib"), json!(file.div_ceil(MIB)));
+        if let Some(exits) = exits {
+            put(format!("{key}_exits"), json!(exits));
+        }
+    }
+    Value::Object(all)
 }
 
 fn table(rows: &[Row]) {
@@ -277,4 +321,30 @@ fn say(text: &str) {
     println!("{text}");
     // Lost only when there is no reader any more.
     let _ = std::io::stdout().flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_as_they_were_written() {
+        let row = |key, exits| Row {
+            key,
+            name: "(a)",
+            milliseconds: 54_136,
+            major_faults: 65_569,
+            memory: 187 * MIB - 1,
+            file: 0,
+            exits,
+        };
+        let expected = written(&[row("tmem", Some(98_987)), row("zram", None)]);
+        let found = figures(&format!("{FIGURES}{expected}")).expect("figures");
+        assert_eq!(found, expected);
+        assert_eq!(found["tmem_ms"], 54_136);
+        assert_eq!(found["tmem_host_mib"], 187);
+        assert_eq!(found["tmem_exits"], 98_987);
+        assert!(found.get("zram_exits").is_none(), "{found}");
+        assert_eq!(figures("Every guest verified every byte."), None);
+    }
 }

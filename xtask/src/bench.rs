@@ -50,7 +50,7 @@ fn bench_command(name: &str, arguments: &[String]) -> Command {
 }
 
 /// Where benchmarks leave what they found.
-fn results() -> PathBuf {
+pub(crate) fn results() -> PathBuf {
     paths::target().join("bench")
 }
 

@@ -70,6 +70,14 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// Writes a file, and makes its folder if it is not there.
+pub(crate) fn write(to: &Path, content: &str) -> Result<()> {
+    let folder = to.parent().unwrap_or(to);
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::write(to, content))
+        .with_context(|| format!("cannot write {}", to.display()))
+}
+
 /// Copies a file so that its new name is never seen half written.
 pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     let part = to.with_extension("part");

@@ -4,8 +4,8 @@
 //! The benches of the service have a client that does what an ideal driver would. Here the ring is written and read by
 //! ours. One User Mode Linux guest on one processor, whose `tmem serve` is on another, moves the pages of a program's
 //! heap (`images/workload/heap.h`) to each disk and back in turns, first as requests of its own (`dio`), then as swap
-//! (`alloc`). Guests under KVM, nested in an emulated machine where this
-//! one has no KVM, give counts of exits. PART is `pages` or `exits`.
+//! (`alloc`). Guests under KVM, nested in an emulated machine where this one has no KVM, give counts of exits. PART is
+//! `pages`, `exits`, or `demo`, which is what `cargo xtask demo` found.
 //!
 //! Prints tables, and writes `bench/guest.json` in the target directory. docs/performance.md says what each figure is.
 //!
@@ -28,14 +28,17 @@ mod floors;
 mod setup;
 mod table;
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use setup::Scale;
 use table::Exits;
 use tmem_testkit::report::Report;
-use tmem_tests::{exits, platform};
+use tmem_tests::{exits, paths, platform};
 
 /// What there is to run alone, with `--only=`.
-const PARTS: [&str; 2] = ["pages", "exits"];
+const PARTS: [&str; 3] = ["pages", "exits", "demo"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -83,6 +86,12 @@ fn main() -> Result<()> {
     if let Some(measured) = &measured {
         table::goals(measured, &scale, &mut report)?;
     }
+    if wanted("demo") {
+        match demo_figures()? {
+            Some(figures) => table::demo_goals(&figures, &mut report)?,
+            None => println!("demo_vs_zram, demo_vs_disk: run `cargo xtask demo` first"),
+        }
+    }
     report.write("guest");
     Ok(())
 }
@@ -106,4 +115,15 @@ fn count_exits(left_out: bool, quick: bool) -> Result<Exits> {
             Ok(Ok(exits::nested(done)?))
         }
     }
+}
+
+/// What the last `cargo xtask demo` wrote, if there was one.
+fn demo_figures() -> Result<Option<Value>> {
+    let file = paths::target().join("bench/demo.json");
+    if !file.exists() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(&file)?;
+    let figures = serde_json::from_str(&text);
+    figures.with_context(|| format!("{} is no JSON", file.display()))
 }

@@ -1,6 +1,7 @@
 //! The tables, and the goals.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use serde_json::Value;
 use tmem_testkit::report::Report;
 use tmem_tests::exits::{All, Counted};
 
@@ -240,6 +241,19 @@ pub(crate) fn exits(exits: &Exits, report: &mut Report) {
     let [inline, ..] = all;
     report.put("exits_pages", inline.stored);
     report.put("exits_per_invalidate", inline.invalidate);
+}
+
+/// The goals of the demo, by the figures that it wrote.
+pub(crate) fn demo_goals(figures: &Value, report: &mut Report) -> Result<()> {
+    let ms = |swap: &str| {
+        let key = format!("{swap}_ms");
+        let value = figures.get(&key).and_then(Value::as_f64);
+        value.with_context(|| format!("the demo's figures have no {key}"))
+    };
+    let tmem = ms("tmem")?;
+    report.goal("demo_vs_zram", tmem / ms("zram")?, "<= 1.6");
+    report.goal("demo_vs_disk", tmem / ms("disk")?, "<= 0.5");
+    Ok(())
 }
 
 /// The goals of exits.
