@@ -253,6 +253,8 @@ static int tmem_pm_notify(struct notifier_block *nb, unsigned long event,
 		break;
 	case PM_POST_HIBERNATION:
 		WRITE_ONCE(dev->hibernating, false);
+		/* What is staged waited meanwhile */
+		tmem_flush_later(dev, 0);
 		break;
 	}
 	return NOTIFY_DONE;

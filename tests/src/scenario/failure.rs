@@ -142,11 +142,17 @@ fn sleep() -> Result<()> {
 /// A guest sleeps and wakes with pages that its host refused, so that they are in staging pages, and with others at the
 /// host. It has them all when it is awake, and the host gets those from the staging pages when it takes pages again.
 fn sleep_staged() -> Result<()> {
+    ["mem", "disk"].into_iter().try_for_each(sleep_staged_to)
+}
+
+/// Sleep to memory, or hibernation.
+fn sleep_staged_to(state: &str) -> Result<()> {
     // Of 48 pages each, in one request of the disk, so that they are staged before the first of them is refused.
     const DISK: &str = "put() { dd if=/tmp/pages of=/dev/tmemswap0 bs=192k skip=$1 seek=$1 count=$2 oflag=direct status=none; }; \
          same() { dd if=/dev/tmemswap0 bs=192k count=6 iflag=direct status=none | cmp - /tmp/pages; echo guest same $?; }";
     let setup = Setup {
-        memory: "64M".into(),
+        // To hibernate, a guest needs room for its image.
+        memory: "88M".into(),
         kernel_words: "tmem=1 tmem.frontswap=0 tmem.stage=64",
         ..Setup::default()
     };
@@ -155,7 +161,7 @@ fn sleep_staged() -> Result<()> {
         &format!(
             "{DISK}; echo devices >/sys/power/pm_test; echo 1 >/sys/module/suspend/parameters/pm_test_delay; \
              dd if=/dev/urandom of=/tmp/pages bs=192k count=6 status=none; put 0 5; state staged 0; pause full; \
-             put 5 1; state stuck 48; pause stuck; echo mem >/sys/power/state; echo guest slept $?; same; counters awake; pause awake; \
+             put 5 1; state stuck 48; pause stuck; echo {state} >/sys/power/state; echo guest slept $?; same; counters awake; pause awake; \
              state staged 0; same; counters end; pause end; splats"
         ),
     )?;
