@@ -13,7 +13,7 @@ const GUEST_BENCH: &str = "guest";
 /// Runs a benchmark of the workspace. Benchmarks print a table and write `target/bench/NAME.json`.
 pub(crate) fn bench(name: &str, json: bool, arguments: &[String]) -> Result<()> {
     if name == GUEST_BENCH {
-        for task in [&["image", "--uml"][..], &["build"]] {
+        for task in [&["image", "--uml", "--programs"][..], &["build"]] {
             let mut build = Command::new(std::env::current_exe()?);
             build.args(task);
             if json {

@@ -4,8 +4,9 @@
 //! The benches of the service have a client that does what an ideal driver would. Here the ring is written and read by
 //! ours. One User Mode Linux guest on one processor, whose `tmem serve` is on another, moves the pages of a program's
 //! heap (`images/workload/heap.h`) to each disk and back in turns, first as requests of its own (`dio`), then as swap
-//! (`alloc`). Guests under KVM, nested in an emulated machine where this one has no KVM, give counts of exits. PART is
-//! `pages`, `exits`, or `demo`, which is what `cargo xtask demo` found.
+//! (`alloc`). Other guests run whole programs. Guests under KVM, nested in an emulated machine where this one has no KVM,
+//! give counts of exits. PART is `pages`, `exits`, `work`, a program of it, or `demo`, which is what `cargo xtask demo`
+//! found.
 //!
 //! Prints tables, and writes `bench/guest.json` in the target directory. docs/performance.md says what each figure is.
 //!
@@ -14,6 +15,7 @@
 //! | `setup` | processors, the guest and its script |
 //! | `floors` | what no driver can be faster than: codec, copy, a request of an ideal client |
 //! | `figures` | what the guest said, as medians |
+//! | `work`, `sources` | programs in a guest that is too small for them, and what they work on |
 //! | `table` | the tables, and the goals |
 
 #![allow(
@@ -26,7 +28,9 @@
 mod figures;
 mod floors;
 mod setup;
+mod sources;
 mod table;
+mod work;
 
 use std::fs;
 
@@ -38,7 +42,7 @@ use tmem_testkit::report::Report;
 use tmem_tests::{exits, paths, platform};
 
 /// What there is to run alone, with `--only=`.
-const PARTS: [&str; 3] = ["pages", "exits", "demo"];
+const PARTS: [&str; 4] = ["pages", "exits", "work", "demo"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -47,11 +51,20 @@ fn main() -> Result<()> {
     let only = arguments
         .iter()
         .find_map(|argument| argument.strip_prefix("--only="));
+    let program = |name: &str| work::PROGRAMS.iter().any(|program| program.name == name);
     if let Some(only) = only {
-        ensure!(PARTS.contains(&only), "--only= takes one of {PARTS:?}");
+        ensure!(
+            PARTS.contains(&only) || program(only),
+            "--only= takes one of {PARTS:?}, or a program of \"work\""
+        );
     }
     let wanted = |part: &str| only.is_none_or(|only| only == part);
-    let scale = if quick { Scale::QUICK } else { Scale::FULL };
+    let works = only.is_none_or(|only| only == "work" || program(only));
+    let (scale, work_scale) = if quick {
+        (Scale::QUICK, work::Scale::QUICK)
+    } else {
+        (Scale::FULL, work::Scale::FULL)
+    };
     let mut report = Report::default();
     let processors = setup::processors()?;
     if processors.len() < 2 {
@@ -72,6 +85,12 @@ fn main() -> Result<()> {
         table::requests(measured, &scale, &mut report)?;
         table::swap(measured, &scale, &mut report)?;
     }
+    let worked = works
+        .then(|| work::run(&work_scale, two, |name| wanted("work") || wanted(name)))
+        .transpose()?;
+    if let Some(worked) = &worked {
+        table::work(worked, &mut report);
+    }
     let exits = wanted("exits")
         .then(|| count_exits(said("--no-kvm"), quick))
         .transpose()?;
@@ -85,6 +104,9 @@ fn main() -> Result<()> {
     }
     if let Some(measured) = &measured {
         table::goals(measured, &scale, &mut report)?;
+    }
+    if let Some(worked) = &worked {
+        table::work_goals(worked, &mut report);
     }
     if wanted("demo") {
         match demo_figures()? {

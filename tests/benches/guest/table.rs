@@ -9,6 +9,7 @@ use crate::figures::{self, Fill, Op, Requests, Time, middle};
 use crate::setup::{
     DISK, DISKS, Disk, FEW_MODES, MODES, Measured, ONE_CPU, RAM, SWAPS, SYNC, Scale, TMEM, ZRAM,
 };
+use crate::work::{PROGRAMS, Run, Worked};
 
 /// Counts of the guests under KVM, or why there are none.
 pub(crate) type Exits = Result<All, &'static str>;
@@ -241,6 +242,77 @@ pub(crate) fn exits(exits: &Exits, report: &mut Report) {
     let [inline, ..] = all;
     report.put("exits_pages", inline.stored);
     report.put("exits_per_invalidate", inline.invalidate);
+}
+
+/// What programs took.
+pub(crate) fn work(worked: &[Worked], report: &mut Report) {
+    println!(
+        "\nprograms in a guest with a third of the memory that they need; with zram the guest has as much more memory as the \
+         \nstore held; each result checked; medians of {} rounds",
+        worked.first().map_or(0, |worked| worked.rounds.len())
+    );
+    for worked in worked {
+        let Worked {
+            program,
+            need,
+            roomy,
+            rounds,
+        } = worked;
+        let name = program.name;
+        println!("  {name}: {}; needs {need:.0} MiB", program.what);
+        report.put(&format!("work_{name}_need_mib"), *need);
+        print!("                  guest, MiB   store, MiB   pages out    pages in    seconds");
+        println!(
+            "   {}",
+            program
+                .parts
+                .iter()
+                .map(|part| format!("{part:>8}"))
+                .collect::<String>()
+        );
+        let roomy: Vec<&Run> = vec![roomy];
+        let [tmem, zram]: [Vec<&Run>; 2] = [
+            rounds.iter().map(|(tmem, _)| tmem).collect(),
+            rounds.iter().map(|(_, zram)| zram).collect(),
+        ];
+        for (swap, runs) in [("room", roomy), ("tmem", tmem), ("zram", zram)] {
+            let of = |number: &dyn Fn(&Run) -> f64| middle(&runs, |run| number(run));
+            let row = [
+                ("guest_mib", of(&|run| f64::from(run.memory))),
+                ("held_mib", of(&|run| run.held)),
+                ("pages_out", of(&|run| run.pages_out)),
+                ("pages_in", of(&|run| run.pages_in)),
+                ("s", of(&Run::seconds)),
+            ];
+            let [guest, held, out, back, seconds] = row.map(|(_, value)| value);
+            print!(
+                "    {swap:10} {guest:13.0} {held:12.0} {out:11.0} {back:11.0} {seconds:10.2}   "
+            );
+            for (key, value) in row {
+                report.put(&format!("work_{name}_{swap}_{key}"), value);
+            }
+            for (at, part) in program.parts.iter().enumerate() {
+                let seconds = of(&|run| run.parts[at]);
+                print!("{seconds:8.2}");
+                report.put(&format!("work_{name}_{swap}_{part}_s"), seconds);
+            }
+            println!();
+        }
+    }
+}
+
+/// The goals of programs.
+pub(crate) fn work_goals(worked: &[Worked], report: &mut Report) {
+    let ratios = worked
+        .iter()
+        .map(|worked| (worked.program.name, worked.ratio()));
+    for (name, ratio) in ratios.clone() {
+        report.goal(&format!("work_{name}_vs_zram"), ratio, "<= 0.95");
+    }
+    let worst = ratios.map(|(_, ratio)| ratio).fold(0.0, f64::max);
+    if worked.len() == PROGRAMS.len() {
+        report.goal("work_vs_zram", worst, "<= 0.95");
+    }
 }
 
 /// The goals of the demo, by the figures that it wrote.
