@@ -315,7 +315,7 @@ fn table(rows: &[Row]) {
     );
     if crate::paths::inside_outer() {
         say(
-            "The times are those of an emulated processor, where an exit to the host's process costs about 0.4 ms, a hundred times \
+            "The times are those of an emulated processor, where an exit to the host's process costs about 0.3 ms, a hundred times \
              what it does\non a real one. Compare faults, memory and exits.",
         );
     }
