@@ -163,6 +163,11 @@ impl Request {
 }
 
 impl Script {
+    /// Whether a request waits for [`Device::release`].
+    pub(crate) fn is_stalled(&self) -> bool {
+        !self.stalled.is_empty()
+    }
+
     fn serve(&mut self, request: &Request) -> Result<Status> {
         let mut pages = Vec::new();
         let mut statuses = Vec::new();

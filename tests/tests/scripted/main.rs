@@ -2,6 +2,7 @@
 //! staging pages, so that a store is a request, except in `staged.rs`.
 
 mod device;
+mod readahead;
 mod staged;
 
 use std::path::Path;

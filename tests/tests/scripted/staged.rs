@@ -1,12 +1,11 @@
 //! Requests that the fast path saves: pages of zeroes, requests of many pages, staging pages.
 
 use anyhow::{Result, ensure};
-use tempfile::TempDir;
 use tmem_protocol::{Op, Status};
 use tmem_tests::uml::guest::Guest;
 
 use crate::device::{Device, Seen};
-use crate::{OK, begin, count, no_warnings, saw, start, start_on_disk, start_with};
+use crate::{OK, begin, count, no_warnings, saw, start, start_with};
 
 /// Random pages in a file, to the disk and compared: `fill` makes so many, `put` stores the file, `same` loads and
 /// compares it. `idle` returns when no staging page is in use, `stuck` when so many were refused.
@@ -189,103 +188,4 @@ fn a_staged_page_that_the_host_refuses_stays_in_the_guest_until_there_is_room() 
     );
     no_warnings(&console)?;
     Ok(())
-}
-
-/// Pages of frontswap over a disk.
-const FRONTSWAP: &str = "tmem.swap=0";
-/// Pages of the driver's disk, on which the kernel reads ahead.
-const DISK: &str = "tmem.frontswap=0 tmem.sync=0";
-
-/// A guest that pages 2 MiB of a process out, and then waits to read them one after the other.
-fn start_walk(user: &str, words: &str) -> Result<(TempDir, Device, Guest)> {
-    let swap = if user == FRONTSWAP {
-        "ubda"
-    } else {
-        "tmemswap0"
-    };
-    let (folder, device, mut guest) = start_on_disk(
-        Some(64 << 20),
-        &format!("{user} tmem.stage=64 test.page_cluster=3 {words}"),
-        &format!(
-            "swap_on {swap}; hog size=2M kinds=random phases=fill,pageout,wait & at_wait; pause out; go; wait $!; echo guest walk $?"
-        ),
-    )?;
-    begin(&device, &mut guest, "out")?;
-    Ok((folder, device, guest))
-}
-
-/// How many pages each load of that guest asks for.
-fn loads_of_a_walk(user: &str, words: &str) -> Result<Vec<usize>> {
-    let (_folder, device, mut guest) = start_walk(user, words)?;
-    guest.go_on()?;
-    let console = guest.finish()?;
-    ensure!(
-        count(&console, "guest walk 0") == 1,
-        "pages came back as others"
-    );
-    no_warnings(&console)?;
-    let seen = seen(&device);
-    let loads = seen.iter().filter(|(op, ..)| *op == Op::Load);
-    let loads: Vec<usize> = loads.map(|(_, count, _)| *count).collect();
-    println!("{user} {words}: {loads:?}");
-    Ok(loads)
-}
-
-fn are_together(loads: &[usize]) -> Result<()> {
-    let pages: usize = loads.iter().sum();
-    ensure!(
-        pages >= 400 && loads.len() <= pages / 4 && loads.contains(&8),
-        "{pages} pages were loaded with {} requests",
-        loads.len()
-    );
-    Ok(())
-}
-
-fn are_apart(loads: &[usize]) -> Result<()> {
-    ensure!(
-        loads.len() >= 400 && loads.iter().all(|count| *count == 1),
-        "{loads:?}"
-    );
-    Ok(())
-}
-
-fn ends_with_a_bus_error(user: &str) -> Result<()> {
-    let (_folder, device, mut guest) = start_walk(user, "")?;
-    device.script().loads = Status::NotFound;
-    guest.go_on()?;
-    let console = guest.finish()?;
-    ensure!(
-        count(&console, "guest walk 135") == 1,
-        "the process did not end with a bus error: {:?}",
-        console.lines()
-    );
-    no_warnings(&console)?;
-    Ok(())
-}
-
-#[test]
-fn a_readahead_of_eight_pages_is_one_request() -> Result<()> {
-    are_together(&loads_of_a_walk(FRONTSWAP, "")?)
-}
-
-#[test]
-fn a_readahead_on_a_disk_that_is_not_synchronous_is_one_request() -> Result<()> {
-    are_together(&loads_of_a_walk(DISK, "")?)
-}
-
-#[test]
-fn a_synchronous_disk_has_no_readahead() -> Result<()> {
-    are_apart(&loads_of_a_walk(DISK, "tmem.sync=1")?)
-}
-
-#[test]
-fn without_the_plug_each_page_of_a_readahead_is_a_request() -> Result<()> {
-    are_apart(&loads_of_a_walk(FRONTSWAP, "tmem.plug=0")?)?;
-    are_apart(&loads_of_a_walk(DISK, "tmem.plug=0")?)
-}
-
-#[test]
-fn a_lost_page_of_a_readahead_is_a_bus_error_and_leaves_no_task_waiting() -> Result<()> {
-    ends_with_a_bus_error(FRONTSWAP)?;
-    ends_with_a_bus_error(DISK)
 }
