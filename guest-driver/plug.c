@@ -63,7 +63,7 @@ static void tmem_unplug(struct blk_plug_cb *cb, bool from_schedule)
  * @owner: of what is collected: an area or a disk
  * @size: of the structure that begins with the &struct tmem_plug; its rest is
  *	zeroes when it is new
- * @run: loads what was collected; called once, in this task or in a work item
+ * @run: loads what was collected, in this task or in a work item
  *
  * Return: NULL when there is no plug, or no memory: load at once.
  */

@@ -34,6 +34,11 @@ impl Console {
             .with_context(|| format!("{prefix}is not a number"))
     }
 
+    /// How many lines are this one.
+    pub fn count(&self, line: &str) -> usize {
+        self.lines().iter().filter(|other| *other == line).count()
+    }
+
     /// How often the driver has rung a doorbell, whatever for, by the last `counters MOMENT`.
     pub fn kicks(&self, moment: &str) -> Result<u64> {
         let mut kicks = 0;

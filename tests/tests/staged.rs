@@ -27,12 +27,10 @@ fn start(service: &Service, words: &str, commands: &str) -> Result<Guest> {
 /// The guest ends; everything that it compared was the same.
 fn finish(guest: Guest, same: usize) -> Result<()> {
     let console = guest.finish()?;
-    let lines = console.lines();
-    let count = |wanted: &str| lines.iter().filter(|line| *line == wanted).count();
     ensure!(
-        count("guest same 0") == same && count("guest splats 0") == 1,
+        console.count("guest same 0") == same && console.count("guest splats 0") == 1,
         "pages are lost, or the kernel wrote warnings:\n{}",
-        lines.join("\n")
+        console.lines().join("\n")
     );
     Ok(())
 }

@@ -358,7 +358,8 @@ impl Bench<'_> {
             format!("mount -t hostfs {options} -o {} none {to}", from.display())
         };
         let swap_on = match swap {
-            Swap::None => "low &",
+            // The shell takes no `;` behind `&`.
+            Swap::None => "low & true",
             Swap::Tmem => "swap_on tmemswap0",
             Swap::Zram => &format!("zram_on {SWAP}"),
         };
@@ -375,7 +376,7 @@ impl Bench<'_> {
             "mount -o remount,size=1G /tmp; \
              dd if=/dev/zero of=/tmp/touched bs=1M count=$(awk '/MemFree/ {print int($2/1024)-8}' /proc/meminfo) 2>/dev/null; \
              rm /tmp/touched",
-            &swap_on.replace('&', "& true"),
+            swap_on,
             "stamp begin",
             &(self.program.commands)(self.scale),
             "dmesg | grep -i 'out of memory'; counters end; [ ! -f /tmp/low ] || echo work low $(cat /tmp/low)",

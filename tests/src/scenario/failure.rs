@@ -107,13 +107,6 @@ fn sleep() -> Result<()> {
         "after the sleep the host has {} of {out} pages",
         back.get("/pages")
     );
-    let slept = |line: &str| {
-        console
-            .lines()
-            .iter()
-            .filter(|other| *other == line)
-            .count()
-    };
     for (line, times) in [
         ("guest slept state mem 0", 3),
         ("guest slept state freeze 0", 2),
@@ -122,9 +115,9 @@ fn sleep() -> Result<()> {
         ("guest slept state disk 1", 1),
     ] {
         ensure!(
-            slept(line) == times,
+            console.count(line) == times,
             "{line:?} {} times, not {times}:\n{}",
-            slept(line),
+            console.count(line),
             console.lines().join("\n")
         );
     }
@@ -179,11 +172,10 @@ fn sleep_staged_to(state: &str) -> Result<()> {
         ("guest same 0", 2),
         ("guest splats 0", 1),
     ] {
-        let lines = console.lines();
         ensure!(
-            lines.iter().filter(|other| *other == line).count() == times,
+            console.count(line) == times,
             "{line:?} not {times} times:\n{}",
-            lines.join("\n")
+            console.lines().join("\n")
         );
     }
     ensure!(

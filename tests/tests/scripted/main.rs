@@ -87,14 +87,9 @@ fn saw(device: &Device, expected: &[Seen]) -> Result<()> {
     Ok(())
 }
 
-fn count(console: &Console, line: &str) -> usize {
-    let lines = console.lines().iter();
-    lines.filter(|other| *other == line).count()
-}
-
 fn no_warnings(console: &Console) -> Result<()> {
     ensure!(
-        count(console, "guest splats 0") == 1,
+        console.count("guest splats 0") == 1,
         "the guest's kernel wrote warnings"
     );
     Ok(())
@@ -119,7 +114,7 @@ fn a_load_takes_the_invalidates_of_others_along_only_with_1024_of_them() -> Resu
     device.release()?;
     guest.go_on()?;
     let console = guest.finish()?;
-    ensure!(count(&console, "guest back 0") == 2, "a load failed");
+    ensure!(console.count("guest back 0") == 2, "a load failed");
     no_warnings(&console)?;
     // None was forgotten.
     let seen = &device.script().seen;
@@ -158,7 +153,7 @@ fn a_full_guest_is_not_refused_before_its_host_has_heard_of_what_it_gave_up() ->
     guest.go_on()?;
     let console = guest.finish()?;
     ensure!(
-        count(&console, "guest stored 0") == 1,
+        console.count("guest stored 0") == 1,
         "the page was refused, or is not what was stored"
     );
     no_warnings(&console)?;
@@ -182,7 +177,7 @@ fn loses(status: Status, counter: &str) -> Result<()> {
     let console = guest.finish()?;
     let shown = || console.lines().join("\n");
     ensure!(
-        count(&console, "guest back 1") == LOST && count(&console, "guest back 0") == 0,
+        console.count("guest back 1") == LOST && console.count("guest back 0") == 0,
         "a lost page was no error:\n{}",
         shown()
     );
@@ -247,12 +242,12 @@ fn a_device_with_more_queues_than_the_front_end_is_used_without_its_store_queues
     )?;
     let console = guest.finish()?;
     ensure!(
-        count(&console, "guest refused 1") == 1 && count(&console, "guest splats 1") == 1,
+        console.count("guest refused 1") == 1 && console.count("guest splats 1") == 1,
         "the front end did not refuse the queues once:\n{}",
         console.lines().join("\n")
     );
     ensure!(
-        count(&console, "guest moved 0") == 1,
+        console.count("guest moved 0") == 1,
         "a page did not come back:\n{}",
         console.lines().join("\n")
     );

@@ -5,8 +5,8 @@ use tempfile::TempDir;
 use tmem_protocol::{Op, Status};
 use tmem_tests::uml::guest::Guest;
 
-use crate::device::Device;
-use crate::{begin, count, no_warnings, start_on_disk};
+use crate::device::{Device, Script};
+use crate::{begin, no_warnings, start_on_disk};
 
 /// Pages of frontswap over a disk.
 const FRONTSWAP: &str = "tmem.swap=0";
@@ -46,7 +46,7 @@ fn loads_of_a_walk(user: &str, words: &str) -> Result<Vec<usize>> {
     guest.go_on()?;
     let console = guest.finish()?;
     ensure!(
-        count(&console, "guest walk 0") == 1,
+        console.count("guest walk 0") == 1,
         "pages came back as others"
     );
     no_warnings(&console)?;
@@ -75,18 +75,18 @@ fn are_apart(loads: &[usize]) -> Result<()> {
     Ok(())
 }
 
-fn ends_with_a_bus_error(user: &str) -> Result<()> {
-    let (_folder, device, mut guest) = start_walk(user, "")?;
-    device.script().loads = Status::NotFound;
+/// The process that walks ends, and no task waits, when the device has that `fault`.
+fn ends_with_a_bus_error(user: &str, words: &str, fault: fn(&mut Script)) -> Result<()> {
+    let (_folder, device, mut guest) = start_walk(user, words)?;
+    fault(&mut device.script());
     guest.go_on()?;
     let console = guest.finish()?;
     ensure!(
-        count(&console, "guest walk 135") == 1,
+        console.count("guest walk 135") == 1,
         "the process did not end with a bus error: {:?}",
         console.lines()
     );
-    no_warnings(&console)?;
-    Ok(())
+    no_warnings(&console)
 }
 
 #[test]
@@ -112,27 +112,16 @@ fn without_the_plug_each_page_of_a_readahead_is_a_request() -> Result<()> {
 
 #[test]
 fn a_lost_page_of_a_readahead_is_a_bus_error_and_leaves_no_task_waiting() -> Result<()> {
-    ends_with_a_bus_error(FRONTSWAP)?;
-    ends_with_a_bus_error(DISK)
-}
-
-fn is_given_up(user: &str) -> Result<()> {
-    let (_folder, device, mut guest) = start_walk(user, "tmem.timeout_ms=1000")?;
-    device.script().stall = true;
-    guest.go_on()?;
-    let console = guest.finish()?;
-    ensure!(
-        count(&console, "guest walk 135") == 1,
-        "the process did not end with a bus error: {:?}",
-        console.lines()
-    );
-    no_warnings(&console)
+    let lose = |script: &mut Script| script.loads = Status::NotFound;
+    ends_with_a_bus_error(FRONTSWAP, "", lose)?;
+    ends_with_a_bus_error(DISK, "", lose)
 }
 
 #[test]
 fn a_readahead_before_a_device_that_is_given_up_is_a_bus_error() -> Result<()> {
-    is_given_up(FRONTSWAP)?;
-    is_given_up(DISK)
+    let hang = |script: &mut Script| script.stall = true;
+    ends_with_a_bus_error(FRONTSWAP, "tmem.timeout_ms=1000", hang)?;
+    ends_with_a_bus_error(DISK, "tmem.timeout_ms=1000", hang)
 }
 
 /// A process is killed while the device has its readahead, which is answered later: no page stays locked.
@@ -157,7 +146,7 @@ fn is_killed(user: &str) -> Result<()> {
     guest.go_on()?;
     let console = guest.finish()?;
     ensure!(
-        count(&console, "guest walk 137") == 1 && count(&console, "guest off 0") == 1,
+        console.count("guest walk 137") == 1 && console.count("guest off 0") == 1,
         "the process or its swap area did not end: {:?}",
         console.lines()
     );

@@ -5,7 +5,7 @@ use tmem_protocol::{Op, Status};
 use tmem_tests::uml::guest::Guest;
 
 use crate::device::{Device, Seen};
-use crate::{OK, begin, count, no_warnings, saw, start, start_with};
+use crate::{OK, begin, no_warnings, saw, start, start_with};
 
 /// Random pages in a file, to the disk and compared: `fill` makes so many, `put` stores the file, `same` loads and
 /// compares it. `idle` returns when no staging page is in use, `stuck` when so many were refused.
@@ -37,7 +37,7 @@ fn a_page_of_zeroes_is_no_request() -> Result<()> {
     guest.go_on()?;
     let console = guest.finish()?;
     ensure!(
-        count(&console, "guest other bytes 0") == 1,
+        console.count("guest other bytes 0") == 1,
         "a page of zeroes is another: {:?}",
         console.lines()
     );
@@ -64,7 +64,7 @@ fn a_bio_of_many_pages_is_a_request_for_each_64() -> Result<()> {
     let console = guest.finish()?;
     saw(&device, &[64, 64, 64, 8].map(|count| (Op::Load, count, OK)))?;
     ensure!(
-        count(&console, "guest same 0") == 2,
+        console.count("guest same 0") == 2,
         "pages came back as others: {:?}",
         console.lines()
     );
@@ -99,7 +99,7 @@ fn staged_pages_come_in_batches_and_each_once() -> Result<()> {
     guest.go_on()?;
     let console = guest.finish()?;
     ensure!(
-        count(&console, "guest same 0") == 1,
+        console.count("guest same 0") == 1,
         "pages came back as others"
     );
     no_warnings(&console)?;
@@ -124,7 +124,7 @@ fn what_is_given_up_before_it_was_sent_is_not_sent_and_what_is_staged_is_loaded_
     guest.go_on()?;
     let console = guest.finish()?;
     ensure!(
-        count(&console, "guest same 0") == 1,
+        console.count("guest same 0") == 1,
         "pages came back as others"
     );
     let sent = entries(&device, Op::Store);
@@ -178,12 +178,12 @@ fn a_staged_page_that_the_host_refuses_stays_in_the_guest_until_there_is_room() 
     guest.go_on()?;
     let console = guest.finish()?;
     ensure!(
-        count(&console, "guest same 0") == 2,
+        console.count("guest same 0") == 2,
         "pages came back as others"
     );
     // With pages that are stuck, a store is as it is without staging: it says whether the host took the page.
     ensure!(
-        count(&console, "guest out 1") == 1,
+        console.count("guest out 1") == 1,
         "a store to a full host succeeded"
     );
     no_warnings(&console)?;

@@ -119,10 +119,8 @@ impl Bare<'_> {
 
     /// Median time in nanoseconds of as many pages as the turn's requests have, in the same order.
     fn turn(&mut self, turn: &Turn<'_>, mut one: impl FnMut(&mut Self, Op, usize)) -> f64 {
-        let slots = self.pages.len() / turn.batch;
         let mut spent = Vec::with_capacity(turn.requests);
-        for request in 0..turn.requests {
-            let first = request * 7 % slots * turn.batch;
+        for first in turn.firsts() {
             let began = Instant::now();
             for index in first..first + turn.batch {
                 one(self, turn.op, index);

@@ -92,14 +92,18 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Turn<'_> {
+    /// The first page of each request.
+    pub(crate) fn firsts(&self) -> impl Iterator<Item = usize> {
+        let (batch, slots) = (self.batch, self.pages.len() / self.batch);
+        (0..self.requests).map(move |request| request * 7 % slots * batch)
+    }
+
     /// Makes the requests, and lets `exchange` get the answer of each. Returns the median time of one in
     /// nanoseconds, which a process that gets in between does not change.
     fn run(&self, lane: &mut Lane<'_>, mut exchange: impl FnMut(&mut Lane<'_>, bool)) -> f64 {
-        let slots = self.pages.len() / self.batch;
         let mut spent = Vec::with_capacity(self.requests);
         let mut page = [0; PAGE as usize];
-        for request in 0..self.requests {
-            let first = request * 7 % slots * self.batch;
+        for first in self.firsts() {
             let frames = if self.op == Op::Load { TARGET } else { SOURCE };
             let frame = frames + PAGE * first as u64;
             let indices = first as u32..(first + self.batch) as u32;
